@@ -1,0 +1,1 @@
+"""The only room that imports transformers: loading, tokens, attention function, cache layers, probe, report."""

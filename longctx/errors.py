@@ -1,0 +1,87 @@
+"""Every error a user can meet. Each message says what happened, with the numbers, and what to do next.
+
+LongctxError
+├── UsageError            a wrong value from the caller (exit code 2)
+│   ├── UnknownMethod     no plug-in of that name
+│   ├── BadOption         a plug-in has no such option, or not of that type
+│   └── EmptyInput        an empty document or question
+├── DoesNotFit            more tokens or bytes than the limit (exit code 3)
+├── DocumentError         a file that cannot be read as a document
+│   └── ParseLimit        a file that would take more time, memory or output than allowed
+├── ModelError            a model that cannot be loaded or used
+├── CacheError            a KV cache in a state that the request cannot use
+├── MissingExtra          an optional package is not installed
+├── ArtifactError         a stored file that is damaged or does not belong (exit code 4)
+└── Interrupted           the caller stopped the work
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class LongctxError(Exception):
+    """The root; ``exit_code`` is what the command line ends with."""
+
+    exit_code = 1
+
+
+class UsageError(LongctxError):
+    """A value from the caller that can never work."""
+
+    exit_code = 2
+
+
+class UnknownMethod(UsageError):
+    def __init__(self, room: str, name: str, known: Sequence[str]) -> None:
+        super().__init__(f"no {room} named {name!r}. Known: {', '.join(known)}.")
+
+
+class BadOption(UsageError):
+    """A plug-in was given an option it does not have, or a value it cannot take."""
+
+
+class EmptyInput(UsageError):
+    """A document or question without any text."""
+
+
+class DoesNotFit(LongctxError):
+    """The request needs more tokens or bytes than there are."""
+
+    exit_code = 3
+
+
+class DocumentError(LongctxError):
+    """A file that cannot be read as a document."""
+
+
+class ParseLimit(DocumentError):
+    """A file whose parsing passed a limit of time, memory or output."""
+
+
+class ModelError(LongctxError):
+    """A model that cannot be loaded, or that lacks what the request needs."""
+
+
+class CacheError(LongctxError):
+    """A KV cache in a state that the request cannot use."""
+
+
+class MissingExtra(LongctxError):
+    """A package that is not part of the core install is needed."""
+
+    def __init__(self, what: str, package: str, install: str) -> None:
+        super().__init__(f"{what} needs {package}, which is not installed.  {install}")
+        self.install = install
+
+
+class ArtifactError(LongctxError):
+    """A stored file that is damaged, or was made for something else."""
+
+    exit_code = 4
+
+
+class Interrupted(LongctxError):
+    """The caller stopped the work before it was done."""
+
+    exit_code = 130

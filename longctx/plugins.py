@@ -1,0 +1,102 @@
+"""Finds methods by file name and makes them from a string: ``names(room)``, ``load(room, "name:option=value")``.
+
+Owns discovery and option parsing. Knows no method: a plug-in is a file whose last line is ``PLUGIN = Class`` where
+``Class`` is a dataclass; its fields are its options. Listing reads file names only and imports nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import typing
+from pathlib import Path
+from typing import Any
+
+from longctx.errors import BadOption, UnknownMethod
+
+# room -> (folder, what a person calls one of them)
+ROOMS = {
+    "splitters": "segmenters/splitters",
+    "selectors": "segmenters/selectors",
+    "kv": "kv",
+    "drafters": "drafters",
+}
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+def names(room: str) -> list[str]:
+    """The methods of ``room``, sorted; a file whose name begins with an underscore is not a method."""
+    folder = Path(__file__).parent / ROOMS[room]
+    return sorted(info.name for info in pkgutil.iter_modules([str(folder)]) if not info.name.startswith("_"))
+
+
+def plugin(room: str, name: str) -> Any:
+    """The class behind ``name``. Raises UnknownMethod naming the known ones."""
+    if name not in names(room):
+        raise UnknownMethod(room.removesuffix("s"), name, names(room))
+    module = importlib.import_module(f"longctx.{ROOMS[room].replace('/', '.')}.{name}")
+    return module.PLUGIN
+
+
+def options(room: str, name: str) -> dict[str, tuple[str, Any]]:
+    """The options of a method: name -> (type as text, default)."""
+    found = {}
+    for f in dataclasses.fields(plugin(room, name)):
+        if f.init and not f.name.startswith("_"):
+            found[f.name] = (str(f.type), f.default)
+    return found
+
+
+def load(room: str, spec: str) -> Any:
+    """A method object from ``"name"`` or ``"name:option=value,option=value"``.
+
+    Raises UnknownMethod for an unknown name and BadOption for an unknown option or a value of the wrong type.
+    """
+    name, _, rest = spec.partition(":")
+    cls = plugin(room, name)
+    types = typing.get_type_hints(cls)
+    known = options(room, name)
+    values: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in rest.split(","))):
+        key, equals, raw = part.partition("=")
+        key = key.strip()
+        if not equals or key not in known:
+            listed = ", ".join(known) or "none"
+            raise BadOption(f"{name!r} has no option {key!r} (write option=value). Its options: {listed}.")
+        if key in values:
+            raise BadOption(f"{name!r}: option {key!r} is given twice.")
+        values[key] = _convert(name, key, raw.strip(), types[key])
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise BadOption(f"{name!r}: {error}") from error
+
+
+def resolve(room: str, method: Any) -> Any:
+    """A method named by a string is loaded; an object is passed through unchanged."""
+    return load(room, method) if isinstance(method, str) else method
+
+
+def _convert(name: str, key: str, raw: str, wanted: Any) -> Any:
+    """``raw`` as the annotated type of a plug-in's field."""
+    choices = typing.get_args(wanted) if typing.get_origin(wanted) is typing.Literal else ()
+    if choices:
+        if raw not in choices:
+            raise BadOption(f"{name!r}: {key}={raw!r} is not one of {', '.join(map(str, choices))}.")
+        return raw
+    kinds = [kind for kind in (typing.get_args(wanted) or (wanted,))]
+    if type(None) in kinds and raw.lower() in ("none", ""):
+        return None
+    for kind in kinds:
+        if kind is bool and raw.lower() in _TRUE | _FALSE:
+            return raw.lower() in _TRUE
+        if kind in (int, float):
+            try:
+                return kind(raw)
+            except ValueError:
+                continue
+        if kind is str:
+            return raw
+    expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise BadOption(f"{name!r}: {key}={raw!r} is not {expected}.")

@@ -1,0 +1,1 @@
+"""Which parts of the text: splitters (text -> spans) and selectors (question, units -> scores)."""

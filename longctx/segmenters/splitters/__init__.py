@@ -1,0 +1,1 @@
+"""Splitters: one file, one way to tile a text with spans."""
