@@ -1,14 +1,20 @@
-"""The verbs: what a splitter, a selector and the rooms handed to them can be asked. One page, no code.
+"""The verbs: what splitters, selectors and the things handed to them can be asked. One page, no code.
 
 Knows the nouns of ``types`` and nothing else. Protocols are satisfied by shape; nothing here is inherited.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
-from longctx.types import EncodedDocument, Span
+import numpy as np
+from numpy.typing import NDArray
+
+from longctx.types import EncodedDocument, Inquiry, Reading, Scores, Span, Unit
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, how much is done and how much there is; raising from it stops the work."""
 
 
 class Splitter(Protocol):
@@ -17,3 +23,112 @@ class Splitter(Protocol):
     def split(self, encoded: EncodedDocument) -> Sequence[Span]:
         """Non-empty spans in order that tile the text exactly; each at most the splitter's hard cap of tokens."""
         ...
+
+    def warnings(self, encoded: EncodedDocument) -> tuple[str, ...]:
+        """What was done differently from what was asked, for the user."""
+        ...
+
+
+class Inquirer(Protocol):
+    """A model that reads segments and answers inquiries about them with numbers, never with text."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    def plain(self, text: str) -> list[int]:
+        """Ids of ``text`` alone; special tokens spelled out in it stay spelled out."""
+        ...
+
+    def inquiry(
+        self,
+        question: str,
+        heads: Sequence[tuple[int, int]] | None = (),
+        likelihood: bool = False,
+        next_token: bool = False,
+        through_cue: bool = False,
+        keep_rows: bool = False,
+    ) -> Inquiry:
+        """The question in the prompt's own frame; ``through_cue`` takes attention rows up to the end of the prompt."""
+        ...
+
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Every (layer, head), in the order in which ``heads=None`` returns them."""
+        ...
+
+    def read(self, segments: Sequence[Sequence[int]], depth: int | None = None) -> Iterator[tuple[int, Any]]:
+        """Each segment's keys and values behind the shared prefix, as (index, stored), in any order."""
+        ...
+
+    def ask(self, stored: Sequence[Any], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:
+        """The reading of each stored segment, as (index, reading), in any order."""
+        ...
+
+    def null(self, inquiry: Inquiry) -> Reading:
+        """The reading of no segment at all."""
+        ...
+
+
+class Calibrated(Protocol):
+    """The heads that find facts in one model, best first."""
+
+    @property
+    def heads(self) -> tuple[tuple[int, int], ...]: ...
+
+
+class Corpus(Protocol):
+    """A compiled document as a selector sees it. Work done for one question is kept for the next."""
+
+    @property
+    def units(self) -> Sequence[Unit]: ...
+    @property
+    def segments(self) -> Sequence[tuple[int, int]]:
+        """The runs of units that are read together, as half-open ranges of unit indices."""
+        ...
+
+    @property
+    def probe(self) -> Inquirer:
+        """The model as a reader of segments. Raises ModelError where its layers cannot be read so."""
+        ...
+
+    @property
+    def calibration(self) -> Calibrated | None:
+        """The model's retrieval heads, found now if they were not before; None where calibration is switched off."""
+        ...
+    @property
+    def can_embed(self) -> bool:
+        """Whether ``similarity`` has an encoder; without one it raises MissingExtra."""
+        ...
+
+    def text(self, unit: int) -> str:
+        """The unit's own text."""
+        ...
+
+    def ids(self, unit: int) -> NDArray[np.int32]:
+        """The unit's own tokens."""
+        ...
+
+    def lexical(self, question: str) -> NDArray[np.float32]:
+        """BM25 of every unit, [units]; zero where no word is shared."""
+        ...
+
+    def similarity(self, question: str, temperature: float = 1.0) -> NDArray[np.float32]:
+        """Cosine of the question's and every unit's embedding, [units]. Raises MissingExtra without an encoder."""
+        ...
+
+    def ask(self, segments: Sequence[int], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:
+        """The reading of each of ``segments`` as (segment, reading); segments not yet read are read first."""
+        ...
+
+    def spent(self) -> int:
+        """Token-forwards spent through ``ask`` so far."""
+        ...
+
+
+class Selector(Protocol):
+    """Scores units for a question; the cut to the budget is made elsewhere. Frozen: all options are fields.
+
+    ``baseline`` is True for methods that exist to be compared with: they choose even where the whole text would fit.
+    """
+
+    @property
+    def baseline(self) -> bool: ...
+    def score(self, question: str, corpus: Corpus, budget_tokens: int) -> Scores: ...

@@ -105,6 +105,41 @@ class Unit:
 
 
 @dataclass(frozen=True, slots=True)
+class Inquiry:
+    """What is appended to every segment, and what is wanted of the pass.
+
+    ``ids`` are the tokens after the segment; ``question`` is the range of them that is the question itself; ``rows`` is
+    the range whose attention rows are averaged. ``heads`` are the (layer, head) pairs whose rows are wanted; ``None``
+    means every head of every layer. ``likelihood`` and ``next_token`` need the full depth of the model. ``keep_rows`` wants
+    every row by itself as well.
+    """
+
+    ids: tuple[int, ...]
+    question: tuple[int, int]
+    rows: tuple[int, int] = (0, 0)
+    heads: tuple[tuple[int, int], ...] | None = ()
+    likelihood: bool = False
+    next_token: bool = False
+    keep_rows: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one segment said to an inquiry.
+
+    ``attention``: float32 [heads, tokens], the mean over the rows of the probability given to each token of the segment.
+    ``likelihood``: natural-log probability of each question token given prefix, segment and the tokens before it.
+    ``next_token``: float32 log-probabilities [vocab] of what follows the inquiry.
+    ``rows``: float32 [heads, rows, prefix + segment + inquiry tokens], only with ``keep_rows``.
+    """
+
+    attention: NDArray[np.float32]  # [heads, tokens]
+    likelihood: NDArray[np.float32]  # [question tokens]
+    next_token: NDArray[np.float32] | None = None
+    rows: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Scores:
     """What a selector found: one value per unit (higher is kept first) and what finding it cost.
 

@@ -1,0 +1,57 @@
+"""longctx: compile a long document once, then ask an existing Hugging Face model any question about it.
+
+This file lists the public names. Each is imported when it is first asked for, so ``import longctx`` loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from longctx.documents.reader import read
+    from longctx.errors import LongctxError
+    from longctx.reader import Reader
+    from longctx.types import Answer, Citation, Document, Event, Page, SelectedSpan, Selection, Step
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Answer": "longctx.types",
+    "Citation": "longctx.types",
+    "Document": "longctx.types",
+    "Event": "longctx.types",
+    "LongctxError": "longctx.errors",
+    "Page": "longctx.types",
+    "Reader": "longctx.reader",
+    "SelectedSpan": "longctx.types",
+    "Selection": "longctx.types",
+    "Step": "longctx.types",
+    "read": "longctx.documents.reader",
+}
+
+__all__ = [
+    "Answer",
+    "Citation",
+    "Document",
+    "Event",
+    "LongctxError",
+    "Page",
+    "Reader",
+    "SelectedSpan",
+    "Selection",
+    "Step",
+    "read",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'longctx' has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,198 @@
+"""The one attention function of the library, registered with transformers under one name together with its mask.
+
+Owns how rows of attention are observed (``Tap``) and how a pass is ended early. Computes the layer's output exactly as
+the stock implementations do. Knows no text, no method and no model family: soft caps, sinks and sliding windows arrive
+as arguments from the model's own layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from longctx.errors import ModelError
+
+NAME = "longctx"
+TAP = "longctx_tap"  # the keyword by which a Tap travels through the model's forward to every attention layer
+_BLOCK = 256  # query rows per block where scores are materialised (soft caps and sinks)
+
+
+class StopReading(Exception):
+    """Raised inside a forward pass once the deepest layer asked for has been seen; never leaves the backend."""
+
+
+class Tap:
+    """Watches chosen layers during one forward pass and may end it after layer ``stop``.
+
+    ``layers`` maps a layer index to the query heads wanted there (None: all). ``rows`` is the range of query rows.
+    ``sink(layer, weights)`` receives float32 attention probabilities ``[batch, heads, rows, keys]``.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[int, Tensor | None],
+        rows: slice,
+        sink: Callable[[int, Tensor], None],
+        stop: int | None = None,
+    ) -> None:
+        self.layers, self.rows, self.sink, self.stop = layers, rows, sink, stop
+
+    def see(self, layer: int, rows: _Rows) -> None:
+        if layer in self.layers:
+            self.sink(layer, rows.probabilities(self.rows, self.layers[layer]))
+        if self.stop is not None and layer >= self.stop:
+            raise StopReading
+
+
+class _Rows:
+    """Queries and keys of one layer, from which single attention rows can be computed on demand."""
+
+    def __init__(
+        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
+    ) -> None:
+        self.query, self.key, self.mask = query, key, mask
+        self.scaling, self.softcap, self.sinks = scaling, softcap, sinks
+
+    def probabilities(self, rows: slice, heads: Tensor | None) -> Tensor:
+        """Softmax rows in float32, [batch, heads, rows, keys]; a sink takes its share and is not returned."""
+        batch, all_heads, length, dim = self.query.shape
+        groups = all_heads // self.key.shape[1]
+        start, stop, _ = rows.indices(length)
+        if heads is None:
+            query = self.query[:, :, start:stop].reshape(batch, -1, groups * (stop - start), dim)
+            scores = (query @ self.key.transpose(-1, -2)).view(batch, all_heads, stop - start, -1)
+        else:
+            scores = self.query[:, heads, start:stop] @ self.key[:, heads // groups].transpose(-1, -2)
+        scores = _capped(scores.float() * self.scaling, self.softcap)
+        scores = scores + _additive(self.mask, start, stop, length, scores)
+        if self.sinks is None:
+            return scores.softmax(-1)
+        sinks = self.sinks.float() if heads is None else self.sinks[heads].float()
+        column = sinks.view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+        return torch.cat((scores, column), -1).softmax(-1)[..., :-1]
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,  # [batch, heads, queries, dim]
+    key: Tensor,  # [batch, kv_heads, keys, dim]
+    value: Tensor,  # [batch, kv_heads, keys, dim]
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention output [batch, queries, heads, dim], equal to stock attention; a Tap in ``kwargs`` sees the layer first.
+
+    Raises StopReading when the Tap asks for it.
+    """
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    tap: Tap | None = kwargs.get(TAP)
+    if tap is not None:
+        tap.see(int(module.layer_idx), _Rows(query, key, attention_mask, scale, softcap, s_aux))  # type: ignore[arg-type]
+    dropped = dropout if module.training else 0.0
+    if softcap is not None or s_aux is not None:
+        out = _explicit(query, key, value, attention_mask, scale, softcap, s_aux)
+    elif attention_mask is None and query.shape[2] > 1:
+        gqa = query.shape[1] != key.shape[1]
+        if query.shape[2] != key.shape[2]:  # is_causal would align the wrong corner
+            attention_mask = _causal(0, query.shape[2], query.shape[2], key.shape[2], query.device)
+        causal = attention_mask is None
+        out = F.scaled_dot_product_attention(
+            query, key, value, attention_mask, dropped, is_causal=causal, scale=scale, enable_gqa=gqa
+        )
+    else:
+        out = _folded(query, key, value, attention_mask, scale, dropped)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
+    """SDPA with the query heads of one KV head as extra rows, so that keys and values are never repeated."""
+    batch, heads, length, dim = query.shape
+    kv_heads = key.shape[1]
+    groups = heads // kv_heads
+    if mask is not None and groups > 1:
+        mask = mask.expand(batch, mask.shape[1], length, mask.shape[-1])
+        mask = mask.repeat(1, 1, groups, 1) if mask.shape[1] == 1 else None
+    if groups == 1 or (mask is None and length > 1):
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale, enable_gqa=groups > 1)
+    rows = query.reshape(batch, kv_heads, groups * length, dim)
+    out = F.scaled_dot_product_attention(rows, key, value, mask, dropout, scale=scale)
+    return out.reshape(batch, heads, length, -1)
+
+
+def _explicit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention with materialised scores, a block of query rows at a time: what SDPA cannot do (soft caps, sinks)."""
+    batch, heads, length, dim = query.shape
+    groups = heads // key.shape[1]
+    rows = _Rows(query, key, mask, scale, softcap, sinks)
+    out = []
+    for start in range(0, length, _BLOCK):
+        stop = min(start + _BLOCK, length)
+        weights = rows.probabilities(slice(start, stop), None).to(value.dtype)
+        folded = weights.view(batch, key.shape[1], groups * (stop - start), -1) @ value
+        out.append(folded.view(batch, heads, stop - start, -1))
+    return torch.cat(out, 2)
+
+
+def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+
+
+def _causal(start: int, stop: int, length: int, keys: int, device: torch.device) -> Tensor:
+    """Which keys the query rows [start, stop) of ``length`` may see, the last row aligned with the last key."""
+    positions = torch.arange(keys - length + start, keys - length + stop, device=device)
+    return torch.arange(keys, device=device) <= positions[:, None]
+
+
+def _additive(mask: Tensor | None, start: int, stop: int, length: int, scores: Tensor) -> Tensor:
+    """The mask of some query rows as numbers to add; without a mask the rows are causal."""
+    allowed = _causal(start, stop, length, scores.shape[-1], scores.device) if mask is None else mask[:, :, start:stop]
+    if allowed.dtype != torch.bool:
+        return allowed.float()
+    # not -inf: a row of padding sees nothing at all and must stay finite
+    return torch.zeros_like(allowed, dtype=torch.float32).masked_fill_(~allowed, torch.finfo(torch.float32).min)
+
+
+def register() -> None:
+    """Make the function known to transformers with its mask function; doing it again changes nothing.
+
+    The mask must be registered under the same name: a name without one gets no mask at all, which is wrong for every
+    padded batch and every pass over a filled cache.
+    """
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def installed(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model attends through this module; afterwards its own implementation is back, also on errors."""
+    register()
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    if model.config._attn_implementation != NAME:
+        raise ModelError(
+            f"{type(model).__name__} does not take its attention from the attention interface, so it cannot be observed. "
+            "Use a selector that needs no model signals, such as bm25 or dense."
+        )
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

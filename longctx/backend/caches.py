@@ -1,0 +1,141 @@
+"""Cache layers that hand a segment's keys and values out of one forward pass and into another.
+
+Owns slots and their alignment. Knows no text, no scores: it stores what the model computed and gives it back exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Keys and values of one run of tokens, layer by layer: ``keys[l]`` and ``values[l]`` are [kv_heads, tokens, dim].
+
+    Keys are rotated for logical positions that begin at ``position``.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    position: int = 0
+
+    @property
+    def tokens(self) -> int:
+        return int(self.keys[0].shape[1]) if self.keys else 0
+
+    @property
+    def depth(self) -> int:
+        return len(self.keys)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (*self.keys, *self.values))
+
+
+class _Layer(CacheLayerMixin):
+    """What transformers wants of any layer; subclasses only say what ``update`` does."""
+
+    is_sliding = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.is_initialized = True
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+
+class _Capture(_Layer):
+    """Keeps what the layer computed for the tokens of this one pass."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.keys, self.values = key_states, value_states
+        return key_states, value_states
+
+
+class CaptureCache(Cache):
+    """An empty cache of ``layers`` layers for one pass over a batch of right-padded rows."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__(layers=[_Capture() for _ in range(layers)])
+
+    def cut(self, row: int, start: int, stop: int, depth: int) -> Stored:
+        """Slots [start, stop) of one batch row, copied, for the first ``depth`` layers."""
+        keys, values = [], []
+        for layer in self.layers[:depth]:
+            assert layer.keys is not None and layer.values is not None
+            keys.append(layer.keys[row, :, start:stop].clone(memory_format=torch.contiguous_format))
+            values.append(layer.values[row, :, start:stop].clone(memory_format=torch.contiguous_format))
+        return Stored(tuple(keys), tuple(values), start)
+
+
+class _Replay(_Layer):
+    """Gives back stored keys and values, right-aligned, followed by those of the new tokens."""
+
+    def __init__(self, index: int, owner: ReplayCache) -> None:
+        super().__init__()
+        self.index, self.owner = index, owner
+
+    def get_seq_length(self) -> int:
+        return self.owner.width
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self.owner.fill(self.index, key_states, value_states)
+
+
+class ReplayCache(Cache):
+    """Batch rows over stored runs, for one pass of new tokens that scores and is then forgotten.
+
+    Row ``b`` holds the runs ``rows[b]`` side by side, right-aligned to ``width`` slots, so that the distance of two slots
+    is the distance of their positions: sliding windows stay exact. All layers share one buffer, since a layer's keys
+    are not needed once the layer is done.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[Stored]]) -> None:
+        self.rows = rows
+        self.lengths = [sum(run.tokens for run in row) for row in rows]
+        self.width = max(self.lengths)
+        self._buffers: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        depth = min(run.depth for row in rows for run in row)
+        super().__init__(layers=[_Replay(index, self) for index in range(depth)])
+
+    def fill(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        batch, heads, new, dim = keys.shape
+        shape = (batch, heads, self.width + new, dim, values.shape[-1])
+        if shape not in self._buffers:
+            # zeros: masked slots are multiplied by zero weights and must be finite
+            self._buffers[shape] = (
+                keys.new_zeros(batch, heads, self.width + new, dim),
+                values.new_zeros(batch, heads, self.width + new, values.shape[-1]),
+            )
+        all_keys, all_values = self._buffers[shape]
+        for b, (row, length) in enumerate(zip(self.rows, self.lengths, strict=True)):
+            at = self.width - length
+            for run in row:
+                all_keys[b, :, at : at + run.tokens] = run.keys[layer]
+                all_values[b, :, at : at + run.tokens] = run.values[layer]
+                at += run.tokens
+        all_keys[:, :, self.width :] = keys
+        all_values[:, :, self.width :] = values
+        return all_keys, all_values
+
+    def mask(self, new: int, device: torch.device) -> Tensor:
+        """Which slots hold tokens, [batch, width + new]; padding stands on the left."""
+        slots = torch.arange(self.width + new, device=device)
+        first = torch.tensor([self.width - length for length in self.lengths], device=device)
+        return slots[None, :] >= first[:, None]

@@ -1,0 +1,157 @@
+"""Loads a model and tokenizer, or wraps those of the caller, and says what can be done with them.
+
+Owns names, dtypes, devices, the window and the fingerprint. Remote code is never run and pickled weights are never read.
+Knows no document and no method.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from longctx.backend.embedded import embedded_model
+from longctx.errors import ModelError, UsageError
+from longctx.protocols import Progress
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NO_LIMIT = 10**9  # tokenizers without a limit report an absurd one
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to read: the plain Hugging Face objects and what the library needs to know of them."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    window: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+
+def from_pretrained(
+    name: str | Path, dtype: str | torch.dtype = "auto", device: str = "auto", progress: Progress | None = None
+) -> Loaded:
+    """The model and tokenizer of a hub id, a local folder, or ``"embedded"``.
+
+    ``dtype="auto"`` is the dtype the weights are stored in. Raises ModelError for anything that is no usable model.
+    """
+    label = str(name)
+    where = embedded_model(progress) if label == "embedded" else label
+    target = _device(device)
+    wanted = _dtype(dtype)
+    folder = Path(where).expanduser()
+    if folder.exists():
+        _check_folder(folder, label)
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, config=config, dtype=wanted, trust_remote_code=False, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(_load_message(label, error)) from error
+    try:
+        model = model.to(target).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"{label} cannot be moved to {target}: {_first_line(error)} Use device='cpu'.") from error
+    return wrap(model, tokenizer, label)
+
+
+def wrap(model: Any, tokenizer: Any, name: str = "") -> Loaded:
+    """The caller's own model, unchanged: same dtype, device, attention implementation and adapters."""
+    if not hasattr(model, "config") or not callable(getattr(model, "forward", None)):
+        raise ModelError(f"{type(model).__name__} is not a Hugging Face model; pass AutoModelForCausalLM's object.")
+    if not callable(tokenizer):
+        raise ModelError(f"{type(tokenizer).__name__} is not a Hugging Face tokenizer; pass AutoTokenizer's object.")
+    label = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
+    return Loaded(label, model, tokenizer, window(model, tokenizer))
+
+
+def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The trained length in tokens. Raises ModelError where neither configuration nor tokenizer states one."""
+    config = model.config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    limit = getattr(tokenizer, "model_max_length", None)
+    if isinstance(limit, int) and 0 < limit < _NO_LIMIT:
+        return limit
+    raise ModelError(f"{type(model).__name__} states no window; set config.max_position_embeddings to the trained length.")
+
+
+@torch.inference_mode()
+def fingerprint(loaded: Loaded) -> str:
+    """A hash of configuration, vocabulary and a sample of every weight: equal for equal models, whatever their name."""
+    digest = hashlib.sha256()
+    config = {
+        key: value
+        for key, value in loaded.model.config.to_dict().items()
+        if not key.startswith("_") and key not in ("transformers_version", "dtype", "torch_dtype", "use_cache")
+    }
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(str(loaded.model.dtype).encode())
+    for name, weight in loaded.model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 61)][:64].float().cpu().contiguous()
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
+    vocabulary = loaded.tokenizer.get_vocab()
+    digest.update(json.dumps(sorted(vocabulary.items()), ensure_ascii=True).encode())
+    digest.update(str(getattr(loaded.tokenizer, "chat_template", "")).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device {device!r} is unknown. Use auto, cpu, cuda, cuda:0 or mps.") from error
+
+
+def _dtype(dtype: str | torch.dtype) -> Any:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return "auto"
+    if dtype not in _DTYPES:
+        raise UsageError(f"dtype {dtype!r} is unknown. Use auto, {', '.join(_DTYPES)}.")
+    return _DTYPES[dtype]
+
+
+def _check_folder(folder: Path, label: str) -> None:
+    """What can be said of a local folder before anything is loaded from it."""
+    if not folder.is_dir():
+        raise ModelError(f"{label} is a file. Name the folder that holds config.json, or a hub id.")
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{label} has no config.json, so it is no Hugging Face model folder.")
+    weights = {path.suffix for path in folder.iterdir()}
+    if ".safetensors" not in weights and weights & {".bin", ".pt", ".pth"}:
+        raise ModelError(
+            f"{label} holds pickled weights only (.bin), which can run code when loaded. Convert them to safetensors with "
+            "model.save_pretrained(folder)."
+        )
+
+
+def _load_message(label: str, error: Exception) -> str:
+    text = str(error)
+    if "trust_remote_code" in text or "custom code" in text:
+        return f"{label} needs code from its own repository, which is never run. Use a model that transformers knows."
+    return f"{label} cannot be loaded as a model: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

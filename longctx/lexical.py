@@ -1,0 +1,62 @@
+"""BM25 over the units of a document, and the words it counts.
+
+Owns words. Scoring is bm25s' (Lucene variant, k1 = 1.2, b = 0.75): Robertson and Zaragoza 2009, Lù 2024 (arXiv 2407.03618).
+Knows no model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import bm25s
+import numpy as np
+from numpy.typing import NDArray
+
+# Scripts written without spaces between words: their runs are counted as pairs of characters.
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_WORD = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
+_IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
+# English and nothing else: other languages are left to the inverse document frequency.
+_STOP = frozenset(bm25s.stopwords.STOPWORDS_EN)
+
+
+def words(text: str) -> list[str]:
+    """The words of ``text`` as they are counted: lower case, English stop words dropped, CJK as bigrams."""
+    found: list[str] = []
+    for word in _WORD.findall(text.casefold()):
+        if _IS_UNSPACED.match(word):
+            found += [word[i : i + 2] for i in range(max(1, len(word) - 1))]
+        elif word not in _STOP:
+            found.append(word)
+    return found
+
+
+class Lexical:
+    """An index of ``texts``; the same texts give the same index."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.size = len(texts)
+        vocabulary: dict[str, int] = {}
+        rows = [[vocabulary.setdefault(word, len(vocabulary)) for word in words(text)] for text in texts]
+        self.vocabulary = vocabulary
+        self._bm25: bm25s.BM25 | None = None
+        if vocabulary:
+            self._bm25 = bm25s.BM25(k1=1.2, b=0.75, method="lucene")
+            self._bm25.index((rows, vocabulary), show_progress=False)
+
+    def scores(self, question: str) -> NDArray[np.float32]:
+        """BM25 of every text, [texts]; all zero when no word of the question occurs."""
+        known = [word for word in words(question) if word in self.vocabulary]
+        if not known or self._bm25 is None:
+            return np.zeros(self.size, dtype=np.float32)
+        return np.asarray(self._bm25.get_scores(known), dtype=np.float32)
+
+    def weight(self, word: str) -> float:
+        """The inverse document frequency of a word as ``words`` spells it; the largest one for a word never seen."""
+        if self._bm25 is None or word not in self.vocabulary:
+            return float(np.log(1.0 + self.size))
+        holders = self._bm25.scores["indptr"]
+        at = self.vocabulary[word]
+        count = int(holders[at + 1] - holders[at])
+        return float(np.log(1.0 + (self.size - count + 0.5) / (count + 0.5)))

