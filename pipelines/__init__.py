@@ -1,0 +1,1 @@
+"""Whole jobs on the public face of longctx; installed as ``longctx.pipelines``."""
