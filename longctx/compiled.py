@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -82,7 +83,26 @@ class CompiledDocument:
         self._probe, self._calibration, self._encoder = probe, calibration, encoder
         self._vectors: dict[float, NDArray[np.float32]] = {}
         self._spent = 0
-        self.progress: Progress | None = None
+        self._latest: tuple[Inquiry, dict[int, Reading]] | None = None
+        self._progress: Progress | None = None
+
+    @contextmanager
+    def reporting(self, progress: Progress | None) -> Iterator[None]:
+        """Inside, what is worked out reports to ``progress``; an earlier listener has its place back afterwards."""
+        before, self._progress = self._progress, progress
+        try:
+            yield
+        finally:
+            self._progress = before
+
+    def prepare(self, progress: Progress | None = None) -> None:
+        """Afterwards everything that questions share is worked out: index, embeddings, segments while memory lasts."""
+        with self.reporting(progress):
+            self.lexical("")
+            if self.can_embed:
+                self.vectors()
+            for _ in self.read(range(len(self.segments))):
+                pass
 
     @property
     def tokens(self) -> int:
@@ -134,7 +154,7 @@ class CompiledDocument:
         """The embedding of every unit, [units, dim], of length one. Raises MissingExtra without an encoder."""
         if temperature not in self._vectors:
             texts = [self.shown(i) for i in range(len(self.units))]
-            self._vectors[temperature] = self._encoder(temperature).encode(texts, progress=self.progress)
+            self._vectors[temperature] = self._encoder(temperature).encode(texts, progress=self._progress)
         return self._vectors[temperature]
 
     def similarity(self, question: str, temperature: float = 1.0) -> NDArray[np.float32]:
@@ -160,28 +180,42 @@ class CompiledDocument:
             done += 1
             self._spent += stored.tokens
             self.memory.put(missing[index], stored)
-            if self.progress is not None:
-                self.progress("reading", done, len(missing))
+            if self._progress is not None:
+                self._progress("reading", done, len(missing))
             yield missing[index], stored
 
     def ask(self, segments: Sequence[int], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:
-        """The reading of each of ``segments`` as (segment, reading); segments not yet read are read first."""
+        """The reading of each of ``segments`` as (segment, reading); segments not yet read are read first.
+
+        The readings of the latest inquiry are kept while they are small, so that the same question with another budget
+        costs only the segments it adds.
+        """
+        if self._latest is None or self._latest[0] != inquiry:
+            self._latest = (inquiry, {})
+        known = self._latest[1]
+        small = not (inquiry.next_token or inquiry.keep_rows)
         batch: list[tuple[int, Any]] = []
-        for segment, stored in self.read(segments):
+        for segment in segments:
+            if segment in known:
+                yield segment, known[segment]
+        for segment, stored in self.read([s for s in segments if s not in known]):
             batch.append((segment, stored))
             if len(batch) >= _ASK_AT_ONCE:
-                yield from self._ask(batch, inquiry)
+                yield from self._ask(batch, inquiry, known if small else {})
                 batch = []
-        yield from self._ask(batch, inquiry)
+        yield from self._ask(batch, inquiry, known if small else {})
 
     def spent(self) -> int:
         """Token-forwards spent through ``read`` and ``ask`` so far."""
         return self._spent
 
-    def _ask(self, batch: Sequence[tuple[int, Any]], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:
+    def _ask(
+        self, batch: Sequence[tuple[int, Any]], inquiry: Inquiry, known: dict[int, Reading]
+    ) -> Iterator[tuple[int, Reading]]:
         for index, reading in self.probe.ask([stored for _, stored in batch], inquiry):
             self._spent += len(inquiry.ids)
+            known[batch[index][0]] = reading
             yield batch[index][0], reading
 
 
-_ASK_AT_ONCE = 32  # segments held at once while asking, so that a long document needs no more memory than its limit
+_ASK_AT_ONCE = 16  # segments held at once while asking, so that a long document needs no more memory than its limit

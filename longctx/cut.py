@@ -69,7 +69,9 @@ def joined(documents: Sequence[Document], spans: Sequence[SelectedSpan]) -> str:
     return SEPARATOR.join(texts[span.document_id][span.start : span.end].strip("\r\n") for span in spans)
 
 
-def profile(documents: Sequence[Document], units: Sequence[Unit], values: NDArray[np.float32]) -> tuple[SelectedSpan, ...]:
+def profile(
+    documents: Sequence[Document], units: Sequence[Unit], values: NDArray[np.float32]
+) -> tuple[SelectedSpan, ...]:
     """The score of every unit as a span of its own, for plots."""
     return tuple(_span(documents, unit, unit.start, unit.end, float(values[unit.index])) for unit in units)
 

@@ -93,6 +93,7 @@ class Corpus(Protocol):
     def calibration(self) -> Calibrated | None:
         """The model's retrieval heads, found now if they were not before; None where calibration is switched off."""
         ...
+
     @property
     def can_embed(self) -> bool:
         """Whether ``similarity`` has an encoder; without one it raises MissingExtra."""

@@ -13,11 +13,17 @@ _FIRST = "Mara Tobin Ilse Renwick Odette Casper Yusuf Linnea Pavel Greta Anselm 
 _LAST = "Ashdown Velaskes Brandt Okoro Lindqvist Marchetti Holloway Petrov Sandoval Whitlock Tanaka Ferreira".split()
 _PLACE = "Elmsford Dray Cortell Nantley Ostrava Wexcombe Harlow Quillan Bergen Tamsin Locke Veridale".split()
 _THING = "ledger violin telescope lantern tapestry compass manuscript kettle barometer ladder globe sextant".split()
-_GROUP = "the council|the night shift|the survey team|the choir|the harbour office|the second committee|the archive".split("|")
+_GROUP = (
+    "the council|the night shift|the survey team|the choir|the harbour office|the second committee|the archive".split(
+        "|"
+    )
+)
 _COLOUR = "crimson|pale green|indigo|ochre|silver grey|dark brown|turquoise|ivory".split("|")
 _MONTH = "January March April June July September October December".split()
 _TRADE = "glassblower surveyor botanist printer locksmith translator cooper pharmacist".split()
-_MATTER = "the drainage works|the new timetable|the budget for repairs|the lighting plan|the school roof|the seed order".split("|")
+_MATTER = "the drainage works|the new timetable|the budget for repairs|the lighting plan|the school roof|the seed order".split(
+    "|"
+)
 
 # statement, question. The questions use other words than the statements where a person would.
 _FACTS = (
@@ -32,7 +38,10 @@ _FACTS = (
     ("The {colour} {thing} belongs to {name}.", "Who owns the {colour} {thing}?"),
     ("The train from {place} leaves at {hour} every morning.", "At what time does the {place} train depart?"),
     ("{group} decided that {name} should lead {matter}.", "Who was chosen to be in charge of {matter}?"),
-    ("After the storm {name} found the {thing} behind the station in {place}.", "What was discovered near {place} station?"),
+    (
+        "After the storm {name} found the {thing} behind the station in {place}.",
+        "What was discovered near {place} station?",
+    ),
 )
 _FILLER = (
     "It rained for most of the week, and the roads to {place} were slow.",

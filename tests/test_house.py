@@ -22,9 +22,9 @@ PIPELINES = ROOT / "pipelines"
 # Room or module -> what it may import of longctx besides itself. Imports go one way: down this table.
 NOUNS = {"types", "errors"}
 VERBS = NOUNS | {"protocols", "options"}
-METHODS = VERBS | {"plugins", "kernels"}
+METHODS = VERBS | {"plugins", "kernels", "segments"}
 ROOMS = {"segmenters", "kv", "drafters", "decoding", "store", "documents"}
-COMPILED = {"calibration", "compiled", "cut", "lexical", "synthetic"}
+COMPILED = {"calibration", "cite", "compiled", "cut", "lexical", "questions", "resources", "segments", "synthetic"}
 WIRING = METHODS | ROOMS | COMPILED | {"backend"}
 MAY_IMPORT = {
     "errors": set(),
@@ -36,6 +36,11 @@ MAY_IMPORT = {
     "synthetic": NOUNS,
     "calibration": VERBS | {"synthetic"},
     "cut": NOUNS,
+    "segments": NOUNS,
+    "questions": NOUNS,
+    "console": VERBS,
+    "cite": NOUNS | {"lexical", "segmenters"},
+    "resources": VERBS | {"backend", "calibration"},  # wiring: makes what the reader hands on
     "lexical": NOUNS,
     "compiled": VERBS | {"cut", "lexical"},
     "backend": VERBS | {"kernels"},
@@ -47,8 +52,8 @@ MAY_IMPORT = {
     "documents": VERBS,
     "contexts": WIRING,
     "generation": WIRING,
-    "reader": WIRING | {"contexts", "generation"},
-    "cli": WIRING | {"contexts", "generation", "reader", ""},
+    "reader": WIRING | {"console", "contexts", "generation"},
+    "cli": WIRING | {"console", "contexts", "generation", "reader", ""},
     "pipelines": {"", "types", "errors", "plugins"},
     "": WIRING | {"reader", "contexts", "generation"},  # longctx/__init__.py, for type checkers only
 }

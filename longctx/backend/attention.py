@@ -55,7 +55,13 @@ class _Rows:
     """Queries and keys of one layer, from which single attention rows can be computed on demand."""
 
     def __init__(
-        self, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, softcap: float | None, sinks: Tensor | None
+        self,
+        query: Tensor,
+        key: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,
     ) -> None:
         self.query, self.key, self.mask = query, key, mask
         self.scaling, self.softcap, self.sinks = scaling, softcap, sinks

@@ -66,7 +66,9 @@ def _step(model: PreTrainedModel, ids: Tensor, start: int, cache: DynamicCache) 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator, position: int) -> int:
     if not torch.isfinite(logits).any() or torch.isnan(logits).any():
-        raise ModelError(f"the model's prediction at position {position} is not finite. Load it in float32 or bfloat16.")
+        raise ModelError(
+            f"the model's prediction at position {position} is not finite. Load it in float32 or bfloat16."
+        )
     if temperature == 0.0:
         return int(logits.argmax())
     law = (logits / temperature).softmax(-1)

@@ -86,7 +86,9 @@ def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     limit = getattr(tokenizer, "model_max_length", None)
     if isinstance(limit, int) and 0 < limit < _NO_LIMIT:
         return limit
-    raise ModelError(f"{type(model).__name__} states no window; set config.max_position_embeddings to the trained length.")
+    raise ModelError(
+        f"{type(model).__name__} states no window; set config.max_position_embeddings to the trained length."
+    )
 
 
 @torch.inference_mode()

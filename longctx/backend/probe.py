@@ -63,14 +63,6 @@ class Probe:
         wanted = None if heads is None else tuple(heads)
         return Inquiry(ids, (len(before), stop), rows, wanted, likelihood, next_token, keep_rows)
 
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values over all layers."""
-        config = self.model.config.get_text_config(decoder=True)
-        kv_heads = getattr(config, "num_key_value_heads", None) or self.heads
-        dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        return int(2 * self.layers * kv_heads * dim * self.model.dtype.itemsize)
-
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """Every (layer, head) of the model, in the order in which ``heads=None`` returns them."""
         return tuple((layer, head) for layer in range(self.layers) for head in range(self.heads))
@@ -213,3 +205,12 @@ def _batches(order: Sequence[int], size: Callable[[int], int], limit: int) -> It
         width = max(width, size(item))
     if batch:
         yield batch
+
+
+def bytes_per_token(model: PreTrainedModel) -> int:
+    """Bytes of one token's keys and values over all layers of ``model``."""
+    config = model.config.get_text_config(decoder=True)
+    heads = int(config.num_attention_heads)
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * config.num_hidden_layers * kv_heads * dim * model.dtype.itemsize)

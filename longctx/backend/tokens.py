@@ -72,7 +72,9 @@ class Tokens:
         all_ids = np.concatenate(ids) if ids else np.zeros(0, np.int32)
         all_starts = np.concatenate(starts) if starts else np.zeros(0, np.int64)
         if not len(all_ids):
-            raise ModelError(f"the tokenizer made no tokens of document {document.id!r} ({len(document.text)} characters).")
+            raise ModelError(
+                f"the tokenizer made no tokens of document {document.id!r} ({len(document.text)} characters)."
+            )
         # tokens that stand for nothing visible may report an earlier offset; a start never lies before its neighbour's
         all_starts = np.maximum.accumulate(all_starts)
         all_starts[0] = 0
@@ -93,7 +95,9 @@ class Tokens:
         )
         head, hole, tail = str(rendered).partition(_HOLE)
         if not hole:
-            raise ModelError("the chat template drops or rewrites the user's turn; pass a tokenizer with another template.")
+            raise ModelError(
+                "the chat template drops or rewrites the user's turn; pass a tokenizer with another template."
+            )
         return Frame(
             (*self._template(head), *self.plain(INSTRUCTION)), tuple(self.plain(QUESTION)), tuple(self._template(tail))
         )

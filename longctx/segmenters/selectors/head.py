@@ -16,6 +16,7 @@ class Head:
     """Earlier units score higher, whatever is asked; the first that does not fit ends the text."""
 
     baseline: ClassVar[bool] = True
+
     def score(self, question: str, corpus: Corpus, budget_tokens: int) -> Scores:
         sizes = np.cumsum([unit.tokens for unit in corpus.units])
         values = -np.arange(len(corpus.units), dtype=np.float32)

@@ -1,0 +1,168 @@
+"""``longctx ask`` and ``longctx select``: files and a question in, an answer or the chosen spans out.
+
+Owns the order of checks (what is cheap to refuse is refused before a model is loaded) and how results are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longctx import plugins
+from longctx.commands.screen import Screen, one_line
+from longctx.commands.settings import Settings
+from longctx.errors import EmptyInput, UsageError
+from longctx.types import Answer, Citation, Document, SelectedSpan, Selection
+
+if TYPE_CHECKING:
+    from longctx.reader import Reader
+
+_QUOTE_CHARS = 240
+
+
+def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None) -> None:
+    """Answer the last of ``words`` from the files before it."""
+    documents, question = _asked(words, settings, plot)
+    reader = open_reader(settings, screen)
+    progress = screen.progress
+    shown = _Streamed(screen)
+    answer: Answer | None = None
+    for event in reader.stream(
+        documents,
+        question,
+        budget_tokens=settings.budget,
+        max_new_tokens=settings.max_new_tokens,
+        selector=settings.selector,
+        temperature=settings.temperature,
+        seed=settings.seed,
+    ):
+        if event.kind == "progress" and progress is not None:
+            progress(event.text, event.done, event.total)
+        elif event.kind == "token":
+            shown.add(event.text)
+        answer = event.answer
+    assert answer is not None
+    if plot is not None:
+        _plot(plot, documents, answer.selection, question, screen)
+    if screen.json:
+        screen.result(answer.as_dict())
+        return
+    shown.end(answer.text)
+    for number, citation in enumerate(answer.citations, 1):
+        screen.line(_citation(number, citation))
+    _summary(screen, answer)
+
+
+def select(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None) -> None:
+    """Show the verbatim spans chosen for the last of ``words``."""
+    documents, question = _asked(words, settings, plot)
+    reader = open_reader(settings, screen)
+    selection = reader.select(
+        documents,
+        question,
+        budget_tokens=settings.budget,
+        selector=settings.selector,
+        progress=screen.progress or False,
+    )
+    if plot is not None:
+        _plot(plot, documents, selection, question, screen)
+    if screen.json:
+        screen.result(selection.as_dict())
+        return
+    texts = {document.id: document.text for document in documents}
+    for span in selection.spans:
+        screen.line(f"--- {_place(span)} score {span.score:.3g}")
+        screen.line(texts[span.document_id][span.start : span.end].strip("\r\n"))
+    screen.note(
+        f"kept {selection.tokens:,} tokens, left out {selection.dropped_tokens:,} | {selection.selector} read "
+        f"{selection.tokens_read:,} | {selection.seconds:.1f} s"
+    )
+    screen.warn(selection.warnings)
+
+
+def open_reader(settings: Settings, screen: Screen) -> Reader:
+    """The reader that ``settings`` describe, its model loaded."""
+    from longctx.reader import Reader
+
+    return Reader.from_pretrained(
+        settings.model,
+        dtype=settings.dtype,
+        device=settings.device,
+        progress=screen.progress,
+        **settings.reader_options(),
+    )
+
+
+def check(settings: Settings) -> None:
+    """What is wrong with ``settings`` whatever the model. Raises UsageError."""
+    if settings.selector != "all":
+        plugins.load("selectors", settings.selector)
+    plugins.load("splitters", settings.splitter)
+
+
+def _asked(words: Sequence[str], settings: Settings, plot: Path | None) -> tuple[list[Document], str]:
+    """The documents and the question, after every check that needs no model."""
+    if len(words) < 2:
+        raise UsageError('name one or more files and then the question: longctx ask FILE... "QUESTION".')
+    *paths, question = words
+    if not question.strip():
+        raise EmptyInput("the question is empty.")
+    if Path(question).is_file():
+        raise UsageError(f"the last word must be the question, but {question!r} is a file.")
+    check(settings)
+    if plot is not None:
+        from longctx import plotting
+
+        plotting.check(plot)
+    return read_documents(paths), question
+
+
+def read_documents(paths: Sequence[str]) -> list[Document]:
+    from longctx.documents.reader import read
+
+    return read(list(paths))
+
+
+class _Streamed:
+    """Tokens on stdout as they come, without the white space before the first and after the last."""
+
+    def __init__(self, screen: Screen) -> None:
+        self._screen, self._raw, self._shown = screen, "", 0
+
+    def add(self, text: str) -> None:
+        self._raw += text
+        whole = self._raw.strip()
+        if not self._screen.json:
+            self._screen.piece(whole[self._shown :])
+        self._shown = len(whole)
+
+    def end(self, answer: str) -> None:
+        """What was not streamed of ``answer``: all of it, or its last characters."""
+        self._screen.line(answer[self._shown :])
+
+
+def _citation(number: int, citation: Citation) -> str:
+    quote = one_line(citation.quote, _QUOTE_CHARS)
+    return f'[{number}] {_place(citation)} "{quote}" score {citation.score:.2f}'
+
+
+def _place(span: Citation | SelectedSpan) -> str:
+    page = f" p.{span.page}" if span.page is not None else ""
+    return f"{span.document_id}{page} chars {span.start}-{span.end}"
+
+
+def _summary(screen: Screen, answer: Answer) -> None:
+    kept, total = answer.selection.tokens, answer.usage["document_tokens"]
+    screen.note(
+        f"kept {kept:,} of {total:,} tokens ({100.0 * kept / total:.1f} %) | guarantee: {answer.guarantee} | "
+        f"{answer.timings['total_seconds']:.1f} s"
+    )
+    screen.warn(answer.warnings)
+
+
+def _plot(path: Path, documents: Sequence[Document], selection: Selection, question: str, screen: Screen) -> None:
+    from longctx import plotting
+
+    plotting.save(path, documents, selection, question)
+    screen.note(f"where the model looked: {path}")

@@ -1,0 +1,50 @@
+"""The flags that several commands share, spelled once. Knows their names and help, not what they do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from longctx.commands.settings import count
+
+
+def _count(text: str | int) -> int:
+    try:
+        return text if isinstance(text, int) else count(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+_READING = "Reading"
+_ANSWERING = "Answering"
+_TALK = "Output"
+
+Model = Annotated[str | None, typer.Option("--model", "-m", help="A hub id, a folder, or 'embedded' (the default).")]
+ModelName = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A hub id, a folder, or 'embedded'.")]
+Config = Annotated[Path | None, typer.Option(help="A TOML file with any of these settings.", metavar="longctx.toml")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_READING)]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_READING)]
+Budget = Annotated[
+    int | None,
+    typer.Option(parser=_count, metavar="TOKENS", help="Tokens of text to keep [2048].", rich_help_panel=_READING),
+]
+Selector = Annotated[
+    str | None, typer.Option(help="name or name:option=value; see `longctx list`.", rich_help_panel=_READING)
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(parser=_count, metavar="TOKENS", help="Longest answer [128].", rich_help_panel=_ANSWERING),
+]
+Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token [0].", rich_help_panel=_ANSWERING)]
+Seed = Annotated[int | None, typer.Option(help="Makes a temperature repeatable.", rich_help_panel=_ANSWERING)]
+Tokens = Annotated[int, typer.Option("--tokens", parser=_count, metavar="N", help="Length of the text: 100k, 1M.")]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE.png", help="Draw where the model looked.", rich_help_panel=_TALK)
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on one line of stdout.", rich_help_panel=_TALK)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel=_TALK)]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show what the libraries below say.", rich_help_panel=_TALK)
+]

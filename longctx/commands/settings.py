@@ -1,0 +1,99 @@
+"""What a command was told: flags over the configuration file over defaults.
+
+Owns the keys, their types and defaults, and how counts are written. Knows no command and loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longctx.errors import BadOption, UsageError
+
+_COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmM]?)")
+_FACTOR = {"": 1, "k": 1_000, "m": 1_000_000}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Every key of ``longctx.toml``. Keys without a flag are for the file alone."""
+
+    model: str = "embedded"
+    dtype: str = "auto"
+    device: str = "auto"
+    selector: str = "auto"
+    budget: int = 2048
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int | None = None
+    splitter: str = "auto"
+    encoder: str = "auto"
+    calibration: str = "auto"
+    segment_tokens: int | None = None
+    segment_memory_bytes: int | None = None
+
+    def reader_options(self) -> dict[str, Any]:
+        """What ``Reader`` is made with; a key that was not given is left to the reader's own default."""
+        given = {"segment_tokens": self.segment_tokens, "segment_memory_bytes": self.segment_memory_bytes}
+        return {
+            "splitter": self.splitter,
+            "encoder": None if self.encoder == "none" else self.encoder,
+            "calibration": None if self.calibration == "none" else self.calibration,
+            **{key: value for key, value in given.items() if value is not None},
+        }
+
+
+def count(text: str) -> int:
+    """``"2048"``, ``"4k"`` = 4,000, ``"1.5M"`` = 1,500,000; ``,`` and ``_`` may group digits. ValueError otherwise."""
+    match = _COUNT.fullmatch(text.strip().replace(",", "").replace("_", ""))
+    if match is None:
+        raise ValueError(f"{text!r} is not a count; write 2048, 4k (4,000) or 1M (1,000,000)")
+    value = float(match[1]) * _FACTOR[match[2].lower()]
+    if value != int(value):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(value)
+
+
+def merge(config: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """Settings of ``flags`` that were given, else of the file, else the defaults.
+
+    Raises UsageError for a file that cannot be read and BadOption for a key or value it cannot have.
+    """
+    values = {} if config is None else _file(config)
+    values |= {key: value for key, value in flags.items() if value is not None}
+    return Settings(**values)
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.load(file)
+    except OSError as error:
+        raise UsageError(f"the configuration {path} cannot be read ({error.strerror or error}).") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"the configuration {path} is not TOML: {error}") from error
+    known = {field.name: str(field.type) for field in dataclasses.fields(Settings)}
+    return {key: _value(path, key, value, known) for key, value in found.items()}
+
+
+def _value(path: Path, key: str, value: Any, known: Mapping[str, str]) -> Any:
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise BadOption(f"{path}: no key {key!r}.{hint} Known: {', '.join(known)}.")
+    wanted = known[key]
+    if wanted.startswith("int") and isinstance(value, str):
+        try:
+            return count(value)
+        except ValueError as error:
+            raise BadOption(f"{path}: {key}: {error}.") from error
+    kinds: tuple[type, ...] = {"str": (str,), "float": (int, float)}.get(wanted, (int,))
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise BadOption(f"{path}: {key}={value!r} is not {wanted.removesuffix(' | None')}.")
+    return value

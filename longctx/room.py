@@ -1,0 +1,55 @@
+"""Whether a request fits the model's window, asked before any work is done.
+
+Owns the sums and their messages: question and instructions, budget, new tokens, segments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from longctx.errors import BadOption, DoesNotFit
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A model's window and what every prompt needs of it besides text and question."""
+
+    window: int
+    frame_tokens: int
+    segment_tokens: int
+
+    def longest(self, question_tokens: int, max_new_tokens: int) -> int:
+        """The largest budget that leaves room for the question and the answer; may be below 1."""
+        return self.window - self.frame_tokens - question_tokens - max_new_tokens
+
+    def check(self, question_tokens: int, budget_tokens: int, max_new_tokens: int) -> None:
+        """Raises BadOption for numbers that can never be right and DoesNotFit for those that pass the window."""
+        if budget_tokens < 1:
+            raise BadOption(f"budget_tokens={budget_tokens} must be at least 1.")
+        if max_new_tokens < 0:
+            raise BadOption(f"max_new_tokens={max_new_tokens} must not be negative.")
+        fixed = self.frame_tokens + question_tokens
+        longest = self.longest(question_tokens, max_new_tokens)
+        if longest < 1:
+            raise DoesNotFit(
+                f"question and instructions need {fixed} tokens and {max_new_tokens} new ones are asked for, but the model's "
+                f"window is {self.window}. Shorten the question: documents are selected from, the question never is."
+            )
+        if budget_tokens > longest:
+            raise DoesNotFit(
+                f"budget_tokens={budget_tokens} leaves no room: with the question ({fixed} tokens) and {max_new_tokens} new "
+                f"tokens the window of {self.window} holds at most {longest}."
+            )
+        if fixed + self.segment_tokens > self.window:
+            raise DoesNotFit(
+                f"a segment of {self.segment_tokens} tokens and the question ({fixed}) pass the window of {self.window}. "
+                f"Make the reader with segment_tokens={max(1, self.window - fixed)} or less."
+            )
+
+    def check_prompt(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        """Raises DoesNotFit when a whole prompt and its answer pass the window."""
+        if prompt_tokens + max_new_tokens > self.window:
+            raise DoesNotFit(
+                f"the prompt has {prompt_tokens} tokens and {max_new_tokens} new ones are asked for, but the model's window is "
+                f"{self.window}. Lower budget_tokens or max_new_tokens, or choose a selector other than 'all'."
+            )

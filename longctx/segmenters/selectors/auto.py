@@ -1,0 +1,152 @@
+"""The default: a cascade from cheap to dear, whose signals are added up.
+
+Words and embeddings look at every unit. The model reads only the segments that could still enter the budget, and a few
+spread evenly over the text to tell it what an unrelated segment scores. Owns the order and the weights; the signals are
+those of ``bm25``, ``dense``, ``xl3m`` (question likelihood) and ``infiniretri`` (calibrated attention).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longctx.errors import ModelError
+from longctx.protocols import Corpus
+from longctx.segmenters.selectors._attention import fuse, heads_of, per_unit
+from longctx.segmenters.selectors._neighbours import spread, standard
+from longctx.types import Scores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Auto:
+    """``model=false`` leaves the reading model out. ``reach`` is how many times the budget the model may read.
+
+    ``sample`` segments, evenly spaced, are read besides: they say what is usual. ``neighbours`` is the share of each
+    neighbour's score added to a unit's own. ``likelihood`` and ``attention`` weigh the model's signals; words and
+    embeddings weigh 1 each.
+    """
+
+    baseline: ClassVar[bool] = False
+    model: bool = True
+    neighbours: float = 0.5
+    reach: float = 8.0
+    sample: int = 16
+    likelihood: float = 1.5
+    attention: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.reach <= 0 or self.sample < 2:
+            raise ValueError(f"reach={self.reach} must be above 0 and sample={self.sample} at least 2")
+
+    def score(self, question: str, corpus: Corpus, budget_tokens: int) -> Scores:
+        """The sum of all signals, each standardised over the text. Signals that cannot be had are named in warnings."""
+        before = corpus.spent()
+        words = corpus.lexical(question)
+        warnings: list[str] = []
+        values = standard(words)
+        facts: dict[str, Any] = {"signals": ["words"]}
+        cosine = None
+        if corpus.can_embed:
+            cosine = corpus.similarity(question)
+            values = values + standard(cosine)
+            facts["signals"].append("embeddings")
+        else:
+            warnings.append(
+                "no sentence encoder is installed (the extra 'dense'): units are scored without embeddings."
+            )
+        gain = None
+        if self.model:
+            try:
+                found = self._read(question, corpus, budget_tokens, values)
+            except ModelError as error:
+                warnings.append(f"the model's own signals are not used: {error}")
+            else:
+                values, gain = values + found.values, found.gain
+                warnings += found.warnings
+                facts["signals"] += ["question likelihood", "attention"]
+                facts["segments_read"], facts["gain"] = found.read, gain
+        relevant = _relevant(words, cosine, gain)
+        return Scores(
+            spread(values, corpus.units, self.neighbours), relevant, corpus.spent() - before, tuple(warnings), facts
+        )
+
+    def _read(self, question: str, corpus: Corpus, budget_tokens: int, values: NDArray[np.float32]) -> _Found:
+        """The model's signals for the segments worth a pass, standardised by the evenly spaced ones; 0 for the rest."""
+        usual = _spaced(len(corpus.segments), self.sample)
+        chosen = self._promising(corpus, spread(values, corpus.units, self.neighbours), self.reach * budget_tokens)
+        asked = sorted({*usual, *chosen})
+        if len(asked) == len(corpus.segments):
+            usual = asked  # everything is read: everything says what is usual
+        heads, warnings = heads_of(corpus)
+        inquiry = corpus.probe.inquiry(question, heads=heads, likelihood=True)
+        likelihood = np.zeros(len(corpus.segments), dtype=np.float32)
+        mass = np.zeros((len(heads), len(corpus.units)), dtype=np.float32)
+        for segment, reading in corpus.ask(asked, inquiry):
+            first, last = corpus.segments[segment]
+            likelihood[segment] = reading.likelihood.mean()
+            mass[:, first:last] = per_unit(corpus, segment, reading)
+        # the square root keeps one loud unit from silencing all others
+        attended = np.sqrt(fuse(mass))
+        likely = np.zeros(len(corpus.units), dtype=np.float32)
+        read, typical = np.zeros((2, len(corpus.units)), dtype=bool)
+        for segment in asked:
+            first, last = corpus.segments[segment]
+            likely[first:last], read[first:last] = likelihood[segment], True
+        for segment in usual:
+            first, last = corpus.segments[segment]
+            typical[first:last] = True
+        total = self.likelihood * _against(likely, typical) + self.attention * _against(attended, typical)
+        null = float(corpus.probe.null(inquiry).likelihood.mean())
+        gain = float(likelihood[asked].max() - max(null, float(np.median(likelihood[usual]))))
+        return _Found(np.where(read, total, 0.0).astype(np.float32), gain, len(asked), warnings)
+
+    def _promising(self, corpus: Corpus, values: NDArray[np.float32], limit_tokens: float) -> list[int]:
+        """Segments in the order of their best unit until their units hold ``limit_tokens``."""
+        owner = np.zeros(len(corpus.units), dtype=np.intp)
+        for segment, (first, last) in enumerate(corpus.segments):
+            owner[first:last] = segment
+        chosen: dict[int, None] = {}
+        tokens = 0
+        for unit in np.argsort(-values, kind="stable"):
+            segment = int(owner[unit])
+            if segment in chosen:
+                continue
+            if tokens >= limit_tokens:
+                break
+            chosen[segment] = None
+            first, last = corpus.segments[segment]
+            tokens += corpus.units[last - 1].last - corpus.units[first].first
+        return list(chosen)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What reading gave: a number per unit, the best segment's gain in log-likelihood, and how many were read."""
+
+    values: NDArray[np.float32]
+    gain: float
+    read: int
+    warnings: tuple[str, ...]
+
+
+def _spaced(count: int, wanted: int) -> list[int]:
+    """``wanted`` of ``count`` indices, evenly spaced from first to last; all when there are fewer."""
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(wanted, count)).round()})
+
+
+def _against(values: NDArray[np.float32], typical: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """``values`` in deviations from the mean of the ``typical`` ones."""
+    sample = values[typical]
+    deviation = float(sample.std())
+    return (values - sample.mean()) / deviation if deviation > 1e-6 else np.zeros_like(values)
+
+
+def _relevant(words: NDArray[np.float32], cosine: NDArray[np.float32] | None, gain: float | None) -> bool:
+    """Whether anything in the text has to do with the question. Any one signal that says yes is believed."""
+    return bool(words.any()) or (cosine is not None and float(cosine.max()) > 0.3) or (gain is not None and gain > 0.1)
+
+
+PLUGIN = Auto

@@ -1,0 +1,90 @@
+"""One question's selection: the method scores, the one cut decides, and the result says what was done.
+
+Knows no method: a selector is a name or an object that gives scores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from longctx import cut, plugins
+from longctx.compiled import CompiledDocument
+from longctx.errors import DoesNotFit
+from longctx.protocols import Selector
+from longctx.questions import whole_document
+from longctx.types import SelectedSpan, Selection, Step
+
+EVERYTHING = "all"
+
+
+def select(
+    book: CompiledDocument,
+    question: str,
+    budget_tokens: int,
+    selector: str | Selector,
+    count: Callable[[str], int],
+    late_warnings: Callable[[], Iterable[str]],
+) -> Selection:
+    """The spans worth reading, within ``budget_tokens``; a text that fits is kept whole by all but the baselines.
+
+    Raises UnknownMethod or BadOption for the selector and DoesNotFit when not even the smallest unit fits.
+    """
+    started = time.perf_counter()
+    name = selector if isinstance(selector, str) else type(selector).__name__
+    warnings = [*book.warnings, *whole_document(question)]
+    if name == EVERYTHING:
+        return _whole(book, started, name, warnings, count)
+    method = plugins.resolve("selectors", selector)
+    if not method.baseline and book.tokens <= budget_tokens:
+        whole = _whole(book, started, name, warnings, count)
+        if whole.tokens <= budget_tokens:
+            return whole
+    scores = method.score(question, book, budget_tokens)
+    scored = time.perf_counter()
+    warnings += [*scores.warnings, *late_warnings()]
+    spans: tuple[SelectedSpan, ...] = ()
+    text, tokens = "", 0
+    if scores.relevant:
+        spans, text, tokens = cut.cut(book.documents, book.units, scores.values, budget_tokens, count)
+        if not spans:
+            raise DoesNotFit(
+                f"no unit fits a budget of {budget_tokens} tokens; the smallest has "
+                f"{min(unit.tokens for unit in book.units)}. Raise the budget, or give the splitter a smaller cap."
+            )
+    else:
+        warnings.append("nothing in the text is related to the question: no span was selected.")
+    ended = time.perf_counter()
+    steps = (
+        Step("select", scored - started, {"selector": name, "tokens_read": scores.tokens_read, **scores.facts}),
+        Step("cut", ended - scored, {"budget_tokens": budget_tokens, "tokens": tokens, "spans": len(spans)}),
+    )
+    return Selection(
+        spans=spans,
+        text=text,
+        tokens=tokens,
+        dropped_tokens=book.tokens - _kept(book, spans),
+        tokens_read=scores.tokens_read,
+        seconds=ended - started,
+        selector=name,
+        relevant=scores.relevant,
+        warnings=tuple(warnings),
+        trace=steps,
+        profile=cut.profile(book.documents, book.units, scores.values),
+    )
+
+
+def _whole(
+    book: CompiledDocument, started: float, name: str, warnings: list[str], count: Callable[[str], int]
+) -> Selection:
+    """All documents as one span each; nothing was read to choose them."""
+    spans = tuple(SelectedSpan(d.id, 0, len(d.text), d.page_at(0), 0.0) for d in book.documents)
+    text = cut.joined(book.documents, spans)
+    seconds = time.perf_counter() - started
+    step = Step("select", seconds, {"selector": name, "tokens_read": 0, "whole": True})
+    return Selection(spans, text, count(text), 0, 0, seconds, name, True, tuple(warnings), (step,))
+
+
+def _kept(book: CompiledDocument, spans: Iterable[SelectedSpan]) -> int:
+    by_id = {encoded.document.id: encoded for encoded in book.encoded}
+    return sum(by_id[span.document_id].count(span.start, span.end) for span in spans)

@@ -1,0 +1,208 @@
+"""``longctx eval selection``: how much of a question's evidence each selector keeps within a budget of tokens.
+
+Owns the grid and the rows. Works on the public face: one compiled document per model, every selector with the same units,
+cut and budget. Rows are written as they are found and never made twice, so an interrupted run resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import longctx
+from longctx.reader import Reader
+
+from .selection_sets import Case, Question, cases, kept_share
+
+FREE = (
+    "random",
+    "head",
+    "bm25",
+    "dense",
+    "dense:bm25=1",
+    "bm25:neighbours=0.5",
+    "dense:neighbours=0.5",
+    "dense:bm25=1,neighbours=0.5",
+    "auto:model=false",
+)
+CASCADE = ("auto",)
+FULL = (
+    "xl3m:signal=question_likelihood",
+    "xl3m:signal=entropy",
+    "xl3m:signal=gain",
+    "xl3m:signal=contrast",
+    "infiniretri",
+)
+PAPER = "infiniretri:compat=paper"
+SETS = ("loogle", "qmsum", "xquad", "nq", "needles")
+_MEMORY = 6 * 2**30  # every document's segments are kept while its questions are asked
+_PAPER_TOKENS = 16_000
+
+
+def run_selection(
+    data: Path,
+    model: str,
+    out: Path,
+    *,
+    sets: Sequence[str] = SETS,
+    budgets: Sequence[int] = (512, 1024, 2048),
+    sample: int = 100,
+    full_sample: int = 20,
+    paper_sample: int = 0,
+    seed: int = 7,
+    needle_chars: int = 520_000,
+    selectors: Sequence[str] = (),
+    quiet: bool = False,
+) -> Path:
+    """Append missing rows to ``out``/selection-MODEL.jsonl and return that file.
+
+    ``sample`` questions of sets with one document; ``full_sample`` questions of each document for the selectors that
+    read all of it for every question; ``paper_sample`` questions of each set for the released InfiniRetri scoring.
+    """
+    reader = Reader.from_pretrained(model, segment_memory_bytes=_MEMORY)
+    label = Path(model).name
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f"selection-{label}.jsonl"
+    done = {_key(row) for row in _read(path)}
+    base = _base(reader, label)
+    with path.open("a", encoding="utf-8") as file:
+        for case in cases(data, list(sets), seed, sample, needle_chars):
+            for row in _case(reader, case, budgets, full_sample, selectors, done, base, quiet):
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+        for row in _paper(reader, data, sets, budgets, paper_sample, seed, needle_chars, done, base, quiet):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    return path
+
+
+def _case(
+    reader: Reader,
+    case: Case,
+    budgets: Sequence[int],
+    full_sample: int,
+    selectors: Sequence[str],
+    done: set[tuple[Any, ...]],
+    base: dict[str, Any],
+    quiet: bool,
+) -> Any:
+    """Rows of one document."""
+    digest = hashlib.sha256(case.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    book = None
+    for number, question in enumerate(case.questions):
+        wanted = [*FREE, *CASCADE, *(FULL if number < full_sample else ())]
+        for selector in [s for s in wanted if not selectors or s in selectors]:
+            # larger budgets first: a cascade then reads for the smaller ones nothing that it has not read
+            for budget in sorted(budgets, reverse=True):
+                row = {**base, "set": case.set, "document": case.name, "sha256": digest, "question": number}
+                row |= {"selector": selector, "budget": budget}
+                if _key(row) in done:
+                    continue
+                if book is None:
+                    started = time.perf_counter()
+                    book = reader.compile(longctx.Document.from_text(case.text, case.name))
+                    if not quiet:
+                        _say(f"{case.name}: {book.tokens:,} tokens compiled in {time.perf_counter() - started:.0f} s")
+                yield row | _measure(reader, book, question, selector, budget)
+        if not quiet:
+            _say(f"{case.name}: question {number + 1} of {len(case.questions)}")
+
+
+def _paper(
+    reader: Reader,
+    data: Path,
+    sets: Sequence[str],
+    budgets: Sequence[int],
+    sample: int,
+    seed: int,
+    needle_chars: int,
+    done: set[tuple[Any, ...]],
+    base: dict[str, Any],
+    quiet: bool,
+) -> Any:
+    """Rows of the released scoring: on documents cut to 16k tokens around the evidence, as published and cut to budgets."""
+    counts: dict[str, int] = {}
+    for case in cases(data, list(sets) if sample else [], seed, sample, needle_chars):
+        for number, question in enumerate(case.questions):
+            if counts.get(case.set, 0) >= sample:
+                break
+            counts[case.set] = counts.get(case.set, 0) + 1
+            text, moved = _around(case.text, question, 4 * _PAPER_TOKENS)
+            row = {**base, "set": case.set, "document": f"{case.name}@16k", "question": number}
+            row |= {"sha256": hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16], "selector": PAPER}
+            if all(_key(row | {"budget": b}) in done for b in (0, *budgets)):
+                continue
+            book = reader.compile(longctx.Document.from_text(text, case.name))
+            most = min(book.tokens - 1, reader.longest_selection(question.text))
+            for budget in (0, *sorted(budgets, reverse=True)):
+                measured = _measure(reader, book, moved, PAPER, budget or most)
+                yield row | {"budget": budget} | measured
+            if not quiet:
+                _say(f"{case.set}: released scoring, question {counts[case.set]} of {sample}")
+
+
+def _measure(reader: Reader, book: Any, question: Question, selector: str, budget: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    selection = reader.select(book, question.text, budget_tokens=budget, selector=selector)
+    return {
+        "recall": round(kept_share(question, [(span.start, span.end) for span in selection.spans]), 6),
+        "tokens": selection.tokens,
+        "tokens_read": selection.tokens_read,
+        "document_tokens": book.tokens,
+        "spans": [(span.start, span.end) for span in selection.spans],
+        "seconds": round(time.perf_counter() - started, 4),
+    }
+
+
+def _around(text: str, question: Question, chars: int) -> tuple[str, Question]:
+    """``text`` cut to ``chars`` characters with the first evidence in the middle, and the question moved with it."""
+    first = min(start for alternatives in question.evidence for start, _ in alternatives)
+    start = max(0, min(first - chars // 2, len(text) - chars))
+    end = start + chars
+    moved = tuple(
+        tuple((a - start, b - start) for a, b in alternatives if a >= start and b <= end)
+        for alternatives in question.evidence
+    )
+    return text[start:end], Question(question.text, tuple(m for m in moved if m), question.partial)
+
+
+def _base(reader: Reader, label: str) -> dict[str, Any]:
+    """What every row says of the run."""
+    import torch
+    import transformers
+
+    return {
+        "model": label,
+        "fingerprint": reader.fingerprint[:16],
+        "longctx": longctx.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in ("fingerprint", "set", "document", "sha256", "question", "selector", "budget"))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Rows of an earlier run; a last line cut short by an interruption is dropped from the file."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        path.write_text("".join(lines[:-1]), encoding="utf-8")
+        lines.pop()
+    return [json.loads(line) for line in lines]
+
+
+def _say(text: str) -> None:
+    import sys
+
+    print(text, file=sys.stderr, flush=True)
