@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +27,8 @@ _KEEP = 16  # heads kept
 class Calibration:
     """The heads of one model that find facts, best first, and how well each does.
 
-    ``heads`` are (layer, head) pairs; ``hits`` is the share of trials in which the head gave the answering sentence more
-    attention than any other sentence; ``fused_hits`` is that share for all of them together.
+    ``heads`` are (layer, head) pairs; ``hits`` is the share of trials in which the head gave the answering sentence
+    more attention than any other sentence; ``fused_hits`` is that share for all of them together.
     """
 
     fingerprint: str

@@ -25,8 +25,8 @@ def cite(
 ) -> tuple[Citation, ...]:
     """The sentences that best hold the answer's words, best first; none where no sentence holds half of their weight.
 
-    ``weight`` is the inverse document frequency of a word. Always ``document.text[start:end] == quote``. A citation's score
-    is the share of the answer's weight that its quote holds.
+    ``weight`` is the inverse document frequency of a word. Always ``document.text[start:end] == quote``. A citation's
+    score is the share of the answer's weight that its quote holds.
     """
     asked = set(words(question))
     worth = {word: weight(word) * (_ECHO if word in asked else 1.0) for word in set(words(answer))}

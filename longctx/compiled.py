@@ -1,7 +1,7 @@
 """A compiled document: what was worked out once and serves every question.
 
-Owns units, segments, the lexical index, embeddings and the keys and values of segments up to a limit of memory. Knows the
-probe and the encoder by their protocols only, and no selector.
+Owns units, segments, the lexical index, embeddings and the keys and values of segments up to a limit of memory. Knows
+the probe and the encoder by their protocols only, and no selector.
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ def encode(
     report: Progress | None,
 ) -> tuple[list[EncodedDocument], list[Unit], tuple[str, ...]]:
     """Tokens of every document, the units of all in order, and the warnings of reading and splitting."""
-    encoded, units, warnings = [], [], []
+    encoded: list[EncodedDocument] = []
+    units: list[Unit] = []
+    warnings: list[str] = []
     for number, document in enumerate(documents):
         tokens = tokenise(document)
         encoded.append(tokens)

@@ -1,7 +1,7 @@
 """BM25 over the units of a document, and the words it counts.
 
-Owns words. Scoring is bm25s' (Lucene variant, k1 = 1.2, b = 0.75): Robertson and Zaragoza 2009, Lù 2024 (arXiv 2407.03618).
-Knows no model.
+Owns words. Scoring is bm25s' (Lucene variant, k1 = 1.2, b = 0.75): Robertson and Zaragoza 2009, Lù 2024 (arXiv
+2407.03618). Knows no model.
 """
 
 from __future__ import annotations

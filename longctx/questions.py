@@ -22,6 +22,6 @@ def whole_document(question: str) -> tuple[str, ...]:
     if _WHOLE.search(question) is None:
         return ()
     return (
-        "the question seems to ask about the whole text (a summary, a count, a full list): a selection leaves parts out, "
-        "so the answer may be incomplete.",
+        "the question seems to ask about the whole text (a summary, a count, a full list): a selection leaves "
+        "parts out, so the answer may be incomplete.",
     )

@@ -1,7 +1,7 @@
 """Compile, select, ask, stream: five calls in a row and a trace around each.
 
-Owns the order of the stages and what is handed to whom. Knows no method: splitters and selectors are named by strings or
-passed as objects, and only scores and spans come back.
+Owns the order of the stages and what is handed to whom. Knows no method: splitters and selectors are named by strings
+or passed as objects, and only scores and spans come back.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class _Request:
 class Reader:
     """A model that reads documents longer than its window. Made from a name or around a loaded model.
 
-    ``encoder`` names the sentence encoder ("auto": the embedded one where it is installed; None: none). ``calibration`` is
-    "auto" (made on first use and kept in the cache folder), None, or a Calibration. ``segment_memory_bytes`` bounds the
-    keys and values of segments that a compiled document keeps for later questions.
+    ``encoder`` names the sentence encoder ("auto": the embedded one where it is installed; None: none).
+    ``calibration`` is "auto" (made on first use and kept in the cache folder), None, or a Calibration.
+    ``segment_memory_bytes`` bounds the keys and values of segments that a compiled document keeps for later questions.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Reader:
     ) -> None:
         if segment_tokens < 1 or segment_memory_bytes < 0:
             raise BadOption(
-                f"segment_tokens={segment_tokens} must be positive and segment_memory_bytes={segment_memory_bytes} not negative."
+                f"segment_tokens={segment_tokens} must be positive and "
+                f"segment_memory_bytes={segment_memory_bytes} not negative."
             )
         self._loaded: Loaded = model if isinstance(model, Loaded) else wrap(model, tokenizer)
         self._tokens = Tokens(self._loaded.tokenizer)
@@ -160,7 +161,7 @@ class Reader:
         seed: int | None = None,
         progress: bool | Progress = False,
     ) -> Answer:
-        """What the model says to ``question`` after reading the spans selected for it, with citations into the source."""
+        """What the model says to ``question`` after reading the spans selected for it, with citations."""
         request = _Request(question, budget_tokens, max_new_tokens, selector, temperature, seed)
         return self._answer(documents, request, self._report(progress), lambda text: None)
 

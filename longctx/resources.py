@@ -6,6 +6,7 @@ Owns when they are made and where they are kept. Knows no question and no docume
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longctx.backend.model import Loaded, fingerprint
@@ -62,18 +63,23 @@ class Calibrator:
     def fingerprint(self) -> str:
         return fingerprint(self._loaded)
 
+    @cached_property
+    def path(self) -> Path:
+        """Where the model's calibration is kept or would be."""
+        return cache_folder() / "calibration" / f"{self.fingerprint[:32]}.json"
+
     def __call__(self, probe: Inquirer, progress: Progress | None = None) -> Calibration | None:
         """The calibration, or None where it is switched off. A folder that cannot be written is a warning."""
         if self._found is None and self._wanted == "auto":
-            path = cache_folder() / "calibration" / f"{self.fingerprint[:32]}.json"
-            self._found = Calibration.load(path, self.fingerprint)
+            self._found = Calibration.load(self.path, self.fingerprint)
             if self._found is None:
                 self._found = calibrate(probe, self.fingerprint, progress=progress)
                 try:
-                    self._found.save(path)
+                    self._found.save(self.path)
                 except OSError as error:
                     self._warnings.append(
-                        f"the calibration could not be kept in {path.parent} ({error.strerror or error}); it will be made again."
+                        f"the calibration could not be kept in {self.path.parent} ({error.strerror or error}); "
+                        f"it will be made again."
                     )
         return self._found
 

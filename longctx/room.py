@@ -32,24 +32,26 @@ class Room:
         longest = self.longest(question_tokens, max_new_tokens)
         if longest < 1:
             raise DoesNotFit(
-                f"question and instructions need {fixed} tokens and {max_new_tokens} new ones are asked for, but the model's "
-                f"window is {self.window}. Shorten the question: documents are selected from, the question never is."
+                f"question and instructions need {fixed} tokens and {max_new_tokens} new ones are asked for, "
+                f"but the model's window is {self.window}. Shorten the question: documents are selected from, "
+                f"the question never is."
             )
         if budget_tokens > longest:
             raise DoesNotFit(
-                f"budget_tokens={budget_tokens} leaves no room: with the question ({fixed} tokens) and {max_new_tokens} new "
-                f"tokens the window of {self.window} holds at most {longest}."
+                f"budget_tokens={budget_tokens} leaves no room: with the question ({fixed} tokens) and "
+                f"{max_new_tokens} new tokens the window of {self.window} holds at most {longest}."
             )
         if fixed + self.segment_tokens > self.window:
             raise DoesNotFit(
-                f"a segment of {self.segment_tokens} tokens and the question ({fixed}) pass the window of {self.window}. "
-                f"Make the reader with segment_tokens={max(1, self.window - fixed)} or less."
+                f"a segment of {self.segment_tokens} tokens and the question ({fixed}) pass the window of "
+                f"{self.window}. Make the reader with segment_tokens={max(1, self.window - fixed)} or less."
             )
 
     def check_prompt(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Raises DoesNotFit when a whole prompt and its answer pass the window."""
         if prompt_tokens + max_new_tokens > self.window:
             raise DoesNotFit(
-                f"the prompt has {prompt_tokens} tokens and {max_new_tokens} new ones are asked for, but the model's window is "
-                f"{self.window}. Lower budget_tokens or max_new_tokens, or choose a selector other than 'all'."
+                f"the prompt has {prompt_tokens} tokens and {max_new_tokens} new ones are asked for, but the "
+                f"model's window is {self.window}. Lower budget_tokens or max_new_tokens, or choose a selector "
+                f"other than 'all'."
             )

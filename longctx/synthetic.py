@@ -1,6 +1,7 @@
 """Texts with planted facts, made from word lists alone: what a model is calibrated on.
 
-Owns the wording. Knows no model and no document: nothing here is taken from any text, and everything follows from the seed.
+Owns the wording. Knows no model and no document: nothing here is taken from any text, and everything follows from the
+seed.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ _GROUP = (
 _COLOUR = "crimson|pale green|indigo|ochre|silver grey|dark brown|turquoise|ivory".split("|")
 _MONTH = "January March April June July September October December".split()
 _TRADE = "glassblower surveyor botanist printer locksmith translator cooper pharmacist".split()
-_MATTER = "the drainage works|the new timetable|the budget for repairs|the lighting plan|the school roof|the seed order".split(
-    "|"
-)
+_MATTER = (
+    "the drainage works|the new timetable|the budget for repairs|the lighting plan|the school roof|the seed order"
+).split("|")
 
 # statement, question. The questions use other words than the statements where a person would.
 _FACTS = (

@@ -110,8 +110,8 @@ class Inquiry:
 
     ``ids`` are the tokens after the segment; ``question`` is the range of them that is the question itself; ``rows`` is
     the range whose attention rows are averaged. ``heads`` are the (layer, head) pairs whose rows are wanted; ``None``
-    means every head of every layer. ``likelihood`` and ``next_token`` need the full depth of the model. ``keep_rows`` wants
-    every row by itself as well.
+    means every head of every layer. ``likelihood`` and ``next_token`` need the full depth of the model. ``keep_rows``
+    wants every row by itself as well.
     """
 
     ids: tuple[int, ...]
@@ -127,7 +127,8 @@ class Inquiry:
 class Reading:
     """What one segment said to an inquiry.
 
-    ``attention``: float32 [heads, tokens], the mean over the rows of the probability given to each token of the segment.
+    ``attention``: float32 [heads, tokens], heads in the order asked for: the mean over the rows of the probability
+    given to each token of the segment.
     ``likelihood``: natural-log probability of each question token given prefix, segment and the tokens before it.
     ``next_token``: float32 log-probabilities [vocab] of what follows the inquiry.
     ``rows``: float32 [heads, rows, prefix + segment + inquiry tokens], only with ``keep_rows``.
@@ -195,7 +196,8 @@ class Selection:
     profile: tuple[SelectedSpan, ...] = field(default=(), repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        return _plain(self, without=("profile",))
+        found: dict[str, Any] = _plain(self, without=("profile",))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +226,8 @@ class Answer:
     trace: tuple[Step, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        return _plain(self, without=("profile",))
+        found: dict[str, Any] = _plain(self, without=("profile",))
+        return found
 
 
 @dataclass(frozen=True, slots=True)

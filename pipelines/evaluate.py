@@ -1,7 +1,7 @@
 """``longctx eval selection``: how much of a question's evidence each selector keeps within a budget of tokens.
 
-Owns the grid and the rows. Works on the public face: one compiled document per model, every selector with the same units,
-cut and budget. Rows are written as they are found and never made twice, so an interrupted run resumes.
+Owns the grid and the rows. Works on the public face: one compiled document per model, every selector with the same
+units, cut and budget. Rows are written as they are found and never made twice, so an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import longctx
+from longctx import cut
 from longctx.reader import Reader
 
 from .selection_sets import Case, Question, cases, kept_share
@@ -97,18 +100,26 @@ def _case(
     for number, question in enumerate(case.questions):
         wanted = [*FREE, *CASCADE, *(FULL if number < full_sample else ())]
         for selector in [s for s in wanted if not selectors or s in selectors]:
+            row = {**base, "set": case.set, "document": case.name, "sha256": digest, "question": number}
+            row["selector"] = selector
             # larger budgets first: a cascade then reads for the smaller ones nothing that it has not read
-            for budget in sorted(budgets, reverse=True):
-                row = {**base, "set": case.set, "document": case.name, "sha256": digest, "question": number}
-                row |= {"selector": selector, "budget": budget}
-                if _key(row) in done:
-                    continue
-                if book is None:
-                    started = time.perf_counter()
-                    book = reader.compile(longctx.Document.from_text(case.text, case.name))
-                    if not quiet:
-                        _say(f"{case.name}: {book.tokens:,} tokens compiled in {time.perf_counter() - started:.0f} s")
-                yield row | _measure(reader, book, question, selector, budget)
+            missing = [b for b in sorted(budgets, reverse=True) if _key(row | {"budget": b}) not in done]
+            if missing and book is None:
+                started = time.perf_counter()
+                book = reader.compile(longctx.Document.from_text(case.text, case.name))
+                if not quiet:
+                    _say(f"{case.name}: {book.tokens:,} tokens compiled in {time.perf_counter() - started:.0f} s")
+            if selector in CASCADE:
+                for budget in missing:
+                    measured = _measure(reader, book, question, selector, budget)
+                    del measured["profile"]
+                    yield row | {"budget": budget} | measured
+            elif missing:
+                first = _measure(reader, book, question, selector, missing[0])
+                scored = first.pop("profile")
+                yield row | {"budget": missing[0]} | first
+                for budget in missing[1:]:
+                    yield row | {"budget": budget} | first | _recut(reader, book, question, scored, budget)
         if not quiet:
             _say(f"{case.name}: question {number + 1} of {len(case.questions)}")
 
@@ -125,7 +136,8 @@ def _paper(
     base: dict[str, Any],
     quiet: bool,
 ) -> Any:
-    """Rows of the released scoring: on documents cut to 16k tokens around the evidence, as published and cut to budgets."""
+    """Rows of the released scoring: on documents cut to 16k tokens around the evidence, as published and cut "
+    "to budgets."""
     counts: dict[str, int] = {}
     for case in cases(data, list(sets) if sample else [], seed, sample, needle_chars):
         for number, question in enumerate(case.questions):
@@ -139,24 +151,36 @@ def _paper(
                 continue
             book = reader.compile(longctx.Document.from_text(text, case.name))
             most = min(book.tokens - 1, reader.longest_selection(question.text))
-            for budget in (0, *sorted(budgets, reverse=True)):
-                measured = _measure(reader, book, moved, PAPER, budget or most)
-                yield row | {"budget": budget} | measured
+            published = _measure(reader, book, moved, PAPER, most)
+            scored = published.pop("profile")
+            yield row | {"budget": 0} | published
+            for budget in budgets:
+                yield row | {"budget": budget} | published | _recut(reader, book, moved, scored, budget)
             if not quiet:
                 _say(f"{case.set}: released scoring, question {counts[case.set]} of {sample}")
 
 
 def _measure(reader: Reader, book: Any, question: Question, selector: str, budget: int) -> dict[str, Any]:
+    """One selection, and under ``profile`` the scores it was cut from."""
     started = time.perf_counter()
     selection = reader.select(book, question.text, budget_tokens=budget, selector=selector)
+    seconds = time.perf_counter() - started
     return {
         "recall": round(kept_share(question, [(span.start, span.end) for span in selection.spans]), 6),
         "tokens": selection.tokens,
         "tokens_read": selection.tokens_read,
         "document_tokens": book.tokens,
-        "spans": [(span.start, span.end) for span in selection.spans],
-        "seconds": round(time.perf_counter() - started, 4),
+        "seconds": round(seconds, 4),
+        "profile": np.array([unit.score for unit in selection.profile], dtype=np.float32),
     }
+
+
+def _recut(reader: Reader, book: Any, question: Question, scores: Any, budget: int) -> dict[str, Any]:
+    """The same scores cut to another budget, for methods whose scores do not depend on it."""
+    count = lambda text: len(reader.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
+    spans, _, tokens = cut.cut(book.documents, book.units, scores, budget, count)
+    recall = kept_share(question, [(span.start, span.end) for span in spans])
+    return {"recall": round(recall, 6), "tokens": tokens}
 
 
 def _around(text: str, question: Question, chars: int) -> tuple[str, Question]:

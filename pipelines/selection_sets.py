@@ -1,7 +1,7 @@
 """Documents, questions and the places of their evidence, read from a folder of evaluation data.
 
-Owns the formats. A set is recognised by its folder's name; nothing of a set is copied anywhere. Evidence is a list of facts,
-each a list of alternatives ``(start, end)`` in characters of the document.
+Owns the formats. A set is recognised by its folder's name; nothing of a set is copied anywhere. Evidence is a list of
+facts, each a list of alternatives ``(start, end)`` in characters of the document.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Case:
 
 
 def cases(data: Path, wanted: list[str], seed: int, sample: int, needle_chars: int) -> Iterator[Case]:
-    """The documents of the sets named in ``wanted``; sets of one document give ``sample`` questions drawn by ``seed``."""
+    """The documents of the sets named in ``wanted``; sets of one document give ``sample`` questions drawn by "
+    "``seed``."""
     makers: dict[str, Callable[[], Iterator[Case]]] = {
         "loogle": lambda: _loogle(data / "loogle"),
         "qmsum": lambda: _qmsum(data / "qmsum"),

@@ -47,7 +47,7 @@ _CONFIGS: dict[str, Any] = {
     "qwen3": lambda: Qwen3Config(**_BASE, head_dim=16),
     "mistral": lambda: MistralConfig(**_BASE, sliding_window=SLIDING),
     "phi3": lambda: Phi3Config(**_BASE),
-    "gemma2": lambda: Gemma2Config(**_BASE, **_SLIDES, attn_logit_softcapping=2.0),
+    "gemma2": lambda: Gemma2Config(**_BASE, **_SLIDES, attn_logit_softcapping=5.0),
     "gemma3": lambda: Gemma3TextConfig(**_BASE, **_SLIDES, sliding_window_pattern=2),
     "gpt_neox": lambda: GPTNeoXConfig(**_NO_GROUPS),
 }
@@ -61,14 +61,15 @@ TEMPLATES: dict[str, str | None] = {
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     # refuses the system role, writes BOS itself and trims the user's turn, as Gemma does
-    "no_system": "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
+    "no_system": "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') "
+    "}}{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}",
 }
 _WORDS = (
-    "the of and to in a is was that for on with as by at from it his an were are which this be has had not or one their "
-    "answer question text below keeps room code river report street winter letter number Question: Text: Answer: briefly "
-    "I you he she they we what where who when how does did will would about there all more some than other into only "
+    "the of and to in a is was that for on with as by at from it his an were are which this be has had not or "
+    "one their answer question text below keeps room code river report street winter letter number Question: "
+    "Text: Answer: briefly I you he she they we what where who when how does did will would about there all "
+    "more some than other into only "
 ).split()
 
 
@@ -87,8 +88,11 @@ def model(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for weight in made.parameters():
-            spread = 0.2 if weight.ndim > 1 else 0.1
-            weight.add_(torch.randn(weight.shape, generator=generator) * spread)
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.ndim > 1:
+                weight.copy_(0.2 * noise)
+            else:  # norms begin at one (Gemma's at zero) and biases at zero
+                weight.add_(0.1 * noise)
     return made.to(dtype)
 
 

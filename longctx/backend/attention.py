@@ -7,6 +7,7 @@ as arguments from the model's own layers.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ from longctx.errors import ModelError
 
 NAME = "longctx"
 TAP = "longctx_tap"  # the keyword by which a Tap travels through the model's forward to every attention layer
+_LOCK = threading.RLock()  # which attention a model uses is a switch on its configuration: one pass at a time
 _BLOCK = 256  # query rows per block where scores are materialised (soft caps and sinks)
 
 
@@ -97,14 +99,15 @@ def attend(
     s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention output [batch, queries, heads, dim], equal to stock attention; a Tap in ``kwargs`` sees the layer first.
+    """Attention output [batch, queries, heads, dim], equal to stock attention.
 
-    Raises StopReading when the Tap asks for it.
+    A Tap in ``kwargs`` sees the layer first. Raises StopReading when the Tap asks for it.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     tap: Tap | None = kwargs.get(TAP)
     if tap is not None:
-        tap.see(int(module.layer_idx), _Rows(query, key, attention_mask, scale, softcap, s_aux))  # type: ignore[arg-type]
+        rows = _Rows(query, key, attention_mask, scale, softcap, s_aux)
+        tap.see(int(module.layer_idx), rows)  # type: ignore[arg-type]
     dropped = dropout if module.training else 0.0
     if softcap is not None or s_aux is not None:
         out = _explicit(query, key, value, attention_mask, scale, softcap, s_aux)
@@ -126,11 +129,12 @@ def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     batch, heads, length, dim = query.shape
     kv_heads = key.shape[1]
     groups = heads // kv_heads
-    if mask is not None and groups > 1:
+    if groups == 1:
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
+    if mask is not None:
         mask = mask.expand(batch, mask.shape[1], length, mask.shape[-1])
-        mask = mask.repeat(1, 1, groups, 1) if mask.shape[1] == 1 else None
-    if groups == 1 or (mask is None and length > 1):
-        return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale, enable_gqa=groups > 1)
+        per_head = mask.shape[1] > 1
+        mask = mask.reshape(batch, kv_heads, groups * length, -1) if per_head else mask.repeat(1, 1, groups, 1)
     rows = query.reshape(batch, kv_heads, groups * length, dim)
     out = F.scaled_dot_product_attention(rows, key, value, mask, dropout, scale=scale)
     return out.reshape(batch, heads, length, -1)
@@ -188,17 +192,42 @@ def register() -> None:
 
 
 @contextmanager
+def alone(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, no other thread of this library runs a pass, and dropout is off; the modules' modes come back afterwards.
+
+    One lock for all models: wrappers and readers may share one configuration without knowing of each other.
+    """
+    with _LOCK:
+        training = [module for module in model.modules() if module.training]
+        for module in training:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+@contextmanager
 def installed(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model attends through this module; afterwards its own implementation is back, also on errors."""
+    """Inside, the model attends through this module, alone; afterwards its own implementation is back."""
     register()
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    if model.config._attn_implementation != NAME:
-        raise ModelError(
-            f"{type(model).__name__} does not take its attention from the attention interface, so it cannot be observed. "
-            "Use a selector that needs no model signals, such as bm25 or dense."
-        )
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    with alone(model):
+        before = _implementations(model.config)
+        try:
+            model.set_attn_implementation(NAME)
+            if model.config._attn_implementation != NAME:
+                raise ModelError(
+                    f"{type(model).__name__} does not take its attention from the attention interface, so it cannot be "
+                    "observed. Use a selector that needs no model signals, such as bm25 or dense."
+                )
+            yield
+        finally:
+            model.set_attn_implementation(before)
+
+
+def _implementations(config: Any) -> dict[str, Any]:
+    """The attention implementations of a configuration and those inside it, in the form that sets them again."""
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    inner = {name: _implementations(part) for name, part in parts.items() if part is not None}
+    return {"": config._attn_implementation, **inner}

@@ -38,13 +38,13 @@ class Stored:
         return sum(t.nbytes for t in (*self.keys, *self.values))
 
 
-class _Layer(CacheLayerMixin):
+class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """What transformers wants of any layer; subclasses only say what ``update`` does."""
 
     is_sliding = False
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -60,7 +60,7 @@ class _Layer(CacheLayerMixin):
         return self.get_seq_length() + query_length, 0
 
 
-class _Capture(_Layer):
+class _Capture(_Layer):  # type: ignore[no-untyped-call]
     """Keeps what the layer computed for the tokens of this one pass."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -72,19 +72,20 @@ class CaptureCache(Cache):
     """An empty cache of ``layers`` layers for one pass over a batch of right-padded rows."""
 
     def __init__(self, layers: int) -> None:
-        super().__init__(layers=[_Capture() for _ in range(layers)])
+        self._captured = [_Capture() for _ in range(layers)]
+        super().__init__(layers=list(self._captured))
 
     def cut(self, row: int, start: int, stop: int, depth: int) -> Stored:
         """Slots [start, stop) of one batch row, copied, for the first ``depth`` layers."""
         keys, values = [], []
-        for layer in self.layers[:depth]:
+        for layer in self._captured[:depth]:
             assert layer.keys is not None and layer.values is not None
             keys.append(layer.keys[row, :, start:stop].clone(memory_format=torch.contiguous_format))
             values.append(layer.values[row, :, start:stop].clone(memory_format=torch.contiguous_format))
         return Stored(tuple(keys), tuple(values), start)
 
 
-class _Replay(_Layer):
+class _Replay(_Layer):  # type: ignore[no-untyped-call]
     """Gives back stored keys and values, right-aligned, followed by those of the new tokens."""
 
     def __init__(self, index: int, owner: ReplayCache) -> None:
@@ -101,9 +102,9 @@ class _Replay(_Layer):
 class ReplayCache(Cache):
     """Batch rows over stored runs, for one pass of new tokens that scores and is then forgotten.
 
-    Row ``b`` holds the runs ``rows[b]`` side by side, right-aligned to ``width`` slots, so that the distance of two slots
-    is the distance of their positions: sliding windows stay exact. All layers share one buffer, since a layer's keys
-    are not needed once the layer is done.
+    Row ``b`` holds the runs ``rows[b]`` side by side, right-aligned to ``width`` slots, so that the distance of two
+    slots is the distance of their positions: sliding windows stay exact. All layers share one buffer, since a layer's
+    keys are not needed once the layer is done.
     """
 
     def __init__(self, rows: Sequence[Sequence[Stored]]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from longctx.backend.attention import alone
 from longctx.errors import ModelError
 from longctx.protocols import Progress
 
@@ -47,29 +48,32 @@ def decode(
             progress("prompt", start + piece.shape[1], ids.shape[1])
     assert logits is not None
     at = ids.shape[1]
-    for _ in range(max_new_tokens):
+    for left in range(max_new_tokens, 0, -1):
         chosen = _choose(logits, temperature, generator, at)
         if chosen in stops:
             return
         yield chosen
-        logits = _step(model, torch.tensor([[chosen]], device=model.device), at, cache)
-        at += 1
+        if left > 1:
+            logits = _step(model, torch.tensor([[chosen]], device=model.device), at, cache)
+            at += 1
 
 
 def _step(model: PreTrainedModel, ids: Tensor, start: int, cache: DynamicCache) -> Tensor:
     """Logits [vocab] of the last of ``ids``, which stand at positions from ``start`` on."""
     positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
-    out = model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    with alone(model):
+        out = model(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
     last: Tensor = out.logits[0, -1].float().cpu()
     return last
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator, position: int) -> int:
-    if not torch.isfinite(logits).any() or torch.isnan(logits).any():
+    top = logits.max()  # NaN where any is NaN
+    if not torch.isfinite(top):
         raise ModelError(
             f"the model's prediction at position {position} is not finite. Load it in float32 or bfloat16."
         )
     if temperature == 0.0:
         return int(logits.argmax())
-    law = (logits / temperature).softmax(-1)
+    law = ((logits - top) / temperature).softmax(-1)
     return int(torch.multinomial(law, 1, generator=generator))

@@ -1,7 +1,7 @@
 """Loads a model and tokenizer, or wraps those of the caller, and says what can be done with them.
 
-Owns names, dtypes, devices, the window and the fingerprint. Remote code is never run and pickled weights are never read.
-Knows no document and no method.
+Owns names, dtypes, devices, the window and the fingerprint. Remote code is never run and pickled weights are never
+read. Knows no document and no method.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def from_pretrained(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise ModelError(_load_message(label, error)) from error
     try:
-        model = model.to(target).eval()
+        model = model.to(target).eval()  # type: ignore[arg-type]
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"{label} cannot be moved to {target}: {_first_line(error)} Use device='cpu'.") from error
     return wrap(model, tokenizer, label)
@@ -143,8 +143,8 @@ def _check_folder(folder: Path, label: str) -> None:
     weights = {path.suffix for path in folder.iterdir()}
     if ".safetensors" not in weights and weights & {".bin", ".pt", ".pth"}:
         raise ModelError(
-            f"{label} holds pickled weights only (.bin), which can run code when loaded. Convert them to safetensors with "
-            "model.save_pretrained(folder)."
+            f"{label} holds pickled weights only (.bin), which can run code when loaded. Convert them to "
+            "safetensors with model.save_pretrained(folder)."
         )
 
 

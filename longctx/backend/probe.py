@@ -1,7 +1,7 @@
 """Reads segments once and asks them any number of questions: attention rows, question likelihood, next-token law.
 
-Owns the forward passes that score. Knows tokens and slots only: which segments to ask, and what the numbers mean, is the
-business of the selectors. Every result equals that of one fresh forward over [prefix + segment + question].
+Owns the forward passes that score. Knows tokens and slots only: which segments to ask, and what the numbers mean, is
+the business of the selectors. Every result equals that of one fresh forward over [prefix + segment + question].
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longctx.backend.attention import TAP, StopReading, Tap, installed
-from longctx.backend.tokens import Tokens
 from longctx.backend.caches import CaptureCache, ReplayCache, Stored
+from longctx.backend.tokens import Tokens
 from longctx.errors import ModelError
 from longctx.types import Inquiry, Reading
 
@@ -61,6 +61,11 @@ class Probe:
         stop = len(ids) - len(after)
         rows = (len(before), len(ids) if through_cue else stop)
         wanted = None if heads is None else tuple(heads)
+        if not set(wanted or ()) <= set(self.pairs()):
+            raise ModelError(
+                f"the model has {self.layers} layers of {self.heads} heads, so it lacks some of the heads asked for: "
+                f"{sorted(set(wanted or ()) - set(self.pairs()))}. They were found for another model."
+            )
         return Inquiry(ids, (len(before), stop), rows, wanted, likelihood, next_token, keep_rows)
 
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -144,15 +149,16 @@ class Probe:
         out = self._forward(ids, cache, tap, **extra)
         laws = out.logits.float().log_softmax(-1).cpu() if full else None  # [batch, kept, vocab]
         targets = torch.tensor(inquiry.ids[start:stop])
+        order = _places(inquiry.heads)
         readings = []
         for b, s in enumerate(stored):
             own = slice(width - s.tokens, width)
             attention, likelihood = np.zeros((0, s.tokens), np.float32), np.zeros(0, np.float32)
             law, kept = None, None
             if seen:
-                attention = torch.cat([seen[layer][b, :, own] for layer in sorted(seen)]).numpy()
+                attention = torch.cat([seen[layer][b, :, own] for layer in sorted(seen)]).numpy()[order]
             if single:
-                kept = torch.cat([single[i][b, ..., width - cache.lengths[b] :] for i in sorted(single)]).numpy()
+                kept = torch.cat([single[i][b, ..., width - cache.lengths[b] :] for i in sorted(single)]).numpy()[order]
             if laws is not None and inquiry.likelihood:
                 likelihood = laws[b, : stop - start].gather(1, targets[:, None])[:, 0].numpy()
             if laws is not None and inquiry.next_token:
@@ -191,6 +197,13 @@ _EMPTY = torch.zeros(0, 0, 0)
 
 def _ignore(layer: int, weights: Tensor) -> None:
     """A pass that only stores has no rows to hand out."""
+
+
+def _places(heads: Sequence[tuple[int, int]] | None) -> Any:
+    """Where the rows of ``heads`` stand among rows sorted by layer and head: an index that puts them as asked for."""
+    if heads is None:
+        return slice(None)
+    return np.argsort(sorted(range(len(heads)), key=lambda i: heads[i]))
 
 
 def _batches(order: Sequence[int], size: Callable[[int], int], limit: int) -> Iterator[list[int]]:

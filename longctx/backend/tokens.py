@@ -1,7 +1,7 @@
 """Text to ids and back, with exact offsets, and the frame of a prompt in the model's own chat template.
 
-Owns tokenisation. Document text and questions are always encoded as plain text: a special token spelled out in a document
-stays spelled out, so a document can never forge a role. Knows no model weights and no method.
+Owns tokenisation. Document text and questions are always encoded as plain text: a special token spelled out in a
+document stays spelled out, so a document can never forge a role. Knows no model weights and no method.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -23,7 +24,8 @@ _BATCH = 16
 # Where a long text may be cut without changing its tokens: before a single space between two words.
 _SEAM = re.compile(r"(?<=\S) (?=\S)")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_HOLE = "\uf8ff\ue000longctx\ue000\uf8ff"  # stands for the user's turn while the template is rendered
+# Stands for the user's turn while the template is rendered; quotes and a newline show whether it is kept as it is.
+_HOLE = "\uf8ff\ue000\"longctx\"\n'longctx'\ue000\uf8ff"
 
 INSTRUCTION = "Answer the question with the text below. Answer briefly.\n\nText:\n"
 QUESTION = "\n\nQuestion: "
@@ -53,19 +55,22 @@ class Tokens:
                 "citations cannot be exact. Load the model with its tokenizer.json."
             )
         self.tokenizer = tokenizer
+        self._control = _control(tokenizer)
 
     def plain(self, text: str) -> list[int]:
         """Ids of ``text`` alone: nothing added, nothing parsed as a special token."""
-        return [int(i) for i in self._call([text])["input_ids"][0]]
+        pieces = [text[a:b] for a, b in self._apart(text, 0, len(text))]
+        return [int(i) for ids in self._call(pieces)["input_ids"] for i in ids] if pieces else []
 
     def encode(self, document: Document) -> EncodedDocument:
         """The document's tokens; token ``i`` begins at character ``token_starts[i]``."""
-        chunks = list(_chunks(document.text))
+        text = document.text
+        chunks = [piece for a, b in _chunks(text) for piece in self._apart(text, a, b)]
         ids: list[NDArray[np.int32]] = []
         starts: list[NDArray[np.int64]] = []
         for at in range(0, len(chunks), _BATCH):
             group = chunks[at : at + _BATCH]
-            out = self._call([document.text[a:b] for a, b in group], offsets=True)
+            out = self._call([text[a:b] for a, b in group], offsets=True)
             for (a, _), own, offsets in zip(group, out["input_ids"], out["offset_mapping"], strict=True):
                 ids.append(np.asarray(own, dtype=np.int32))
                 starts.append(np.asarray(offsets, dtype=np.int64).reshape(-1, 2)[:, 0] + a)
@@ -84,19 +89,17 @@ class Tokens:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def frame(self) -> Frame:
-        """The prompt's fixed parts, from the chat template where there is one; a single BOS where the model wants one."""
+        """The prompt's fixed parts, from the chat template where there is one; one BOS where the model wants one."""
         if not getattr(self.tokenizer, "chat_template", None):
             bos = self.tokenizer.bos_token_id
             adds = self.tokenizer("", add_special_tokens=True)["input_ids"]
             before = [bos] if bos is not None and bos in adds else []
             return Frame((*before, *self.plain(INSTRUCTION)), tuple(self.plain(QUESTION)), tuple(self.plain(CUE)))
-        rendered = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": _HOLE}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        head, hole, tail = str(rendered).partition(_HOLE)
-        if not hole:
+        head, hole, tail = self._rendered().partition(_HOLE)
+        if not hole or _HOLE in tail:
             raise ModelError(
-                "the chat template drops or rewrites the user's turn; pass a tokenizer with another template."
+                "the chat template does not carry the user's turn once and unchanged; pass a tokenizer with "
+                "another template."
             )
         return Frame(
             (*self._template(head), *self.plain(INSTRUCTION)), tuple(self.plain(QUESTION)), tuple(self._template(tail))
@@ -107,9 +110,29 @@ class Tokens:
         own = generation_eos if isinstance(generation_eos, (list, tuple)) else [generation_eos]
         return tuple(sorted({int(i) for i in (*own, self.tokenizer.eos_token_id) if i is not None}))
 
+    def _rendered(self) -> str:
+        """The chat template's text around one user's turn."""
+        turns = [{"role": "user", "content": _HOLE}]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
+        except TemplateError as error:
+            raise ModelError(f"the chat template cannot be rendered: {error}") from error
+        return str(text)
+
     def _template(self, text: str) -> list[int]:
         """Ids of the template's own text, whose special tokens are meant."""
         return [int(i) for i in self.tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+    def _apart(self, text: str, start: int, stop: int) -> list[tuple[int, int]]:
+        """Half-open pieces of ``text[start:stop]``, cut inside every spelled-out control token: none is whole in any.
+
+        The tokenizer's own switch is not enough: it leaves alone what is not marked special, and other threads turn it.
+        """
+        cuts = [] if self._control is None else [at.start() + 1 for at in self._control.finditer(text, start, stop)]
+        edges = [start, *cuts, stop]
+        return [(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
 
     def _call(self, texts: list[str], offsets: bool = False) -> Any:
         # a lone surrogate cannot reach the tokenizer; one replacement character keeps every offset
@@ -122,6 +145,15 @@ class Tokens:
             return_attention_mask=False,
             verbose=False,
         )
+
+
+def _control(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Finds the beginning of every token that is special or that the chat template writes as a marker."""
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    added = tokenizer.added_tokens_decoder.values()
+    markers = {t.content for t in added if t.special or (t.content in template and not t.content.isalnum())}
+    texts = sorted(text for text in {*markers, *tokenizer.all_special_tokens} if len(text) > 1 and not text.isspace())
+    return re.compile(f"(?={'|'.join(map(re.escape, texts))})") if texts else None
 
 
 def _chunks(text: str) -> Sequence[tuple[int, int]]:

@@ -5,6 +5,8 @@ Owns the order of checks (what is cheap to refuse is refused before a model is l
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 from longctx import plugins
 from longctx.commands.screen import Screen, one_line
 from longctx.commands.settings import Settings
-from longctx.errors import EmptyInput, UsageError
+from longctx.errors import EmptyInput, LongctxError, UsageError
 from longctx.types import Answer, Citation, Document, SelectedSpan, Selection
 
 if TYPE_CHECKING:
@@ -79,6 +81,38 @@ def select(words: Sequence[str], settings: Settings, screen: Screen, plot: Path 
         f"{selection.tokens_read:,} | {selection.seconds:.1f} s"
     )
     screen.warn(selection.warnings)
+
+
+def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Settings, screen: Screen) -> None:
+    """Answer every question of a file from the documents, one row each. Raises what is wrong before a model is loaded."""
+    pipeline = importlib.import_module("longctx.pipelines.document_qa")
+    check(settings)
+    listed = pipeline.read_questions(questions)
+    for path in (questions, *map(Path, words)):
+        if out.exists() and path.exists() and out.samefile(path):
+            raise UsageError(f"--out {str(out)!r} is one of the files to read.")
+    documents = read_documents(words)
+    configuration = dataclasses.asdict(settings)
+    del configuration["segment_memory_bytes"]  # changes what is kept, never an answer
+    outcome = pipeline.run(
+        lambda: open_reader(settings, screen),
+        documents,
+        listed,
+        out,
+        configuration,
+        progress=screen.progress,
+        budget_tokens=settings.budget,
+        max_new_tokens=settings.max_new_tokens,
+        selector=settings.selector,
+        temperature=settings.temperature,
+        seed=settings.seed,
+    )
+    if screen.json:
+        screen.result({**dataclasses.asdict(outcome), "out": str(out)})
+    else:
+        screen.line(f"{out}: {outcome.rows} rows, {outcome.skipped} of them from before, {outcome.failed} failed")
+    if outcome.failed:
+        raise LongctxError(f"{outcome.failed} questions could not be answered; their rows in {out} say why.")
 
 
 def open_reader(settings: Settings, screen: Screen) -> Reader:

@@ -1,8 +1,8 @@
 """InfiniRetri (Ye et al. 2025, arXiv 2502.12962): the model's own attention from the question is the retriever.
 
-Two modes. The default reads segments independently of each other, in batches, with the heads that calibration found, and
-stops at the deepest of them. ``compat="paper"`` is the released scoring (infini-retri 0.0.3): last layer, all heads,
-strictly one chunk after the other with a cache of retained sentences; a sentence here is a unit of the splitter.
+Two modes. The default reads segments independently of each other, in batches, with the heads that calibration found,
+and stops at the deepest of them. ``compat="paper"`` is the released scoring (infini-retri 0.0.3): last layer, all
+heads, strictly one chunk after the other with a cache of retained sentences; a sentence here is a unit of the splitter.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class InfiniRetri:
 def paper_scores(rows: NDArray[np.float64], omega: NDArray[np.float64], phrase: int) -> NDArray[np.float64]:
     """The released token scores from attention ``rows`` [question rows, context tokens] summed over heads.
 
-    A box sum of ``phrase`` columns, zero padded: j - phrase//2 .. j + (phrase-1)//2, asymmetric for an even width. Then the
-    sum over rows weighted by ``omega`` squared: the released code weighs rows twice.
+    A box sum of ``phrase`` columns, zero padded: j - phrase//2 .. j + (phrase-1)//2, asymmetric for an even width.
+    Then the sum over rows weighted by ``omega`` squared: the released code weighs rows twice.
     """
     left, right = phrase // 2, (phrase - 1) // 2
     padded = np.pad(rows, ((0, 0), (left + 1, right)))

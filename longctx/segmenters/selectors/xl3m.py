@@ -1,7 +1,7 @@
 """XL3M (Wang et al. 2024, arXiv 2405.17755): each segment is read alone with the question; certainty means relevance.
 
-Owns the signals of that reading. ``entropy`` is the paper's; the others answer its failures: a refusal is certain too, and
-so is what the model knows by heart.
+Owns the signals of that reading. ``entropy`` is the paper's; the others answer its failures: a refusal is certain
+too, and so is what the model knows by heart.
 """
 
 from __future__ import annotations

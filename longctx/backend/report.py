@@ -1,0 +1,137 @@
+"""What a model is and what can be done with it, found without loading its weights.
+
+Owns the facts: layers by kind, heads, window, sizes in bytes, the chat template, and which abilities the model has and
+why it lacks the others. Knows no document and no method.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from longctx.backend import model as loading
+from longctx.backend.attention import installed
+from longctx.backend.embedded import embedded_model
+from longctx.backend.probe import Probe
+from longctx.backend.tokens import Tokens
+from longctx.errors import LongctxError, ModelError
+from longctx.protocols import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """``abilities`` maps what the library does to the reason why this model cannot; an empty reason means it can."""
+
+    name: str
+    architecture: str
+    parameters: int
+    weight_bytes: int
+    dtype: str
+    device: str
+    threads: int
+    layers: Mapping[str, int]
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    intermediate: int
+    vocabulary: int
+    window: int
+    kv_bytes_per_token: int
+    template: str
+    frame_tokens: int
+    abilities: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def report(
+    name: str, dtype: str = "auto", device: str = "auto", progress: Progress | None = None, encoder: str = ""
+) -> Report:
+    """The report of a hub id, a local folder or ``"embedded"``; its weights are neither read nor downloaded.
+
+    ``encoder`` is why there is no sentence encoder, empty where there is one. Raises ModelError for what is no model.
+    """
+    where = embedded_model(progress) if name == "embedded" else Path(name).expanduser()
+    target, wanted = loading._device(device), loading._dtype(dtype)
+    if where.exists():
+        loading._check_folder(where, name)
+    source = str(where) if where.exists() else name
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        with torch.device("meta"):
+            stored = wanted if wanted != "auto" else getattr(config, "dtype", None)
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=stored, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(loading._load_message(name, error)) from error
+    text = model.config.get_text_config(decoder=True)
+    heads = int(getattr(text, "num_attention_heads", 0) or 0)
+    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    dim = int(getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0))
+    layers = Counter(getattr(text, "layer_types", None) or ["full_attention"] * int(text.num_hidden_layers))
+    attending = sum(count for kind, count in layers.items() if kind.endswith("attention") and "linear" not in kind)
+    template, frame_tokens, why_not_asked = _template(tokenizer)
+    return Report(
+        name=name,
+        architecture=type(model).__name__,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        weight_bytes=sum(weight.nbytes for weight in model.parameters()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(target),
+        threads=torch.get_num_threads(),
+        layers=dict(layers),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=dim,
+        hidden=int(text.hidden_size),
+        intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+        vocabulary=int(text.vocab_size),
+        window=loading.window(model, tokenizer),
+        kv_bytes_per_token=2 * attending * kv_heads * dim * model.dtype.itemsize,
+        template=template,
+        frame_tokens=frame_tokens,
+        abilities={
+            "answers with citations": why_not_asked,
+            "reads by segments (auto, infiniretri, xl3m)": why_not_asked or _why_not(lambda: _read(model, tokenizer)),
+            "embeds text (auto, dense)": encoder,
+        },
+    )
+
+
+def _template(tokenizer: Any) -> tuple[str, int, str]:
+    """What frames a prompt, how many tokens it takes, and why no prompt can be framed (empty where one can)."""
+    try:
+        frame = Tokens(tokenizer).frame()
+    except ModelError as error:
+        return "unusable", 0, str(error)
+    plain = "none: instruction, text, question, 'Answer:'"
+    kind = "chat template" if getattr(tokenizer, "chat_template", None) else plain
+    starts = frame.before.count(tokenizer.bos_token_id) if tokenizer.bos_token_id is not None else 0
+    return f"{kind}, {starts} start-of-text", frame.tokens, ""
+
+
+def _read(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Raises ModelError where the model's layers cannot be read by segments."""
+    if not getattr(model.config.get_text_config(decoder=True), "num_attention_heads", 0):
+        raise ModelError("the model has no attention heads.")
+    Probe(model, Tokens(tokenizer))
+    with installed(model):
+        pass
+
+
+def _why_not(attempt: Callable[[], None]) -> str:
+    try:
+        attempt()
+    except LongctxError as error:
+        return str(error)
+    return ""

