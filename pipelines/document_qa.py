@@ -1,6 +1,7 @@
-"""Many questions about one set of documents: one compilation, one cited answer a row, and a file that can be gone on with.
+"""Many questions about one set of documents: one compilation, one cited answer a row, resumable.
 
-Owns the file of answers: which rows it has, what they were made with, and its last line. Knows readers by their public face.
+Owns the file of answers: which rows it has, what they were made with, and its last line. Knows readers by their public
+face.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ def run(
 ) -> Outcome:
     """Answer what ``out`` does not hold yet, a row at a time; ``asked`` goes to ``Reader.ask``.
 
-    ``configuration`` is written into every row. Raises ArtifactError, before anything is loaded or written, when ``out``
-    holds rows of another configuration or of other documents, or is no file of answers. The reader is made only
-    when something is left to answer.
+    ``configuration`` is written into every row. Raises ArtifactError, before anything is loaded or written, when
+    ``out`` holds rows of another configuration or of other documents, or is no file of answers. The reader is made
+    only when something is left to answer.
     """
     made_with = {"configuration": dict(configuration), "documents": {d.id: _digest(d.text) for d in documents}}
     done, whole = _held(out, questions, made_with)

@@ -1,0 +1,186 @@
+"""The page of selection results, made from the rows of ``longctx eval selection`` and from nothing else.
+
+Owns the table and the intervals. Every figure on the page can be counted again from the rows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+_ORDER = ("loogle", "qmsum", "xquad", "nq", "needles")
+_WITHOUT_MODEL = (
+    "bm25",
+    "dense",
+    "dense:bm25=1",
+    "bm25:neighbours=0.5",
+    "dense:neighbours=0.5",
+    "dense:bm25=1,neighbours=0.5",
+)
+_NAMES = {
+    "dense:bm25=1": "bm25 + dense",
+    "bm25:neighbours=0.5": "bm25, neighbours",
+    "dense:neighbours=0.5": "dense, neighbours",
+    "dense:bm25=1,neighbours=0.5": "bm25 + dense, neighbours",
+    "auto:model=false": "auto without the model",
+    "xl3m:signal=question_likelihood": "xl3m, question likelihood",
+    "xl3m:signal=entropy": "xl3m, entropy (as published)",
+    "xl3m:signal=gain": "xl3m, gain",
+    "xl3m:signal=contrast": "xl3m, contrast",
+    "infiniretri:compat=paper": "infiniretri, released scoring (16k tokens)",
+}
+_DRAWS = 4000
+
+
+def write_report(results: Path, page: Path) -> Path:
+    """Write ``page`` from every selection-*.jsonl in ``results`` and return it."""
+    parts = [_HEAD]
+    for path in sorted(results.glob("selection-*.jsonl")):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if rows:
+            parts += _model(rows)
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    return page
+
+
+def _model(rows: Sequence[Row]) -> list[str]:
+    first = rows[0]
+    budgets = sorted({row["budget"] for row in rows if row["budget"]})
+    sets = [name for name in _ORDER if any(row["set"] == name for row in rows)]
+    selectors = list(dict.fromkeys(row["selector"] for row in rows))
+    dates = sorted({row["date"] for row in rows})
+    lines = [
+        f"\n## {first['model']}\n",
+        f"Model fingerprint {first['fingerprint']}, longctx {first['longctx']}, torch {first['torch']}, transformers "
+        f"{first['transformers']}; {first['machine']}; {dates[0]}"
+        + (f" to {dates[-1]}" if len(dates) > 1 else "")
+        + ". Share of the evidence kept, in points.\n",
+        "| selector | " + " | ".join(f"{s} {b}" for s in sets for b in budgets) + " | n |",
+        "|---|" + "--:|" * (len(sets) * len(budgets) + 1),
+    ]
+    for selector in selectors:
+        own = [row for row in rows if row["selector"] == selector]
+        cells, counts = [], []
+        for name in sets:
+            for budget in budgets:
+                found = [row["recall"] for row in own if row["set"] == name and row["budget"] == budget]
+                cells.append(f"{100 * float(np.mean(found)):.1f}" if found else "")
+            counts.append(str(len({(r["document"], r["question"]) for r in own if r["set"] == name})))
+        label = _NAMES.get(selector, selector)
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | {'/'.join(counts)} |")
+    lines += ["", f"n: questions of {', '.join(sets)}.\n", *_against(rows, sets, budgets), *_published(rows)]
+    return lines
+
+
+def _against(rows: Sequence[Row], sets: Sequence[str], budgets: Sequence[int]) -> list[str]:
+    """``auto`` beside the best row without a model on each set and budget, and over the two long sets together."""
+    lines = [
+        "### auto beside the best row without a model\n",
+        "| set | budget | best without a model | its share | auto | difference | 95 % interval |",
+        "|---|--:|---|--:|--:|--:|---|",
+    ]
+    for name in sets:
+        for budget in budgets:
+            best, pairs = _best(rows, [name], [budget])
+            if len(pairs):
+                low, high = _interval(pairs[:, 1] - pairs[:, 0])
+                mean = pairs.mean(0) * 100
+                lines.append(
+                    f"| {name} | {budget} | {_NAMES.get(best, best)} | {mean[0]:.1f} | {mean[1]:.1f} | "
+                    f"{mean[1] - mean[0]:+.1f} | {low:+.1f} to {high:+.1f} |"
+                )
+    both = [name for name in ("loogle", "qmsum") if name in sets]
+    small = [budget for budget in budgets if budget <= 1024]
+    if len(both) == 2 and small:
+        best, differences = _average(rows, both, small)
+        lines += [
+            "",
+            f"Average over {' and '.join(both)} at {' and '.join(map(str, small))} tokens: auto "
+            f"{differences['mean']:+.1f} points against the best single row ({_NAMES.get(best, best)}), 95 % interval "
+            f"{differences['low']:+.1f} to {differences['high']:+.1f} (paired bootstrap over questions within sets).\n",
+        ]
+    return lines
+
+
+def _shares(rows: Sequence[Row], selector: str, name: str, budget: int) -> dict[tuple[str, int], float]:
+    return {
+        (row["document"], row["question"]): row["recall"]
+        for row in rows
+        if row["selector"] == selector and row["set"] == name and row["budget"] == budget
+    }
+
+
+def _best(rows: Sequence[Row], sets: Sequence[str], budgets: Sequence[int]) -> tuple[str, Any]:
+    """The best row without a model and its pairs with ``auto``: [questions, 2]."""
+    found: tuple[str, Any] = ("", np.zeros((0, 2)))
+    for selector in _WITHOUT_MODEL:
+        pairs = []
+        for name in sets:
+            for budget in budgets:
+                other, auto = _shares(rows, selector, name, budget), _shares(rows, "auto", name, budget)
+                pairs += [(other[key], auto[key]) for key in sorted(other.keys() & auto.keys())]
+        array = np.array(pairs).reshape(-1, 2)
+        if len(array) and (not len(found[1]) or array[:, 0].mean() > found[1][:, 0].mean()):
+            found = (selector, array)
+    return found
+
+
+def _average(rows: Sequence[Row], sets: Sequence[str], budgets: Sequence[int]) -> tuple[str, dict[str, float]]:
+    """Mean over cells (set, budget) of the mean difference, against the row whose mean over cells is highest."""
+    rng = np.random.default_rng(0)
+    best, best_mean, best_cells = "", -1.0, []
+    for selector in _WITHOUT_MODEL:
+        cells = [_best_pairs(rows, selector, name, budget) for name in sets for budget in budgets]
+        if all(len(cell) for cell in cells):
+            mean = float(np.mean([cell[:, 0].mean() for cell in cells]))
+            if mean > best_mean:
+                best, best_mean, best_cells = selector, mean, cells
+    draws = np.zeros(_DRAWS)
+    for cell in best_cells:
+        difference = cell[:, 1] - cell[:, 0]
+        draws += difference[rng.integers(0, len(difference), (_DRAWS, len(difference)))].mean(1) / len(best_cells)
+    mean = float(np.mean([(cell[:, 1] - cell[:, 0]).mean() for cell in best_cells]))
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return best, {"mean": 100 * mean, "low": 100 * float(low), "high": 100 * float(high)}
+
+
+def _best_pairs(rows: Sequence[Row], selector: str, name: str, budget: int) -> Any:
+    other, auto = _shares(rows, selector, name, budget), _shares(rows, "auto", name, budget)
+    return np.array([(other[key], auto[key]) for key in sorted(other.keys() & auto.keys())]).reshape(-1, 2)
+
+
+def _interval(differences: Any) -> tuple[float, float]:
+    """A paired bootstrap interval of the mean difference, in points."""
+    rng = np.random.default_rng(0)
+    means = differences[rng.integers(0, len(differences), (_DRAWS, len(differences)))].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return 100 * float(low), 100 * float(high)
+
+
+def _published(rows: Sequence[Row]) -> list[str]:
+    """The released InfiniRetri scoring without a budget: what it keeps, and how many tokens that is."""
+    own = [row for row in rows if row["selector"] == "infiniretri:compat=paper" and row["budget"] == 0]
+    if not own:
+        return []
+    lines = ["### Released InfiniRetri scoring, no budget, documents cut to 16k tokens\n"]
+    for name in dict.fromkeys(row["set"] for row in own):
+        found = [row for row in own if row["set"] == name]
+        recall = 100 * float(np.mean([row["recall"] for row in found]))
+        tokens = float(np.mean([row["tokens"] for row in found]))
+        lines.append(f"- {name}: {recall:.1f} with {tokens:.0f} tokens kept on average (n = {len(found)})")
+    return [*lines, ""]
+
+
+_HEAD = """# Selection: how much of the evidence each method keeps
+
+Every row has the same units, the same cut and the same budget of tokens. Evidence is the sentence or passage that holds
+the answer (loogle: LooGLE short-dependency QA; nq: Natural Questions passages as one document; xquad: SQuAD paragraphs
+as one document), the marked turns (qmsum: meetings, by share of their characters), or a planted fact (needles: 20 facts
+in one text of books). This page is written by `longctx eval selection` from the rows of its runs; the rows hold hashes
+and counts, never text."""
