@@ -50,16 +50,17 @@ class Calibration:
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> Calibration | None:
-        """The stored calibration of this very model, or None when there is none or it belongs to another."""
+        """The stored calibration of this very model; None when there is none, or it is damaged or another's."""
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError):
+            if data.pop("format") != FORMAT or data["fingerprint"] != fingerprint:
+                return None
+            data["heads"] = tuple((int(layer), int(head)) for layer, head in data["heads"])
+            data["hits"] = tuple(float(hit) for hit in data["hits"])
+            found = cls(**data)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        if not isinstance(data, dict) or data.pop("format", None) != FORMAT or data.get("fingerprint") != fingerprint:
-            return None
-        data["heads"] = tuple((int(layer), int(head)) for layer, head in data["heads"])
-        data["hits"] = tuple(data["hits"])
-        return cls(**data)
+        return found if found.heads else None
 
 
 def calibrate(

@@ -6,6 +6,7 @@ Owns the measure of support. Knows no model: a citation is computed from offsets
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from longctx.lexical import words
 from longctx.segmenters.splitters._prose import boundaries
@@ -23,43 +24,62 @@ def cite(
     spans: Sequence[SelectedSpan],
     weight: Callable[[str], float],
 ) -> tuple[Citation, ...]:
-    """The sentences that best hold the answer's words, best first; none where no sentence holds half of their weight.
+    """For each sentence of the answer the source sentence that best holds its words, in the order of the answer.
 
-    ``weight`` is the inverse document frequency of a word. Always ``document.text[start:end] == quote``. A citation's
-    score is the share of the answer's weight that its quote holds.
+    None where no source sentence holds half of the weight of the words, or none of those that the question did not
+    already say. ``weight`` is the inverse document frequency of a word. Always ``document.text[start:end] == quote``. A
+    citation's score is the share of the weight that its quote holds.
     """
     asked = set(words(question))
-    worth = {word: weight(word) * (_ECHO if word in asked else 1.0) for word in set(words(answer))}
-    new = set(worth) - asked
-    total = sum(worth.values())
-    if total <= 0:
-        return ()
-    found = []
-    for document_id, start, end, page, text in _sentences(documents, spans):
-        held = set(words(text))
-        support = sum(worth[word] for word in worth if word in held) / total
+    source = [(set(words(citation.quote)), citation) for citation in _sentences(documents, spans)]
+    found: dict[tuple[str, int], Citation] = {}
+    for statement in _pieces(answer):
+        best = _best(set(words(answer[slice(*statement)])), asked, source, weight)
+        if best is not None and (best.document_id, best.start) not in found:
+            found[best.document_id, best.start] = best
+    return tuple(found.values())[:_MOST]
+
+
+def _best(
+    said: set[str],
+    asked: set[str],
+    source: Sequence[tuple[set[str], Citation]],
+    weight: Callable[[str], float],
+) -> Citation | None:
+    """The source sentence that holds the largest share of what was ``said``, if that is enough."""
+    worth = {word: weight(word) * (_ECHO if word in asked else 1.0) for word in said}
+    total, new = sum(worth.values()), said - asked
+    best: tuple[float, float, Citation] | None = None
+    for held, citation in source:
+        support = sum(worth[word] for word in said & held) / total if total else 0.0
         if support < _SUPPORT or (new and not new & held):
             continue
-        near = sum(weight(word) for word in asked if word in held)  # of two equal quotes, the one about the question
-        found.append((support, near, Citation(document_id, start, end, page, text, round(support, 4))))
-    found.sort(key=lambda item: (-item[0], -item[1], item[2].start))
-    return tuple(citation for _, _, citation in found[:_MOST])
+        near = sum(weight(word) for word in asked & held)  # of two equal quotes, the one about the question
+        if best is None or (support, near) > best[:2]:
+            best = (support, near, replace(citation, score=round(support, 4)))
+    return best[2] if best else None
 
 
-def _sentences(
-    documents: Sequence[Document], spans: Sequence[SelectedSpan]
-) -> Sequence[tuple[str, int, int, int | None, str]]:
-    """Every sentence of every span, without the white space around it: (document id, start, end, page, text)."""
+def _pieces(text: str) -> Sequence[tuple[int, int]]:
+    """Every sentence of ``text`` without the white space around it."""
+    cuts = sorted({0, len(text), *boundaries(text)[0]})
+    found = []
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        piece = text[a:b]
+        start, end = a + len(piece) - len(piece.lstrip()), b - (len(piece) - len(piece.rstrip()))
+        if end > start:
+            found.append((start, end))
+    return found
+
+
+def _sentences(documents: Sequence[Document], spans: Sequence[SelectedSpan]) -> Sequence[Citation]:
+    """Every sentence of every span as a quote without a score."""
     by_id = {document.id: document for document in documents}
     found = []
     for span in spans:
         document = by_id[span.document_id]
-        text = document.text[span.start : span.end]
-        cuts = sorted({0, len(text), *(int(at) for at in boundaries(text)[0])})
-        for a, b in zip(cuts, cuts[1:], strict=False):
-            piece = text[a:b]
-            start = span.start + a + len(piece) - len(piece.lstrip())
-            end = span.start + b - (len(piece) - len(piece.rstrip()))
-            if end > start:
-                found.append((document.id, start, end, document.page_at(start), document.text[start:end]))
+        for a, b in _pieces(document.text[span.start : span.end]):
+            start, end = span.start + a, span.start + b
+            quote = document.text[start:end]
+            found.append(Citation(document.id, start, end, document.page_at(start), quote, 0.0))
     return found

@@ -6,6 +6,7 @@ what a user, a file or a machine can cause. Importing this loads neither torch n
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from pathlib import Path
@@ -24,28 +25,37 @@ class _Guarded(TyperGroup):
     """Commands whose failures end in a message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
-        from longctx.commands.screen import failure
-
         try:
             return super().invoke(ctx)
-        except (KeyboardInterrupt, Interrupted) as error:
-            said = f" {error}" if str(error) else ""
-            failure(f"stopped.{said}")
-            raise typer.Exit(Interrupted.exit_code) from None
+        except (KeyboardInterrupt, Interrupted):
+            raise _ended("stopped.", Interrupted.exit_code) from None
         except LongctxError as error:
-            failure(str(error))
-            raise typer.Exit(error.exit_code) from None
+            raise _ended(str(error), error.exit_code) from None
         except BrokenPipeError:
             raise  # typer ends quietly: whoever read the output has gone
         except OSError as error:
             where = f"{error.filename}: " if error.filename is not None else ""
-            failure(f"{where}{error.strerror or error}.{_remedy(error)}")
-            raise typer.Exit(1) from None
+            raise _ended(f"{where}{error.strerror or error}.{_remedy(error)}", 1) from None
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not any(sign in str(error).lower() for sign in _MEMORY):
                 raise
-            failure("the memory of this machine does not hold the work. `longctx plan` says what a text needs.")
-            raise typer.Exit(DoesNotFit.exit_code) from None
+            said = "the memory of this machine does not hold the work. `longctx plan` says what a text needs."
+            raise _ended(said, DoesNotFit.exit_code) from None
+
+
+def _ended(said: str, code: int) -> typer.Exit:
+    from longctx.commands.screen import failure
+
+    failure(said)
+    return typer.Exit(code)
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return " Free some space, or set LONGCTX_CACHE to a folder on another disk."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return " Choose a place that can be written, or change its permissions."
+    return ""
 
 
 app = typer.Typer(
@@ -180,6 +190,39 @@ def plan(
     importlib.import_module("longctx.commands.plan").show(tokens, settings, screen)
 
 
+@app.command("eval")
+def evaluate(
+    suite: Annotated[str, typer.Argument(help="Which suite: selection.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="The folder with the data sets.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Rows go here; those it holds are not made again.")],
+    sets: Annotated[str, typer.Option(metavar="A,B", help="Only these sets.")] = "",
+    model: flags.Model = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Measure selectors on data with known evidence."""
+    settings, screen = _begin(config, dict(model=model), json, quiet, verbose)
+    chosen = tuple(filter(None, sets.split(",")))
+    importlib.import_module("longctx.commands.jobs").evaluate(suite, data, out, chosen, settings, screen)
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="Which benchmark: reading.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Rows are appended here.")],
+    model: flags.Model = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Measure speed against the stock model in one run."""
+    settings, screen = _begin(config, dict(model=model), json, quiet, verbose)
+    importlib.import_module("longctx.commands.jobs").bench(name, out, settings, screen)
+
+
 @app.command("list")
 def list_(
     room: Annotated[str | None, typer.Argument(help="One room with the options of its methods.")] = None,
@@ -216,16 +259,6 @@ def main() -> None:
         app(prog_name="longctx")
     except KeyboardInterrupt:  # before or after a command
         sys.exit(Interrupted.exit_code)
-
-
-def _remedy(error: OSError) -> str:
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return " Free some space, or set LONGCTX_CACHE to a folder on another disk."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return " Choose a place that can be written, or change its permissions."
-    return ""
 
 
 if __name__ == "__main__":

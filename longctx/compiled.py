@@ -56,11 +56,12 @@ class Memory:
         """Keep ``stored`` and drop the longest unused until it fits; what is larger than the limit is not kept."""
         if segment in self._kept:
             self.used_bytes -= self._kept.pop(segment).nbytes
-        while self._kept and self.used_bytes + stored.nbytes > self.limit_bytes:
+        if stored.nbytes > self.limit_bytes:
+            return
+        while self.used_bytes + stored.nbytes > self.limit_bytes:
             self.used_bytes -= self._kept.popitem(last=False)[1].nbytes
-        if self.used_bytes + stored.nbytes <= self.limit_bytes:
-            self._kept[segment] = stored
-            self.used_bytes += stored.nbytes
+        self._kept[segment] = stored
+        self.used_bytes += stored.nbytes
 
 
 class CompiledDocument:
@@ -149,6 +150,10 @@ class CompiledDocument:
     def lexical(self, question: str) -> NDArray[np.float32]:
         """BM25 of every unit, [units]; zero where no word is shared."""
         return self.index.scores(question)
+
+    def coverage(self, question: str) -> float:
+        """The largest share of the question's words, by weight, that one unit holds."""
+        return self.index.coverage(question)
 
     def vectors(self, temperature: float = 1.0) -> NDArray[np.float32]:
         """The embedding of every unit, [units, dim], of length one. Raises MissingExtra without an encoder."""

@@ -54,6 +54,10 @@ def cut(
         tokens = count(text)
         if tokens <= budget_tokens:
             return spans, text, tokens
+        if len(kept) == 1:  # longer alone than in its place: the others compete without it
+            sizes[kept[0]] = tokens
+            kept = fill(values, sizes, budget_tokens)
+            continue
         excess = tokens - budget_tokens
         for index in sorted(kept, key=lambda i: (values[i], -i)):
             kept.remove(index)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from longctx.errors import BadOption, EmptyInput
 from longctx.protocols import Progress, Splitter
@@ -11,7 +12,7 @@ from longctx.types import Document, EncodedDocument, Unit
 
 def documents_of(source: Document | Sequence[Document]) -> list[Document]:
     """One or several documents as a list. Raises BadOption for anything else and EmptyInput for one without text."""
-    found = [source] if isinstance(source, Document) else list(source)
+    found: list[Any] = list(source) if isinstance(source, Iterable) else [source]
     if not found or not all(isinstance(document, Document) for document in found):
         raise BadOption("documents must be a Document, a list of them or a CompiledDocument; longctx.read makes them.")
     names = [document.id for document in found]

@@ -52,11 +52,25 @@ class Lexical:
             return np.zeros(self.size, dtype=np.float32)
         return np.asarray(self._bm25.get_scores(known), dtype=np.float32)
 
+    def coverage(self, question: str) -> float:
+        """The largest share of the question's words, by weight, that one text holds; 0 for a question without words."""
+        asked = set(words(question))
+        total = sum(self.weight(word) for word in asked)
+        held = np.zeros(self.size)
+        for word in asked & self.vocabulary.keys():
+            held[self._holders(word)] += self.weight(word)
+        return float(held.max() / total) if total and self.size else 0.0
+
+    def _holders(self, word: str) -> NDArray[np.int64]:
+        """The texts in which a known word occurs."""
+        assert self._bm25 is not None
+        at = self.vocabulary[word]
+        first, last = self._bm25.scores["indptr"][at : at + 2]
+        return np.asarray(self._bm25.scores["indices"][first:last], dtype=np.int64)
+
     def weight(self, word: str) -> float:
         """The inverse document frequency of a word as ``words`` spells it; the largest one for a word never seen."""
         if self._bm25 is None or word not in self.vocabulary:
             return float(np.log(1.0 + self.size))
-        holders = self._bm25.scores["indptr"]
-        at = self.vocabulary[word]
-        count = int(holders[at + 1] - holders[at])
+        count = len(self._holders(word))
         return float(np.log(1.0 + (self.size - count + 0.5) / (count + 0.5)))

@@ -68,7 +68,8 @@ def draw(documents: Sequence[Document], selection: Selection, title: str = "") -
     for span in selection.spans:
         start, stop = starts[span.document_id] + span.start, starts[span.document_id] + span.end
         pad = max(0.0, least - (stop - start)) / 2
-        axes.axvspan(start - pad, stop + pad, color=_CHOSEN, alpha=0.35, linewidth=0, gid="chosen")
+        mark = axes.axvspan(start - pad, stop + pad, color=_CHOSEN, alpha=0.35, linewidth=0, gid="chosen")
+        mark.set_label("kept" if span is selection.spans[0] else "_")
     for number, document in enumerate(documents):
         at = starts[document.id]
         if number:
@@ -79,6 +80,8 @@ def draw(documents: Sequence[Document], selection: Selection, title: str = "") -
             axes.text(middle, 1.01, name, transform=axes.transAxes, ha="center", fontsize=7, parse_math=False)
     axes.set_xlim(0, total)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    if selection.spans:
+        axes.legend(loc="upper right", fontsize=8, frameon=False)
     axes.set_xlabel("character of the text")
     axes.set_ylabel("score")
     for side in ("top", "right"):

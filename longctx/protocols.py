@@ -111,6 +111,10 @@ class Corpus(Protocol):
         """BM25 of every unit, [units]; zero where no word is shared."""
         ...
 
+    def coverage(self, question: str) -> float:
+        """The largest share of the question's words, by inverse document frequency, that one unit holds."""
+        ...
+
     def similarity(self, question: str, temperature: float = 1.0) -> NDArray[np.float32]:
         """Cosine of the question's and every unit's embedding, [units]. Raises MissingExtra without an encoder."""
         ...

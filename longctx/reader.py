@@ -6,6 +6,7 @@ or passed as objects, and only scores and spans come back.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -188,9 +189,9 @@ class Reader:
     ) -> Answer:
         """Compile, select, decode, cite: each timed, and what it did kept in the trace."""
         question = request.question
-        if request.temperature < 0 or request.max_new_tokens < 1:
+        if not 0 <= request.temperature < math.inf or request.max_new_tokens < 1:
             raise BadOption(
-                f"temperature={request.temperature} must not be negative and "
+                f"temperature={request.temperature} must be finite and not negative, and "
                 f"max_new_tokens={request.max_new_tokens} must be at least 1."
             )
         self._check(question, request.budget_tokens, request.max_new_tokens, request.selector)
@@ -251,10 +252,13 @@ class Reader:
         ):
             ids.append(token)
             text = self._tokens.decode(ids)
-            if text.startswith(shown) and not text.endswith("\ufffd"):
-                emit(text[len(shown) :])
-                shown = text
-        return self._tokens.decode(ids).strip(), len(ids)
+            whole = text.startswith(shown) and not text.endswith("\ufffd")
+            emit(text[len(shown) :] if whole else "")  # also without text: it is where a closed stream stops
+            shown = text if whole else shown
+        said = self._tokens.decode(ids)
+        if said.startswith(shown):
+            emit(said[len(shown) :])
+        return said.strip(), len(ids)
 
     def _prompt(self, text: str, question: str) -> list[int]:
         frame = self._frame

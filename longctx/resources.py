@@ -56,7 +56,7 @@ class Calibrator:
         if wanted is not None and wanted != "auto" and not isinstance(wanted, Calibration):
             raise BadOption(f"calibration={wanted!r} is not 'auto', None or a Calibration.")
         self._loaded, self._wanted = loaded, wanted
-        self._found: Calibration | None = None if wanted == "auto" else wanted
+        self._found: Calibration | None = None
         self._warnings: list[str] = []
 
     @cached_property
@@ -70,8 +70,13 @@ class Calibrator:
 
     def __call__(self, probe: Inquirer, progress: Progress | None = None) -> Calibration | None:
         """The calibration, or None where it is switched off. A folder that cannot be written is a warning."""
+        if self._found is None and isinstance(self._wanted, Calibration):
+            self._found = self._wanted
+            if self._wanted.fingerprint != self.fingerprint:
+                self._warnings.append("the calibration given was made for another model, so its heads may find nothing.")
         if self._found is None and self._wanted == "auto":
-            self._found = Calibration.load(self.path, self.fingerprint)
+            kept = Calibration.load(self.path, self.fingerprint)
+            self._found = kept if kept is not None and set(kept.heads) <= set(probe.pairs()) else None
             if self._found is None:
                 self._found = calibrate(probe, self.fingerprint, progress=progress)
                 try:

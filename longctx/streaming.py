@@ -28,7 +28,8 @@ def events(work: Work) -> Iterator[Event]:
     def put(event: Event) -> None:
         if closed.is_set():
             raise Interrupted("the stream was closed before the answer was complete.")
-        waiting.put(event)
+        if event.kind != "token" or event.text:
+            waiting.put(event)
 
     with ThreadPoolExecutor(1, "longctx-stream") as pool:
         future = pool.submit(

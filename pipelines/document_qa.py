@@ -126,6 +126,8 @@ def _answered(
 
 def _held(out: Path, questions: Sequence[Question], made_with: Mapping[str, Any]) -> tuple[set[str], int]:
     """The ids of the whole rows in ``out`` and the bytes they take."""
+    if out.exists() and not out.is_file():
+        raise UsageError(f"--out {str(out)!r} is not a regular file.")
     try:
         data = out.read_bytes()
     except FileNotFoundError:

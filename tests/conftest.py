@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ _HERE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "", None)
 
 # Before any library of models is imported: some of them read these only then.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["LONGCTX_CACHE"] = str(_CACHE)
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # on a busy machine, threads that spin starve the one that works
 
 
 class NetworkUsed(RuntimeError):
@@ -49,9 +52,41 @@ def _threads() -> None:
     torch.set_num_threads(THREADS)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tiny models, whose threads would only wait for one another."""
+    import torch
+
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(THREADS)
+
+
 @pytest.fixture(scope="session")
 def embedded_folder() -> Path:
     """The folder of the embedded model, made by the first test that needs it."""
     from longctx.backend.embedded import embedded_model
 
     return embedded_model()
+
+
+@pytest.fixture(scope="session")
+def embedded_reader(embedded_folder: Path) -> Any:
+    """A reader of the embedded model whose heads were found on a third of the usual trials."""
+    from longctx import Reader, calibration
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "_SEGMENTS", 8)
+        reader = Reader.from_pretrained("embedded", encoder=None)
+        reader._calibrator(reader._probe)
+    return reader
+
+
+@pytest.fixture(scope="session")
+def haystack(embedded_reader: Any) -> Any:
+    """About 4,000 tokens in which three facts of ``needles.py`` are planted, compiled once."""
+    from needles import text
+
+    from longctx import Document
+
+    return embedded_reader.compile(Document.from_text(text(), id="haystack"))

@@ -10,9 +10,11 @@ import tiny
 import torch
 
 from longctx.backend import decode as module
+from longctx.backend.attention import installed
 from longctx.backend.decode import decode
 from longctx.errors import ModelError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = torch.randint(4, 470, (1, 37), generator=torch.Generator().manual_seed(0))
 
 
@@ -121,28 +123,28 @@ def test_progress_counts_the_prompt_and_raising_from_it_stops_the_work(monkeypat
     assert len(passes) == 1
 
 
-def test_decoding_beside_a_reading_thread_is_not_disturbed() -> None:
-    """While a probe has switched the model's attention, a decoding pass of another thread would mix two masks."""
-    from longctx.backend.attention import installed
-
+def test_no_reading_pass_switches_the_model_in_the_middle_of_a_decoding_pass() -> None:
+    """A mask made for one attention function and used by another is wrong: the passes of two threads take turns."""
     model = tiny.model("mistral")
-    expected = generated(model, 10)
-    stop = threading.Event()
+    expected = generated(model, 3)
+    entered, inside = threading.Event(), []
 
     def read() -> None:
-        ids = torch.randint(4, 470, (2, 50))
-        while not stop.is_set():
-            with torch.inference_mode(), installed(model):
-                model(ids)
+        with installed(model):
+            entered.set()
 
     other = threading.Thread(target=read)
-    other.start()
-    try:
-        for _ in range(6):
-            assert list(decode(model, PROMPT[0].tolist(), 10, ())) == expected
-    finally:
-        stop.set()
-        other.join()
+
+    def in_the_middle(*_: Any) -> None:
+        if not other.ident:
+            other.start()
+            entered.wait(0.2)  # as long as it takes a switch that is not held back
+            inside.append(entered.is_set())
+
+    model.model.layers[1].register_forward_pre_hook(in_the_middle)
+    assert list(decode(model, PROMPT[0].tolist(), 3, ())) == expected
+    other.join()
+    assert inside == [False] and entered.is_set()
     assert model.config._attn_implementation == "eager"
 
 

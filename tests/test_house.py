@@ -53,7 +53,10 @@ MAY_IMPORT = {
     "contexts": WIRING,
     "generation": WIRING,
     "reader": WIRING | {"console", "contexts", "generation"},
-    "cli": WIRING | {"console", "contexts", "generation", "reader", ""},
+    "plotting": NOUNS,
+    "commands": WIRING | {"console", "contexts", "generation", "plotting", "reader", ""},
+    "cli": NOUNS | {"commands"},
+    "__main__": {"cli"},
     "pipelines": {"", "types", "errors", "plugins"},
     "": WIRING | {"reader", "contexts", "generation"},  # longctx/__init__.py, for type checkers only
 }

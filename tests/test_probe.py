@@ -21,6 +21,7 @@ from longctx.backend.tokens import Tokens
 from longctx.errors import ModelError
 from longctx.types import Document, Inquiry
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 EXACT = 1e-4
 LENGTHS = (17, 40, 12, 3)
 QUESTION = "Where does the street winter letter go?"
@@ -102,7 +103,7 @@ def test_readings_equal_an_eager_forward_for_segments_of_any_length_and_every_la
         assert sorted(found) == list(range(len(texts)))
         for i, text in enumerate(texts):
             fresh = Fresh(eager, probe.prefix, text, inquiry)
-            assert fresh.rows.max() > 0.2, "the model's attention is flat: the comparison would say little"
+            assert fresh.rows.max() > 0.1, "the model's attention is flat: the comparison would say little"
             check(found[i], fresh)
             np.testing.assert_allclose(found[i].rows, fresh.rows, atol=EXACT, rtol=0)
 
@@ -287,8 +288,11 @@ def logits_of(model: Any) -> torch.Tensor:
         return model(ids).logits.clone()
 
 
-@pytest.fixture(params=[("eager", torch.float32), ("sdpa", torch.float32), ("sdpa", torch.bfloat16), ("eager",
-torch.float16)]) def lent(request: pytest.FixtureRequest) -> Iterator[Any]:
+LENT = [("eager", torch.float32), ("sdpa", torch.float32), ("sdpa", torch.bfloat16), ("eager", torch.float16)]
+
+
+@pytest.fixture(params=LENT)
+def lent(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A caller's model, which must come back as it was: implementation, hooks, modes, dtype and logits."""
     implementation, dtype = request.param
     model = tiny.model("qwen2", attention=implementation, dtype=dtype)
@@ -495,8 +499,8 @@ def test_a_model_outside_the_attention_interface_is_refused_unharmed() -> None:
             """As transformers does for models of the old kind: a log line and no change."""
 
     stubborn = Stubborn()
-    with pytest.raises(ModelError, match="Stubborn does not take its attention"), installed(stubborn):  # type:
-    ignore[arg-type]
+    model: Any = stubborn
+    with pytest.raises(ModelError, match="Stubborn does not take its attention"), installed(model):
         raise AssertionError("entered")
     assert stubborn.config._attn_implementation == "eager"
 

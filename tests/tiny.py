@@ -39,7 +39,7 @@ _BASE: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 1,
 }
-_SLIDES = {"head_dim": 16, "sliding_window": SLIDING}
+_SLIDES = {"head_dim": 16, "sliding_window": SLIDING, "tie_word_embeddings": False}  # tied, they repeat themselves
 _NO_GROUPS = {key: value for key, value in _BASE.items() if key != "num_key_value_heads"}
 _CONFIGS: dict[str, Any] = {
     "llama": lambda: LlamaConfig(**_BASE),

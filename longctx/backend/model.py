@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx.backend.embedded import embedded_model
@@ -20,6 +21,7 @@ from longctx.errors import ModelError, UsageError
 from longctx.protocols import Progress
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_SAYS_NOTHING = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}  # saving may change them
 _NO_LIMIT = 10**9  # tokenizers without a limit report an absurd one
 
 
@@ -51,16 +53,20 @@ def from_pretrained(
     folder = Path(where).expanduser()
     if folder.exists():
         _check_folder(folder, label)
+        where = folder
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            where, config=config, dtype=wanted, trust_remote_code=False, use_safetensors=True
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            where, config=config, dtype=wanted, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise ModelError(_load_message(label, error)) from error
+    model, info = found
+    if missing := sorted(info["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise ModelError(f"{label} lacks {len(missing)} of the model's weights, the first being {missing[0]}.")
     try:
-        model = model.to(target).eval()  # type: ignore[arg-type]
+        model = model.to(target).eval()
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"{label} cannot be moved to {target}: {_first_line(error)} Use device='cpu'.") from error
     return wrap(model, tokenizer, label)
@@ -98,7 +104,7 @@ def fingerprint(loaded: Loaded) -> str:
     config = {
         key: value
         for key, value in loaded.model.config.to_dict().items()
-        if not key.startswith("_") and key not in ("transformers_version", "dtype", "torch_dtype", "use_cache")
+        if not key.startswith("_") and key not in _SAYS_NOTHING
     }
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(str(loaded.model.dtype).encode())

@@ -116,8 +116,7 @@ def _template(tokenizer: Any) -> tuple[str, int, str]:
         return "unusable", 0, str(error)
     plain = "none: instruction, text, question, 'Answer:'"
     kind = "chat template" if getattr(tokenizer, "chat_template", None) else plain
-    starts = frame.before.count(tokenizer.bos_token_id) if tokenizer.bos_token_id is not None else 0
-    return f"{kind}, {starts} start-of-text", frame.tokens, ""
+    return kind, frame.tokens, ""
 
 
 def _read(model: PreTrainedModel, tokenizer: Any) -> None:

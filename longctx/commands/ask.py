@@ -39,7 +39,7 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
         temperature=settings.temperature,
         seed=settings.seed,
     ):
-        if event.kind == "progress" and progress is not None:
+        if event.kind == "progress":
             progress(event.text, event.done, event.total)
         elif event.kind == "token":
             shown.add(event.text)
@@ -65,7 +65,7 @@ def select(words: Sequence[str], settings: Settings, screen: Screen, plot: Path 
         question,
         budget_tokens=settings.budget,
         selector=settings.selector,
-        progress=screen.progress or False,
+        progress=screen.progress,
     )
     if plot is not None:
         _plot(plot, documents, selection, question, screen)
@@ -84,7 +84,7 @@ def select(words: Sequence[str], settings: Settings, screen: Screen, plot: Path 
 
 
 def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Settings, screen: Screen) -> None:
-    """Answer every question of a file from the documents, one row each. Raises what is wrong before a model is loaded."""
+    """Answer every question of a file, one row each; what is wrong is raised before a model is loaded."""
     pipeline = importlib.import_module("longctx.pipelines.document_qa")
     check(settings)
     listed = pipeline.read_questions(questions)
@@ -142,7 +142,7 @@ def _asked(words: Sequence[str], settings: Settings, plot: Path | None) -> tuple
     *paths, question = words
     if not question.strip():
         raise EmptyInput("the question is empty.")
-    if Path(question).is_file():
+    if _is_file(question):
         raise UsageError(f"the last word must be the question, but {question!r} is a file.")
     check(settings)
     if plot is not None:
@@ -150,6 +150,13 @@ def _asked(words: Sequence[str], settings: Settings, plot: Path | None) -> tuple
 
         plotting.check(plot)
     return read_documents(paths), question
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a name can be, or with characters that no name has
+        return False
 
 
 def read_documents(paths: Sequence[str]) -> list[Document]:

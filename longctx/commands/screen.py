@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from longctx.commands.process import trimming
 from longctx.console import bar
 from longctx.protocols import Progress
 
@@ -34,8 +35,8 @@ class Screen:
                 stream.reconfigure(errors="backslashreplace")  # lone surrogates, and terminals without UTF-8
 
     @property
-    def progress(self) -> Progress | None:
-        return None if self.quiet else bar()
+    def progress(self) -> Progress:
+        return trimming(None if self.quiet else bar())
 
     def result(self, value: Mapping[str, Any]) -> None:
         """The one object of ``--json``."""
@@ -65,8 +66,8 @@ class Screen:
 
 
 def failure(text: str) -> None:
-    """The last word of a command that did not do what was asked."""
-    _write(sys.stderr, f"longctx: {text}\n")
+    """The last word of a command that did not do what was asked, on a line of its own after an unfinished bar."""
+    _write(sys.stderr, f"{chr(10) * sys.stderr.isatty()}longctx: {text}\n")
 
 
 def visible(text: str) -> str:

@@ -25,9 +25,9 @@ def heads_of(corpus: Corpus) -> tuple[tuple[tuple[int, int], ...], tuple[str, ..
 def per_unit(corpus: Corpus, segment: int, reading: Reading) -> NDArray[np.float32]:
     """Attention summed over each unit's tokens: [heads, units of the segment]."""
     first, last = corpus.segments[segment]
-    lengths = [corpus.units[i].tokens for i in range(first, last)]
-    starts = np.concatenate(([0], np.cumsum(lengths)[:-1])).astype(np.intp)
-    return np.asarray(np.add.reduceat(reading.attention, starts, axis=1), dtype=np.float32)
+    edges = np.cumsum([0, *(corpus.units[i].tokens for i in range(first, last))])
+    totals = np.pad(np.cumsum(reading.attention, axis=1, dtype=np.float64), ((0, 0), (1, 0)))
+    return np.asarray(np.diff(totals[:, edges], axis=1), dtype=np.float32)  # a unit without tokens gets nothing
 
 
 def fuse(mass: NDArray[np.float32]) -> NDArray[np.float32]:

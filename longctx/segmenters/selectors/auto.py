@@ -68,7 +68,8 @@ class Auto:
                 warnings += found.warnings
                 facts["signals"] += ["question likelihood", "attention"]
                 facts["segments_read"], facts["gain"] = found.read, gain
-        relevant = _relevant(words, cosine, gain)
+        nearest = None if cosine is None else float(cosine.max())
+        relevant = _relevant(corpus.coverage(question), nearest, gain)
         return Scores(
             spread(values, corpus.units, self.neighbours), relevant, corpus.spent() - before, tuple(warnings), facts
         )
@@ -144,9 +145,19 @@ def _against(values: NDArray[np.float32], typical: NDArray[np.bool_]) -> NDArray
     return (values - sample.mean()) / deviation if deviation > 1e-6 else np.zeros_like(values)
 
 
-def _relevant(words: NDArray[np.float32], cosine: NDArray[np.float32] | None, gain: float | None) -> bool:
-    """Whether anything in the text has to do with the question. Any one signal that says yes is believed."""
-    return bool(words.any()) or (cosine is not None and float(cosine.max()) > 0.3) or (gain is not None and gain > 0.1)
+def _relevant(coverage: float, cosine: float | None, gain: float | None) -> bool:
+    """Whether anything in the text has to do with the question. Any one signal that says yes is believed.
+
+    The limits lie above what unrelated questions reach and below what answerable ones do (docs/log.md). With fewer
+    signals the remaining ones are believed sooner.
+    """
+    words_say = _WORDS if cosine is not None and gain is not None else _WORDS_ALONE
+    return coverage >= words_say or (cosine is not None and cosine >= _COSINE) or (gain is not None and gain >= _GAIN)
+
+
+_WORDS, _WORDS_ALONE = 0.5, 0.2  # share of the question's words, by weight, in one unit
+_COSINE = 0.3  # of question and nearest unit
+_GAIN = 0.4  # in mean log-likelihood of the question's tokens, best segment against the usual one
 
 
 PLUGIN = Auto

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from longctx.protocols import Corpus
 from longctx.segmenters.selectors._neighbours import spread
-from longctx.types import Scores
+from longctx.types import Inquiry, Reading, Scores
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,38 +42,40 @@ class XL3M:
             null = float(corpus.probe.null(inquiry).likelihood.mean())
             relevant = bool(values.max() > null)
         else:
-            laws = {i: _law(r.next_token) for i, r in corpus.ask(everything, inquiry)}
-            base = _law(corpus.probe.null(inquiry).next_token) if self.signal == "gain" else None
-            values = _values(self.signal, np.stack([laws[i] for i in everything]), base)
+            values = self._of_laws(corpus, inquiry)
             relevant = True
         units = np.zeros(len(corpus.units), dtype=np.float32)
         for value, (first, last) in zip(values, corpus.segments, strict=True):
             units[first:last] = value
         return Scores(spread(units, corpus.units, self.neighbours), relevant, corpus.spent() - before)
 
+    def _of_laws(self, corpus: Corpus, inquiry: Inquiry) -> NDArray[np.float32]:
+        """One number per segment from its next-token law. Only ``contrast`` has to keep the laws, in half precision."""
+        values = np.zeros(len(corpus.segments), dtype=np.float32)
+        base = _law(corpus.probe.null(inquiry)) if self.signal == "gain" else None
+        kept: dict[int, NDArray[np.float16]] = {}
+        mean: NDArray[np.float64] | float = 0.0
+        for i, reading in corpus.ask(range(len(values)), inquiry):
+            law = _law(reading)
+            if self.signal == "contrast":
+                kept[i] = law.astype(np.float16)
+                mean = mean + np.exp(law) / len(values)
+            else:
+                values[i] = _divergence(law, base)
+        for i, half in kept.items():
+            values[i] = _divergence(half.astype(np.float64), np.log(np.maximum(mean, 1e-300)))
+        return values
 
-def _law(law: NDArray[np.float32] | None) -> NDArray[np.float16]:
-    """Log-probabilities in half the space; a segment's law is kept until all segments are read."""
-    assert law is not None
-    return np.clip(law, -60_000, 0).astype(np.float16)
+
+def _law(reading: Reading) -> NDArray[np.float64]:
+    """The log-probabilities of a reading, finite also where the model forbids a token."""
+    assert reading.next_token is not None
+    return np.maximum(reading.next_token.astype(np.float64), -60_000)
 
 
-def _values(signal: str, laws: NDArray[np.float16], base: NDArray[np.float16] | None) -> NDArray[np.float32]:
-    """One number per law of ``laws`` [segments, vocab], in float64 a row at a time."""
-    mean = np.zeros(laws.shape[1])
-    if signal == "contrast":
-        for law in laws:
-            mean += np.exp(law.astype(np.float64)) / len(laws)
-    out = np.zeros(len(laws), dtype=np.float32)
-    for i, law in enumerate(laws):
-        wide = law.astype(np.float64)
-        p = np.exp(wide)
-        if signal == "entropy":
-            out[i] = float((p * wide).sum())
-        else:
-            other = np.log(np.maximum(mean, 1e-300)) if base is None else base.astype(np.float64)
-            out[i] = float((p * (wide - other)).sum())
-    return out
+def _divergence(law: NDArray[np.float64], other: NDArray[np.float64] | None) -> float:
+    """KL of ``law`` from ``other``; the negative entropy of ``law`` where there is no other."""
+    return float((np.exp(law) * (law if other is None else law - other)).sum())
 
 
 PLUGIN = XL3M

@@ -1,0 +1,173 @@
+"""``longctx plan``: the memory that ``longctx ask`` will take, told before anything is loaded.
+
+Owns the sum. Its terms are the sizes of what the library really holds (tokens, units, index, vectors, segments,
+prompt); its constants were measured with ``/usr/bin/time -v``. CPU memory only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from longctx import plugins
+from longctx.commands.models import report
+from longctx.commands.process import free_bytes
+from longctx.commands.screen import Screen, size
+from longctx.commands.settings import Settings
+from longctx.errors import DoesNotFit, UsageError
+
+if TYPE_CHECKING:
+    from longctx.backend.report import Report
+
+MB = 10**6
+_QUESTION = 8  # tokens of a question
+_UNIT = 60  # tokens of a unit: sentences of prose
+_TEXT = 4  # bytes of text a token stands for; twice or four times that outside Latin scripts
+_RUNTIME = 405 * MB  # the interpreter, torch, transformers and what they import
+_VOCABULARY = 1_250  # bytes a tokenizer holds for one entry
+_TOKENISING = 40 * MB  # what a batch of chunks takes in the tokenizer, before it is numbers
+_ENCODER = 410 * MB  # sentence-transformers and what it imports, the embedded encoder, its batches
+_UNIT_BYTES = 3_000  # a unit's object, text, words and vector, with what building the index leaves behind
+_HEADS = 16  # calibrated heads whose attention is kept for every token that was read
+_HOLES = 0.35  # of the segments dropped for others: memory between those kept that cannot be used again at once
+_LAW = 2  # bytes of a vocabulary entry that xl3m keeps for every segment
+
+# What a selector uses; a method that is not named here is taken to use everything.
+_ENCODES = {"bm25": False, "head": False, "random": False, "all": False, "infiniretri": False, "xl3m": False}
+_READS = {"bm25": False, "head": False, "random": False, "all": False, "dense": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Bytes by purpose. ``loaded`` is the model by itself; ``above`` what asking adds at its peak."""
+
+    parts: Mapping[str, int]
+    loaded: int
+    above: int
+    free: int | None
+
+    @property
+    def peak(self) -> int:
+        return self.loaded + self.above
+
+    @property
+    def fits(self) -> bool:
+        return self.free is None or self.peak <= self.free
+
+
+def show(tokens: int, settings: Settings, screen: Screen) -> None:
+    """Show the plan. Raises DoesNotFit when this machine has less free memory than the peak."""
+    if tokens < 1:
+        raise UsageError(f"--tokens {tokens} must be at least 1.")
+    model = report(settings, screen)
+    made = plan(model, tokens, settings)
+    if screen.json:
+        parts = {f"{name.replace(' ', '_')}_bytes": value for name, value in made.parts.items()}
+        screen.result(
+            {
+                "model": model.name,
+                "tokens": tokens,
+                "selector": settings.selector,
+                **parts,
+                "loaded_bytes": made.loaded,
+                "above_loaded_bytes": made.above,
+                "peak_bytes": made.peak,
+                "free_bytes": made.free,
+                "fits": made.fits,
+            }
+        )
+    else:
+        rows = [(name, f"{size(value):>9}") for name, value in made.parts.items()]
+        free = "unknown" if made.free is None else size(made.free)
+        rows += [
+            ("model loaded", f"{size(made.loaded):>9}"),
+            ("asking adds", f"{size(made.above):>9}"),
+            ("peak", f"{size(made.peak):>9}  of {free} free: {'fits' if made.fits else 'does not fit'}"),
+        ]
+        screen.table(rows)
+        full = tokens * model.kv_bytes_per_token
+        trained = f"and the model was trained to {model.window:,} tokens" if tokens > model.window else ""
+        screen.note(f"reading all of it at once would keep {size(full)} of keys and values {trained}".rstrip())
+    if not made.fits:
+        raise DoesNotFit(
+            f"{tokens:,} tokens with {model.name} need {size(made.peak)}, and {size(made.free or 0)} are free. "
+            f"Free some memory, use a smaller model, or lower segment_memory_bytes in the configuration."
+        )
+
+
+def plan(model: Report, tokens: int, settings: Settings) -> Plan:
+    """The memory for one question about a text of ``tokens`` tokens."""
+    from longctx.reader import SEGMENT_TOKENS
+
+    selector = settings.selector.partition(":")[0]
+    segment = settings.segment_tokens or SEGMENT_TOKENS
+    whole = selector == "all"
+    scored = not whole and tokens > settings.budget
+    encodes = scored and _ENCODES.get(selector, True) and not model.abilities["embeds text (auto, dense)"]
+    read = _tokens_read(settings, tokens, segment) if scored and _READS.get(selector, True) else 0
+    units = tokens // _UNIT + 1
+    prompt = model.frame_tokens + _QUESTION + (tokens if whole else min(tokens, settings.budget))
+    parts = {
+        "runtime": _RUNTIME + model.vocabulary * _VOCABULARY,
+        "weights": model.weight_bytes,
+        "text and index": tokens * (_TEXT + 4 + 8) + units * _UNIT_BYTES + min(_TOKENISING, tokens * 400),
+        "encoder": _ENCODER if encodes else 0,
+        "segment memory": min(_memory(settings), read * model.kv_bytes_per_token),
+        "reading scratch": _reading(model, settings, read, segment) if read else 0,
+        "prompt": (prompt + settings.max_new_tokens) * model.kv_bytes_per_token,
+        "prompt scratch": _activations(model, min(prompt, _piece())),
+    }
+    during = parts["prompt"] + parts["prompt scratch"]
+    kept = parts["text and index"] + parts["encoder"] + parts["segment memory"]
+    loaded = parts["runtime"] + parts["weights"]
+    return Plan(parts, loaded, kept + max(parts["reading scratch"], during), free_bytes())
+
+
+def _memory(settings: Settings) -> int:
+    """Bytes of segments that the reader keeps at most."""
+    from longctx.reader import MEMORY_BYTES
+
+    return MEMORY_BYTES if settings.segment_memory_bytes is None else settings.segment_memory_bytes
+
+
+def _tokens_read(settings: Settings, tokens: int, segment: int) -> int:
+    """Tokens of the text that the model reads for one question."""
+    name = settings.selector.partition(":")[0]
+    if name != "auto":
+        return tokens
+    method: Any = plugins.load("selectors", settings.selector)
+    if not method.model:
+        return 0
+    return min(tokens, round(float(method.reach) * settings.budget) + (int(method.sample) + 1) * segment)
+
+
+def _reading(model: Report, settings: Settings, read: int, segment: int) -> int:
+    """What one pass over segments takes, and the numbers kept of each."""
+    from longctx.backend.probe import _READ_TOKENS
+    from longctx.compiled import _ASK_AT_ONCE
+
+    batch = max(_READ_TOKENS, segment) * model.kv_bytes_per_token + _activations(model, _READ_TOKENS)
+    asked = _ASK_AT_ONCE * _QUESTION * model.vocabulary * 10  # logits: as computed, in float32, and as logarithms
+    kept = read * _HEADS * 4
+    if settings.selector.startswith("xl3m:signal=") and "question_likelihood" not in settings.selector:
+        kept = read // segment * model.vocabulary * _LAW
+    limit = _memory(settings)
+    dropped = max(0, read * model.kv_bytes_per_token - limit)
+    return batch + asked + kept + int(_HOLES * min(dropped, limit))
+
+
+def _activations(model: Report, tokens: int) -> int:
+    """The tensors of one layer's pass over ``tokens``, several of each width alive at a time."""
+    width = 4 * model.hidden + 3 * model.intermediate + 2 * model.heads * model.head_dim
+    return int(tokens * width * _itemsize(model))
+
+
+def _itemsize(model: Report) -> int:
+    return max(1, model.weight_bytes // max(1, model.parameters))
+
+
+def _piece() -> int:
+    from longctx.backend.decode import _PIECE
+
+    return _PIECE

@@ -1,0 +1,54 @@
+"""The cascade: finds needles with what it has, spends few passes, and says what it lacks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from needles import NEEDLES
+
+from longctx.errors import ModelError
+from longctx.segmenters.selectors.auto import Auto
+
+
+@pytest.mark.parametrize("question", NEEDLES)
+def test_a_planted_needle_survives(question: str, haystack: Any, embedded_reader: Any) -> None:
+    selection = embedded_reader.select(haystack, question, budget_tokens=200, selector="auto")
+    assert NEEDLES[question] in selection.text and selection.relevant
+
+
+def test_a_needle_that_shares_no_word_with_its_question_is_found_by_the_model(haystack: Any) -> None:
+    question = "How does one get into the storehouse?"  # "The access code for the Dray depot is 4711."
+    assert not haystack.lexical(question).any()
+    values = Auto(neighbours=0.0).score(question, haystack, 200).values
+    (needle,) = [i for i in range(len(haystack.units)) if "4711" in haystack.text(i)]
+    assert (values > values[needle]).sum() < 0.15 * len(values)
+
+
+def test_only_segments_that_could_enter_the_budget_and_a_sample_are_read(haystack: Any) -> None:
+    question = "What is the access code for the Dray depot?"
+    total = len(haystack.segments)
+    few = Auto(reach=1.0, sample=2).score(question, haystack, 100)
+    many = Auto(reach=100.0).score(question, haystack, 10_000)
+    assert few.facts["segments_read"] <= 4 < total == many.facts["segments_read"]
+
+
+def test_without_the_model_no_pass_is_made(haystack: Any) -> None:
+    before = haystack.spent()
+    scores = Auto(model=False).score("What is the access code for the Dray depot?", haystack, 100)
+    assert haystack.spent() == before and scores.tokens_read == 0
+    assert scores.facts["signals"] == ["words"]
+    assert "4711" in haystack.text(int(scores.values.argmax()))
+
+
+def test_a_model_whose_layers_cannot_be_read_is_left_out_with_a_warning(
+    haystack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Any:
+        raise ModelError("the model has linear layers.")
+
+    monkeypatch.setattr(haystack, "_probe", refuse)
+    scores = Auto().score("What is the access code for the Dray depot?", haystack, 100)
+    assert any("linear layers" in warning for warning in scores.warnings)
+    assert np.isfinite(scores.values).all() and scores.facts["signals"] == ["words"]

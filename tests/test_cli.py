@@ -1,0 +1,517 @@
+"""The command line: results on stdout, all else on stderr, an exit code for every outcome, never a traceback."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from longctx import plugins
+from longctx.cli import app
+from longctx.commands import process, screen
+from longctx.commands.settings import Settings, count
+from longctx.errors import MissingExtra
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).parent.parent
+QUESTION = "Where is the kettle of Tobin kept?"
+NEEDLE = "Tobin keeps the kettle in room 4711."
+
+
+def story(sentences: int = 60) -> str:
+    lines = [
+        f"In winter number {i} the street by the river was quiet and the report said so." for i in range(sentences)
+    ]
+    lines[sentences // 2] = NEEDLE
+    return " ".join(lines)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tmp_path_factory.mktemp("model"), num_hidden_layers=2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a command is run: a document of 60 sentences, and a configuration without calibration and encoder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "story.txt").write_text(story())
+    (tmp_path / "fast.toml").write_text('calibration = "none"\nencoder = "none"\nsegment_tokens = 128\n')
+    return tmp_path
+
+
+def call(*words: str) -> Any:
+    """The command in this process: exit code, stdout and stderr."""
+    return CliRunner().invoke(app, list(words), prog_name="longctx")
+
+
+def asked(model: Path, *words: str) -> Any:
+    fast = ["--config", "fast.toml", "--selector", "bm25", "--budget", "200", "--max-new-tokens", "4"]
+    return call("ask", *words, "--model", str(model), *fast)
+
+
+def spawn(*words: str, **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment.pop("HF_HUB_DISABLE_PROGRESS_BARS")  # the command itself keeps them away
+    return subprocess.Popen(
+        [sys.executable, "-m", "longctx", *words],
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+# --- start ----------------------------------------------------------------------------------------------------------
+
+
+def test_help_costs_less_than_half_a_second_of_processor_time() -> None:
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ran = spawn("--help")
+        shown, _ = ran.communicate()
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert ran.returncode == 0 and "calibrate" in shown
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(spent) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "unwanted"),
+    [
+        (["--help"], {"torch", "transformers", "numpy", "sklearn"}),
+        (["ask", "--help"], {"torch", "transformers", "numpy", "sklearn"}),
+        (["list"], {"torch", "transformers", "longctx.segmenters.selectors.bm25", "longctx.segmenters.splitters.auto"}),
+    ],
+)
+def test_what_needs_no_model_loads_none(words: list[str], unwanted: set[str]) -> None:
+    code = (
+        f"import sys; sys.argv[1:] = {words!r}\n"
+        "from longctx.cli import main\n"
+        "try:\n    main()\n"
+        f"finally:\n    print(*sorted({unwanted!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert ran.stdout and ran.stderr.strip() == "" and ran.returncode == 0
+
+
+def test_listing_names_every_method_and_a_room_its_options() -> None:
+    listed = json.loads(call("list", "--json").stdout)
+    assert listed == {room: plugins.names(room) for room in plugins.ROOMS}
+    shown = call("list", "selectors").stdout
+    assert all(f"{name}: " in shown for name in plugins.names("selectors")) and "neighbours=0.0" in shown
+    found = json.loads(call("list", "selectors", "--json").stdout)["selectors"]
+    assert found["bm25"]["options"] == {"neighbours": ["float", 0.0]} and found["bm25"]["about"].startswith("BM25")
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_one_object_on_stdout_and_progress_is_on_stderr(model: Path, folder: Path) -> None:
+    ran = asked(model, "story.txt", QUESTION, "--json")
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.stdout.count("\n") == 1
+    answer = json.loads(ran.stdout)
+    assert answer["guarantee"] == "approximate" and answer["usage"]["selected_tokens"] <= 200
+    text = story()
+    assert NEEDLE in answer["selection"]["text"]
+    for citation in answer["citations"]:
+        assert text[citation["start"] : citation["end"]] == citation["quote"]
+    assert "tokenising" in ran.stderr
+
+
+def test_quiet_is_silent_and_the_libraries_below_are_too(model: Path, folder: Path) -> None:
+    words = ["ask", "story.txt", QUESTION, "--model", str(model), "--config", "fast.toml", "--selector", "bm25"]
+    ran = spawn(*words, "--budget", "200", "--max-new-tokens", "2", "--quiet")
+    shown, said = ran.communicate()
+    assert (ran.returncode, said) == (0, "") and shown
+
+
+def test_the_answer_is_streamed_once_and_the_summary_counts_what_was_kept(model: Path, folder: Path) -> None:
+    answer = json.loads(asked(model, "story.txt", QUESTION, "--json").stdout)
+    ran = asked(model, "story.txt", QUESTION)
+    assert ran.stdout.startswith(answer["text"] + "\n")
+    assert ran.stdout.count("\n[") == len(answer["citations"])
+    usage = answer["usage"]
+    assert f"kept {usage['selected_tokens']:,} of {usage['document_tokens']:,} tokens" in ran.stderr
+    assert "guarantee: approximate" in ran.stderr
+
+
+def test_citations_are_numbered_with_page_offsets_and_quote() -> None:
+    from longctx.commands.ask import _citation
+    from longctx.types import Citation
+
+    citation = Citation("a.pdf", 10, 30, 4, "two\n words", 0.5)
+    assert _citation(1, citation) == '[1] a.pdf p.4 chars 10-30 "two words" score 0.50'
+    assert _citation(2, dataclasses.replace(citation, page=None)).startswith("[2] a.pdf chars 10-30 ")
+
+
+def test_selecting_shows_the_spans_word_for_word(model: Path, folder: Path) -> None:
+    flags = ["--model", str(model), "--config", "fast.toml", "--selector", "bm25", "--budget", "100"]
+    ran = call("select", "story.txt", QUESTION, *flags)
+    assert ran.exit_code == 0 and NEEDLE in ran.stdout and "--- story.txt chars " in ran.stdout
+    found = json.loads(call("select", "story.txt", QUESTION, *flags, "--json").stdout)
+    assert found["tokens"] <= 100 and NEEDLE in found["text"] and "profile" not in found
+
+
+def test_the_embedded_model_answers(embedded_folder: Path, folder: Path) -> None:
+    ran = call("ask", "story.txt", "In which room is the kettle?", "--selector", "bm25", "--budget", "300", "--json")
+    assert ran.exit_code == 0, ran.stderr
+    assert "4711" in json.loads(ran.stdout)["text"]
+
+
+def test_a_plot_is_written_whole(model: Path, folder: Path) -> None:
+    assert asked(model, "story.txt", QUESTION, "--plot", "looked.png").exit_code == 0
+    assert (folder / "looked.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in folder.iterdir()) == ["fast.toml", "looked.png", "story.txt"]
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_doctor_counts_layers_and_heads_without_weights(model: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"")  # never opened
+    found = json.loads(call("doctor", str(tmp_path), "--json").stdout)
+    assert found["layers"] == {"full_attention": 2}
+    assert (found["heads"], found["kv_heads"], found["head_dim"], found["window"]) == (4, 2, 16, 4096)
+    assert found["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
+    assert found["weight_bytes"] == 4 * found["parameters"]
+    assert set(found["abilities"].values()) == {""}
+    shown = call("doctor", str(tmp_path)).stdout
+    assert "2 full attention; 4 heads, 2 for keys and values" in shown and "chat template" in shown
+
+
+def test_the_doctor_says_why_layers_cannot_be_read(tmp_path: Path) -> None:
+    from transformers import Qwen3NextConfig
+
+    tiny.save(tmp_path)
+    kinds = ["linear_attention", "full_attention"]
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    Qwen3NextConfig(
+        num_hidden_layers=2, layer_types=kinds, vocab_size=tiny.VOCAB, num_experts=2, **small
+    ).save_pretrained(tmp_path)
+    found = json.loads(call("doctor", str(tmp_path), "--json").stdout)
+    assert found["layers"] == {"linear_attention": 1, "full_attention": 1}
+    reasons = {ability: why for ability, why in found["abilities"].items() if "segments" in ability}
+    assert all("linear_attention" in why for why in reasons.values()) and len(reasons) == 1
+
+
+def test_calibrating_keeps_the_file_that_readers_use(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGCTX_CACHE", str(tmp_path))
+    ran = call("calibrate", str(model), "--json")
+    assert ran.exit_code == 0, ran.stderr
+    found = json.loads(ran.stdout)
+    assert Path(found["path"]).is_file() and tmp_path in Path(found["path"]).parents
+    assert 0 < len(found["heads"]) == len(found["hits"])
+    from longctx import Reader
+
+    reader = Reader.from_pretrained(model, encoder=None)
+    assert str(reader._calibrator.path) == found["path"]
+
+
+# --- plans ----------------------------------------------------------------------------------------------------------
+
+
+def planned(model: Path, *words: str) -> dict[str, Any]:
+    ran = call("plan", str(model), "--json", *words)
+    assert ran.exit_code == 0, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+def test_a_plan_grows_with_text_and_budget_and_its_parts_make_its_sum(model: Path) -> None:
+    small, large = planned(model, "--tokens", "10k"), planned(model, "--tokens", "1M")
+    assert small["tokens"] == 10_000 and large["tokens"] == 1_000_000
+    assert small["above_loaded_bytes"] < large["above_loaded_bytes"]
+    assert large["loaded_bytes"] == large["runtime_bytes"] + large["weights_bytes"]
+    assert large["peak_bytes"] == large["loaded_bytes"] + large["above_loaded_bytes"] and large["fits"]
+    wide = planned(model, "--tokens", "10k", "--budget", "3k")
+    assert wide["prompt_bytes"] - small["prompt_bytes"] == (3000 - 2048) * 512
+    lexical = planned(model, "--tokens", "1M", "--selector", "bm25")
+    assert lexical["encoder_bytes"] == lexical["segment_memory_bytes"] == 0 < large["segment_memory_bytes"]
+
+
+def test_a_plan_that_does_not_fit_is_shown_and_ends_with_3(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longctx.commands.plan.free_bytes", lambda: 50_000_000)
+    ran = call("plan", str(model), "--tokens", "1M", "--json")
+    assert ran.exit_code == 3 and not json.loads(ran.stdout)["fits"]
+    assert "1,000,000 tokens" in ran.stderr and "50 MB are free" in ran.stderr
+
+
+def test_free_memory_is_what_the_control_group_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = process.free_bytes()
+    assert found is not None and found > 2**20
+    monkeypatch.setattr(process, "_allowed", lambda: 12_345)
+    assert process.free_bytes() == 12_345
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the plan's constants were measured on Linux")
+@pytest.mark.timeout(300)
+def test_a_plan_predicts_the_peak_of_asking_within_a_fifth(embedded_folder: Path, folder: Path) -> None:
+    """In a process of its own, since what this one holds already would count."""
+    (folder / "long.txt").write_text(" ".join([story(60)] * 80))
+    flags = ["--selector", "bm25", "--max-new-tokens", "2", "--json", "--quiet"]
+    code = (
+        "import resource, subprocess, sys\n"
+        "subprocess.run(sys.argv[1:], check=True)\n"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)"
+    )
+    command = [sys.executable, "-m", "longctx", "ask", "long.txt", QUESTION, *flags]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, env=environment, check=True
+    )
+    shown, peak = ran.stdout.splitlines()
+    tokens = json.loads(shown)["usage"]["document_tokens"]
+    plan = planned(Path("embedded"), "--tokens", str(tokens), *flags[:4])
+    assert plan["peak_bytes"] == pytest.approx(int(peak), rel=0.2)
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+
+def write_bad_files(folder: Path) -> None:
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "blank.txt").write_text(" \n\t\n")
+    (folder / "binary.txt").write_bytes(bytes(range(256)) * 40)
+    (folder / "cut.pdf").write_bytes(b"%PDF-1.7\n1 0 obj\n<< /Type /Cat")
+    (folder / "cut.docx").write_bytes(b"PK\x03\x04\x14\x00\x00\x00")
+    (folder / "folder").mkdir()
+    (folder / "unknown.toml").write_text("bugdet = 100\n")
+    (folder / "wrong.toml").write_text("budget = true\n")
+    (folder / "broken.toml").write_text("budget = \n")
+    for name, extra in (("nomodel", None), ("pickled", "pytorch_model.bin"), ("remote", "model.safetensors")):
+        (folder / name).mkdir()
+        if extra is not None:
+            (folder / name / extra).write_bytes(b"x")
+            (folder / name / "config.json").write_text(
+                '{"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}}'
+                if name == "remote"
+                else '{"model_type": "llama"}'
+            )
+            (folder / name / "code.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\n")
+
+
+MISTAKES: list[tuple[list[str], int, str]] = [
+    (["empty.txt", QUESTION], 2, "empty"),
+    (["blank.txt", QUESTION], 2, "no text"),
+    (["binary.txt", QUESTION], 1, "binary"),
+    (["cut.pdf", QUESTION], 1, "cut.pdf"),
+    (["cut.docx", QUESTION], 1, "cut.docx"),
+    (["missing.txt", QUESTION], 1, "no file"),
+    (["folder", QUESTION], 2, "is a folder"),
+    (["story.txt", "  "], 2, "question is empty"),
+    (["story.txt"], 2, 'FILE... "QUESTION"'),
+    (["story.txt", "story.txt"], 2, "is a file"),
+    (["story.txt", "why " * 5000], 3, "window is 4096"),
+    (["story.txt", QUESTION, "--budget", "0"], 2, "budget_tokens=0"),
+    (["story.txt", QUESTION, "--budget", "1M"], 3, "at most"),
+    (["story.txt", QUESTION, "--budget", "many"], 2, "not a count"),
+    (["story.txt", QUESTION, "--max-new-tokens", "0"], 2, "max_new_tokens=0"),
+    (["story.txt", QUESTION, "--temperature", "-1"], 2, "temperature=-1"),
+    (["story.txt", QUESTION, "--selector", "bm26"], 2, "Known: auto, bm25"),
+    (["story.txt", QUESTION, "--selector", "bm25:depth=2"], 2, "Its options: neighbours"),
+    (["story.txt", QUESTION, "--selector", "bm25:neighbours=much"], 2, "not float"),
+    (["story.txt", QUESTION, "--selector", "all", "--max-new-tokens", "4000"], 3, "window"),
+    (["story.txt", QUESTION, "--dtype", "int3"], 2, "dtype 'int3'"),
+    (["story.txt", QUESTION, "--device", "abacus"], 2, "device 'abacus'"),
+    (["story.txt", QUESTION, "--model", "nomodel"], 1, "no config.json"),
+    (["story.txt", QUESTION, "--model", "story.txt"], 1, "is a file"),
+    (["story.txt", QUESTION, "--model", "pickled"], 1, "pickled"),
+    (["story.txt", QUESTION, "--model", "remote"], 1, "never run"),
+    (["story.txt", QUESTION, "--plot", "looked.jpg"], 2, ".png"),
+    (["story.txt", QUESTION, "--plot", "nowhere/looked.png"], 2, "no folder"),
+    (["story.txt", QUESTION, "--config", "unknown.toml"], 2, "Did you mean 'budget'?"),
+    (["story.txt", QUESTION, "--config", "wrong.toml"], 2, "is not int"),
+    (["story.txt", QUESTION, "--config", "broken.toml"], 2, "not TOML"),
+    (["story.txt", QUESTION, "--config", "missing.toml"], 2, "cannot be read"),
+    (["story.txt", QUESTION, "--questions", "fast.toml"], 2, "go together"),
+    (["story.txt", QUESTION, "--speed", "9"], 2, "No such option"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "said"), MISTAKES, ids=lambda value: str(value)[:40])
+def test_a_mistake_is_named_with_its_exit_code_and_leaves_nothing(
+    words: list[str], code: int, said: str, model: Path, folder: Path
+) -> None:
+    write_bad_files(folder)
+    before = sorted(folder.rglob("*"))
+    fixed = ["--json", "--quiet"]
+    fixed += [] if "--model" in words else ["--model", str(model)]
+    fixed += [] if "--config" in words else ["--config", "fast.toml"]
+    fixed += [] if "--selector" in words else ["--selector", "bm25"]
+    ran = call("ask", *words, *fixed)
+    assert ran.exit_code == code, ran.output
+    flat = " ".join(ran.stderr.replace("│", " ").split())
+    assert said in flat and "Traceback" not in ran.stderr
+    assert ran.stdout == "" and ran.exc_info[0] is SystemExit
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_model_named_twice_and_an_unknown_room_or_suite_are_refused(model: Path, folder: Path) -> None:
+    assert call("doctor", str(model), "--model", "embedded").exit_code == 2
+    room = call("list", "kitchens")
+    assert room.exit_code == 2 and "Known: splitters, selectors" in room.stderr
+    suite = call("eval", "weather", "--data", ".", "--out", "out")
+    assert suite.exit_code == 2 and "Known: selection" in suite.stderr
+    assert call("plan", str(model), "--tokens", "0").exit_code == 2
+
+
+def test_a_missing_extra_says_what_to_install(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longctx.plotting.find_spec", lambda name: None)
+    ran = asked(model, "story.txt", QUESTION, "--plot", "looked.png")
+    assert ran.exit_code == MissingExtra.exit_code == 1 and "longctx-hf[plots]" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "some.file"), 1, "some.file: No space left on device. Free"),
+        (PermissionError(errno.EACCES, "Permission denied", "some.file"), 1, "Choose a place"),
+        (MemoryError(), 3, "longctx plan"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 3, "longctx plan"),
+        (KeyboardInterrupt(), 130, "stopped."),
+    ],
+)
+def test_what_the_machine_refuses_is_a_message(
+    error: BaseException, code: int, said: str, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("longctx.commands.ask.open_reader", fail)
+    ran = asked(model, "story.txt", QUESTION)
+    assert ran.exit_code == code and said in ran.stderr and ran.exc_info[0] is SystemExit
+
+
+def test_a_fault_of_our_own_is_not_hidden(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr("longctx.commands.ask.open_reader", fail)
+    assert isinstance(asked(model, "story.txt", QUESTION).exception, RuntimeError)
+
+
+# --- settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("2048", 2048), ("4k", 4000), ("1M", 1_000_000), ("1.5K", 1500), ("1,000", 1000), ("2_000", 2000), (" 7 ", 7)],
+)
+def test_counts_are_decimal(text: str, value: int) -> None:
+    assert count(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "k", "4kb", "-3", "1.5", "0.0001k", "nan", "1e3"])
+def test_what_is_no_count_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        count(text)
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    from longctx.commands.settings import merge
+
+    file = tmp_path / "longctx.toml"
+    file.write_text('model = "a"\nbudget = "4k"\ntemperature = 1\n')
+    merged = merge(file, {"model": "b", "budget": None})
+    assert (merged.model, merged.budget, merged.temperature, merged.selector) == ("b", 4000, 1, Settings().selector)
+
+
+# --- terminals and signals ------------------------------------------------------------------------------------------
+
+
+class Terminal:
+    """A stream that says it is a terminal, or not."""
+
+    def __init__(self, terminal: bool) -> None:
+        self.terminal, self.shown = terminal, ""
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def write(self, text: str) -> None:
+        self.shown += text
+
+    def flush(self) -> None:
+        pass
+
+
+def test_a_document_cannot_drive_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    evil = "a\x1b[2Jb\rc\x9bd\u202ee\x07f\ud800g\x00h\u2066i"
+    plain = "Grüße, 漢字 🙂\n\tz"
+    for terminal in (True, False):
+        stream = Terminal(terminal)
+        monkeypatch.setattr(sys, "stdout", stream)
+        screen.Screen().line(evil + plain)
+        assert stream.shown.endswith(plain + "\n")
+        assert ("\x1b" in stream.shown) is not terminal
+    shown = screen.visible(evil)
+    assert shown == "a\\x1b[2Jb\\x0dc\\x9bd\\u202ee\\x07f\\ud800g\\x00h\\u2066i"
+
+
+def test_lone_surrogates_and_narrow_encodings_do_not_stop_the_output(folder: Path) -> None:
+    code = (
+        "from longctx.commands.screen import Screen\n"
+        "Screen().line('a\\ud800 \\u6f22')\n"
+        "Screen().result({'a': '\\ud800'})"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert ran.returncode == 0 and ran.stdout == 'a\\ud800 \\u6f22\n{"a": "\\ud800"}\n'
+
+
+def until(stream: Any, said: str, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while said not in stream.readline():
+        assert time.monotonic() < end
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one question", "many questions"])
+def test_stopping_ends_within_a_batch_and_leaves_nothing_half_written(many: bool, model: Path, folder: Path) -> None:
+    (folder / "long.txt").write_text(" ".join([story(200)] * 40))
+    words: Sequence[str] = ["ask", "long.txt", QUESTION, "--plot", "looked.png", "--selector", "infiniretri"]
+    if many:
+        (folder / "questions.txt").write_text("\n".join(f"Where is number {i}?" for i in range(500)))
+        words = ["ask", "long.txt", "--questions", "questions.txt", "--out", "rows.jsonl", "--selector", "infiniretri"]
+    fast = ["--model", str(model), "--config", "fast.toml", "--budget", "200", "--max-new-tokens", "4"]
+    ran = spawn(*words, *fast)
+    assert ran.stderr is not None
+    until(ran.stderr, "questions" if many else "tokenising")
+    started = time.monotonic()
+    ran.send_signal(signal.SIGINT)
+    shown, said = ran.communicate(timeout=60)
+    assert ran.returncode == 130 and "stopped." in said and "Traceback" not in said
+    assert time.monotonic() - started < 10
+    left = {path.name for path in folder.iterdir()} - {"long.txt", "story.txt", "fast.toml", "questions.txt"}
+    assert left == ({"rows.jsonl"} if many else set())
+    if many:
+        rows = (folder / "rows.jsonl").read_text()
+        assert rows.endswith("\n") and all(json.loads(row)["id"] for row in rows.splitlines())
+
+
+def test_a_reader_that_goes_away_is_no_error_message() -> None:
+    with spawn("list", "selectors") as ran:
+        assert ran.stdout is not None and ran.stderr is not None
+        ran.stdout.close()
+        assert ran.stderr.read() == "" and ran.wait() == 1

@@ -1,0 +1,268 @@
+"""A compiled document: units and segments tile it, its memory stays within the limit, its readings equal fresh ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from longctx import Reader
+from longctx.compiled import CompiledDocument, Memory
+from longctx.errors import MissingExtra
+from longctx.types import Document
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@dataclass(frozen=True)
+class Blob:
+    nbytes: int
+    name: int = 0
+
+
+OPERATIONS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 14)), max_size=60)
+
+
+@given(OPERATIONS, st.integers(0, 20))
+def test_memory_never_passes_its_limit_and_keeps_what_was_used_last(operations: list[Any], limit: int) -> None:
+    memory = Memory(limit)
+    model: list[tuple[int, Blob]] = []  # longest unused first
+    for step, (key, size) in enumerate(operations):
+        if step % 3 == 2 and key in memory:
+            (blob,) = [b for k, b in model if k == key]
+            assert memory.get(key) is blob
+            model = [*((k, b) for k, b in model if k != key), (key, blob)]
+        else:
+            blob = Blob(size, step)
+            memory.put(key, blob)
+            model = [(k, b) for k, b in model if k != key]
+            if size <= limit:
+                while sum(b.nbytes for _, b in model) + size > limit:
+                    model.pop(0)
+                model.append((key, blob))
+        assert memory.used_bytes == sum(b.nbytes for _, b in model) <= limit
+        assert len(memory) == len(model) and all(k in memory for k, _ in model)
+
+
+TEXT = "".join(
+    f"{name} keeps the {thing} in room {number}. The street was quiet that winter.\n\n"
+    for number, (name, thing) in enumerate(
+        [(n, t) for n in ("Mara", "Tobin", "Ilse") for t in ("ledger", "kettle", "lamp")]
+    )
+)
+QUESTION = "Where is the kettle of Tobin?"
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    model = tiny.model("qwen3", num_hidden_layers=2)
+    return Reader(model, tiny.tokenizer("system"), encoder=None, calibration=None, segment_tokens=64)
+
+
+def book_of(reader: Reader, memory_bytes: int, document: Any = None) -> CompiledDocument:
+    """A book that keeps at most ``memory_bytes`` of keys and values, with nothing read yet."""
+    book = Reader(
+        reader.model, reader.tokenizer, encoder=None, calibration=None, segment_tokens=64, segment_memory_bytes=0
+    ).compile(document or Document.from_text(TEXT))
+    book.memory = Memory(memory_bytes)
+    return book
+
+
+def fresh(reader: Reader, book: CompiledDocument, segment: int, inquiry: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Attention of every head and question likelihood by one eager pass over [prefix + segment + question]."""
+    prefix = book.probe.frame.before  # type: ignore[attr-defined]
+    own = book.segment_ids(segment).tolist()
+    ids = torch.tensor([[*prefix, *own, *inquiry.ids]])
+    with torch.inference_mode():
+        out = reader.model(ids, output_attentions=True)
+    at = len(prefix) + len(own)
+    first, last = inquiry.rows
+    maps = torch.cat([layer[0] for layer in out.attentions])[:, at + first : at + last, len(prefix) : at].mean(1)
+    laws = out.logits[0].log_softmax(-1)
+    first, last = inquiry.question
+    where = torch.arange(at + first, at + last)
+    return maps.numpy(), laws[where - 1, ids[0, where]].numpy()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_readings_equal_fresh_ones_however_little_memory_there_is_and_whatever_was_asked_before(
+    reader: Reader, share: float
+) -> None:
+    whole = book_of(reader, 2**40)
+    list(whole.read(range(len(whole.segments))))
+    book = book_of(reader, int(share * whole.memory.used_bytes))
+    count = len(book.segments)
+    assert count >= 4
+    orders = (range(count), reversed(range(count)), [2, 0], range(count))
+    questions = (QUESTION, QUESTION, "Which room?", QUESTION)
+    for question, order in zip(questions, orders, strict=True):
+        inquiry = book.probe.inquiry(question, heads=None, likelihood=True)
+        order = list(order)
+        found = dict(book.ask(order, inquiry))
+        assert sorted(found) == sorted(order)
+        assert book.memory.used_bytes <= book.memory.limit_bytes
+        for segment in order[:3]:
+            attention, likelihood = fresh(reader, book, segment, inquiry)
+            np.testing.assert_allclose(found[segment].attention, attention, atol=1e-4)
+            np.testing.assert_allclose(found[segment].likelihood, likelihood, atol=1e-3)
+
+
+def test_what_is_spent_is_what_went_through_the_model(reader: Reader) -> None:
+    book = book_of(reader, 2**40)
+    everything = range(len(book.segments))
+    one, two = (book.probe.inquiry(question, likelihood=True) for question in (QUESTION, "Which room is it?"))
+    spent = [book.spent()]
+    for inquiry in (one, two, two):
+        list(book.ask(everything, inquiry))
+        spent.append(book.spent())
+    costs = np.diff(spent).tolist()
+    assert costs == [book.tokens + len(book.segments) * len(one.ids), len(book.segments) * len(two.ids), 0]
+
+
+def test_an_ask_given_up_halfway_loses_nothing(reader: Reader) -> None:
+    book = book_of(reader, 2**40)
+    inquiry = book.probe.inquiry(QUESTION, likelihood=True)
+    asking = book.ask(range(len(book.segments)), inquiry)
+    next(asking)
+    asking.close()  # type: ignore[attr-defined]
+    found = dict(book.ask(range(len(book.segments)), inquiry))
+    other = dict(book_of(reader, 0).ask(range(len(book.segments)), inquiry))
+    assert sorted(found) == sorted(other) == list(range(len(book.segments)))
+    for segment in found:
+        np.testing.assert_allclose(found[segment].likelihood, other[segment].likelihood, atol=1e-4)
+
+
+def test_laws_over_the_vocabulary_are_not_kept(reader: Reader) -> None:
+    book = book_of(reader, 0)
+    inquiry = book.probe.inquiry(QUESTION, next_token=True)
+    list(book.ask([0, 1], inquiry))
+    before = book.spent()
+    list(book.ask([0, 1], inquiry))
+    assert book.spent() > before
+
+
+def test_progress_is_told_of_reading_and_the_earlier_listener_is_back_afterwards(reader: Reader) -> None:
+    book = book_of(reader, 0)
+    outer: list[tuple[str, int, int]] = []
+    inner: list[tuple[str, int, int]] = []
+
+    def stop(stage: str, done: int, total: int) -> None:
+        inner.append((stage, done, total))
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with book.reporting(lambda *at: outer.append(at)):
+        with pytest.raises(KeyboardInterrupt), book.reporting(stop):
+            list(book.read([0, 1, 2]))
+        list(book.read([0, 1]))
+    list(book.read([2]))
+    assert inner == [("reading", 1, 3), ("reading", 2, 3)] and outer == [("reading", 1, 2), ("reading", 2, 2)]
+
+
+PIECES = (
+    "The letter. ",
+    "你好。",
+    "👍🏽",
+    "\r\n",
+    "\n\n",
+    " ",
+    "x" * 40,
+    "e\u0301",
+    "\u200b",
+    "\ud83d",
+    "\x00",
+    tiny.START,
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(PIECES), min_size=1, max_size=20).map("".join), min_size=1, max_size=3))
+def test_units_tile_every_text_and_segments_every_token(texts: list[str]) -> None:
+    texts = [text for text in texts if text.strip()] or ["x"]
+    reader = _shared_reader()
+    book = reader.compile([Document.from_text(text, id=str(i)) for i, text in enumerate(texts)])
+    for number, text in enumerate(texts):
+        own = [i for i, unit in enumerate(book.units) if unit.document == number]
+        assert "".join(book.text(i) for i in own) == text
+        assert np.concatenate([book.ids(i) for i in own]).tolist() == book.encoded[number].token_ids.tolist()
+        assert [book.units[i].index for i in own] == own
+    whole = np.concatenate([book.segment_ids(s) for s in range(len(book.segments))])
+    assert len(whole) == book.tokens == sum(len(e.token_ids) for e in book.encoded)
+
+
+_MADE: list[Reader] = []
+
+
+def _shared_reader() -> Reader:
+    if not _MADE:
+        model = tiny.model(num_hidden_layers=1)
+        options: dict[str, Any] = {"encoder": None, "calibration": None, "segment_memory_bytes": 0}
+        _MADE.append(Reader(model, tiny.tokenizer("system"), segment_tokens=64, **options))
+    return _MADE[0]
+
+
+def test_a_units_context_is_shown_to_scorers_and_is_no_part_of_its_text(reader: Reader) -> None:
+    document = Document(
+        "f.py", "def keep(ledger):\n" + "    kettle = ledger + 1\n" * 30, kind="code", language="python"
+    )
+    book = book_of(reader, 0, document)
+    carrying = [i for i, unit in enumerate(book.units) if unit.context is not None]
+    if not carrying:
+        pytest.skip("the Python grammar is not installed")
+    last = carrying[-1]
+    assert "def keep" not in book.text(last) and book.shown(last).startswith("def keep(ledger):")
+    assert book.lexical("keep")[last] > 0
+
+
+class Encoder:
+    """Counts letters, and how often it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    available = True
+
+    def __call__(self, temperature: float) -> Encoder:
+        return self
+
+    def encode(self, texts: Any, *, progress: Any = None) -> np.ndarray:
+        self.asked.append(len(texts))
+        counts = np.array([[text.lower().count(c) for c in "aeiou"] for text in texts], dtype=np.float32) + 0.1
+        return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+def test_units_are_embedded_once_for_all_questions(reader: Reader) -> None:
+    book = book_of(reader, 0)
+    encoder = Encoder()
+    book._encoder = encoder
+    first = book.similarity("a e")
+    assert first.shape == (len(book.units),) and first.dtype == np.float32 and first.max() <= 1.0001
+    book.similarity("o u")
+    assert encoder.asked == [len(book.units), 1, 1]
+    book.similarity("o u", temperature=0.5)
+    assert encoder.asked[3:] == [len(book.units), 1]
+
+
+def test_without_an_encoder_similarity_says_what_to_install(reader: Reader) -> None:
+    book = book_of(reader, 0)
+    assert not book.can_embed
+    with pytest.raises(MissingExtra, match="longctx-hf\\[dense\\]"):
+        book.similarity(QUESTION)
+
+
+def test_reading_hands_out_segments_in_memory_first(reader: Reader) -> None:
+    book = book_of(reader, 2**40)
+    list(book.read([3]))
+    order = [segment for segment, _ in _first(book.read([0, 1, 2, 3]), 1)]
+    assert order == [3]
+
+
+def _first(items: Iterator[Any], count: int) -> list[Any]:
+    return [next(items) for _ in range(count)]
