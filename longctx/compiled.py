@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,6 +42,7 @@ class Memory:
         self.limit_bytes = limit_bytes
         self.used_bytes = 0
         self._kept: OrderedDict[int, Any] = OrderedDict()
+        self._lock = Lock()  # a book may be asked by several threads
 
     def __contains__(self, segment: int) -> bool:
         return segment in self._kept
@@ -49,19 +51,23 @@ class Memory:
         return len(self._kept)
 
     def get(self, segment: int) -> Any:
-        self._kept.move_to_end(segment)
-        return self._kept[segment]
+        """What is kept of ``segment``, or None."""
+        with self._lock:
+            if segment in self._kept:
+                self._kept.move_to_end(segment)
+            return self._kept.get(segment)
 
     def put(self, segment: int, stored: Any) -> None:
         """Keep ``stored`` and drop the longest unused until it fits; what is larger than the limit is not kept."""
-        if segment in self._kept:
-            self.used_bytes -= self._kept.pop(segment).nbytes
-        if stored.nbytes > self.limit_bytes:
-            return
-        while self.used_bytes + stored.nbytes > self.limit_bytes:
-            self.used_bytes -= self._kept.popitem(last=False)[1].nbytes
-        self._kept[segment] = stored
-        self.used_bytes += stored.nbytes
+        with self._lock:
+            if segment in self._kept:
+                self.used_bytes -= self._kept.pop(segment).nbytes
+            if stored.nbytes > self.limit_bytes:
+                return
+            while self.used_bytes + stored.nbytes > self.limit_bytes:
+                self.used_bytes -= self._kept.popitem(last=False)[1].nbytes
+            self._kept[segment] = stored
+            self.used_bytes += stored.nbytes
 
 
 class CompiledDocument:
@@ -176,10 +182,11 @@ class CompiledDocument:
         """Keys and values of ``segments``: those in memory first, then the others, read now and kept while they fit."""
         missing = []
         for segment in segments:
-            if segment in self.memory:
-                yield segment, self.memory.get(segment)
-            else:
+            kept = self.memory.get(segment)
+            if kept is None:
                 missing.append(segment)
+            else:
+                yield segment, kept
         done = 0
         for index, stored in self.probe.read([self.segment_ids(s).tolist() for s in missing]):
             done += 1

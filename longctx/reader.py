@@ -150,6 +150,10 @@ class Reader:
         self._check(question, budget_tokens, 0, selector)
         return self._select(self._index(documents, report), question, budget_tokens, selector, report)
 
+    def recut(self, book: CompiledDocument, selection: Selection, budget_tokens: int) -> Selection:
+        """The scores of ``selection`` cut to another budget, for methods whose scores do not depend on the budget."""
+        return selecting.recut(book, selection, budget_tokens, self._count)
+
     def ask(
         self,
         documents: Source,

@@ -73,7 +73,7 @@ class Calibrator:
         if self._found is None and isinstance(self._wanted, Calibration):
             self._found = self._wanted
             if self._wanted.fingerprint != self.fingerprint:
-                self._warnings.append("the calibration given was made for another model, so its heads may find nothing.")
+                self._warnings.append("the calibration given was made for another model: its heads may find nothing.")
         if self._found is None and self._wanted == "auto":
             kept = Calibration.load(self.path, self.fingerprint)
             self._found = kept if kept is not None and set(kept.heads) <= set(probe.pairs()) else None

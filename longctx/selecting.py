@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
 
 from longctx import cut, plugins
 from longctx.compiled import CompiledDocument
-from longctx.errors import DoesNotFit
+from longctx.errors import BadOption, DoesNotFit
 from longctx.protocols import Selector
 from longctx.questions import whole_document
 from longctx.types import SelectedSpan, Selection, Step
@@ -72,6 +75,19 @@ def select(
         trace=steps,
         profile=cut.profile(book.documents, book.units, scores.values),
     )
+
+
+def recut(book: CompiledDocument, selection: Selection, budget_tokens: int, count: Callable[[str], int]) -> Selection:
+    """``selection`` with its scores cut to ``budget_tokens``; what was read and how long it took stay as they were.
+
+    Raises BadOption for a selection that has no scores: one of a text that was kept whole.
+    """
+    if len(selection.profile) != len(book.units):
+        raise BadOption("the selection holds no scores of this document's units, so it cannot be cut again.")
+    values = np.array([unit.score for unit in selection.profile], dtype=np.float32)
+    spans, text, tokens = cut.cut(book.documents, book.units, values, budget_tokens, count)
+    dropped = book.tokens - _kept(book, spans)
+    return replace(selection, spans=spans, text=text, tokens=tokens, dropped_tokens=dropped)
 
 
 def _whole(

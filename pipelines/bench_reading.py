@@ -5,9 +5,11 @@ Owns the clock. The three are timed in turn in one run, so that their ratios hol
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,54 +17,38 @@ from pathlib import Path
 from typing import Any
 
 import longctx
-from longctx.backend.probe import Probe
-from longctx.backend.tokens import Tokens
-from longctx.reader import SEGMENT_TOKENS, Reader
 
 from . import python_reference
 
+# ours; a plain forward per segment; the linear layers on one segment's rows, and on those of a reading batch
+_KINDS = ("read", "stock", "linear", "linear_batch")
 
-def run_reading(
-    model: str, out: Path, *, text: str = "", tokens: int = 4096, rounds: int = 5, segment_tokens: int = SEGMENT_TOKENS
-) -> Path:
-    """Append one row of medians and ranges, in tokens per second, to ``out``/reading.jsonl and return that file."""
-    import torch
 
-    reader = Reader.from_pretrained(model)
-    ids = Tokens(reader.tokenizer).plain(text or python_reference.text())[:tokens]
-    segments = [ids[i : i + segment_tokens] for i in range(0, len(ids) - segment_tokens + 1, segment_tokens)]
-    total = len(segments) * segment_tokens
-    probe = Probe(reader.model, Tokens(reader.tokenizer))
-    with torch.inference_mode():
-        timed = {
-            "read": lambda: _read(probe, segments),
-            "stock": lambda: _stock(reader.model, segments),
-            "linear": _linear(reader.model, 4 * segment_tokens, total),
-        }
-        rates: dict[str, list[float]] = {name: [] for name in timed}
-        for name in timed:  # once unmeasured: first calls allocate and pack
-            timed[name]()
-        for number in range(rounds):
-            for name, work in timed.items():
-                started = time.perf_counter()
-                work()
-                rates[name].append(total / (time.perf_counter() - started))
-            print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-    pairs = list(zip(rates["read"], rates["stock"], rates["linear"], strict=True))
+def run_reading(model: str, out: Path, *, tokens: int = 4096, rounds: int = 5, segment_tokens: int = 512) -> Path:
+    """Append one row of medians and ranges, in tokens per second, to ``out``/reading.jsonl and return that file.
+
+    Every round times each of the three in a process of its own, in turn: what one does to the process, such as how it
+    keeps memory, cannot help or hurt another. The text is the Python language reference.
+    """
+    rates: dict[str, list[float]] = {name: [] for name in _KINDS}
+    facts: dict[str, Any] = {}
+    for number in range(rounds):
+        for kind in _KINDS:
+            facts = _child(kind, model, tokens, segment_tokens)
+            rates[kind].append(facts.pop("rate"))
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     row = {
         "bench": "reading",
         "model": Path(model).name,
-        "fingerprint": reader.fingerprint[:16],
-        "dtype": str(reader.model.dtype),
-        "segments": len(segments),
-        "segment_tokens": segment_tokens,
+        **facts,
         "rounds": rounds,
         "tokens_per_second": {name: _spread(values) for name, values in rates.items()},
-        "read_to_stock": _spread([read / stock for read, stock, _ in pairs]),
-        "read_to_linear": _spread([read / linear for read, _, linear in pairs]),
-        "longctx": longctx.__version__,
-        "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        **{
+            f"read_to_{kind}": _spread([a / b for a, b in zip(rates["read"], rates[kind], strict=True)])
+            for kind in _KINDS
+            if kind != "read"
+        },
+        "machine": f"{platform.machine()}, {platform.system()}",
         "date": time.strftime("%Y-%m-%d"),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -72,8 +58,56 @@ def run_reading(
     return path
 
 
-def _read(probe: Probe, segments: Sequence[Sequence[int]]) -> None:
-    for _ in probe.read(segments):
+def _child(kind: str, model: str, tokens: int, segment_tokens: int) -> dict[str, Any]:
+    """What ``measure`` found in a process of its own."""
+    asked = json.dumps([kind, model, tokens, segment_tokens])
+    code = f"import json, sys; from {__name__} import measure; print(measure(*json.loads(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", code, asked], capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def measure(kind: str, model: str, tokens: int, segment_tokens: int) -> str:
+    """Time one kind in this process: the median of three passes after an unmeasured one, as a line of JSON."""
+    import torch
+
+    # memory for no segment: reading stores nothing, so that every pass is a pass
+    reader = longctx.Reader.from_pretrained(
+        model, encoder=None, segment_tokens=segment_tokens, segment_memory_bytes=0, splitter="fixed:tokens=64"
+    )
+    text = python_reference.text()
+    book = reader.compile(longctx.Document.from_text(text[: 4 * tokens]))
+    segments = [book.segment_ids(segment).tolist() for segment in range(len(book.segments))]
+    total = sum(map(len, segments))
+    work: Callable[[], None]
+    if kind == "read":
+        work = functools.partial(_read, book)
+    elif kind == "stock":
+        work = functools.partial(_stock, reader.model, segments)
+    else:
+        work = _linear(reader.model, segment_tokens * (4 if kind == "linear_batch" else 1), total)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(4):
+            started = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - started)
+    return json.dumps(
+        {
+            "rate": total / statistics.median(seconds[1:]),
+            "fingerprint": reader.fingerprint[:16],
+            "dtype": str(reader.model.dtype),
+            "segments": len(segments),
+            "segment_tokens": segment_tokens,
+            "longctx": longctx.__version__,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
+    )
+
+
+def _read(book: Any) -> None:
+    for _ in book.read(range(len(book.segments))):
         pass
 
 

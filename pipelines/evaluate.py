@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import longctx
-from longctx import cut
-from longctx.reader import Reader
+from longctx import Reader
 
 from .selection_sets import Case, Question, cases, kept_share
 
@@ -111,15 +110,12 @@ def _case(
                     _say(f"{case.name}: {book.tokens:,} tokens compiled in {time.perf_counter() - started:.0f} s")
             if selector in CASCADE:
                 for budget in missing:
-                    measured = _measure(reader, book, question, selector, budget)
-                    del measured["profile"]
-                    yield row | {"budget": budget} | measured
-            elif missing:
-                first = _measure(reader, book, question, selector, missing[0])
-                scored = first.pop("profile")
-                yield row | {"budget": missing[0]} | first
+                    yield row | _measure(reader, book, question, selector, budget)[1]
+            elif missing and book is not None:
+                selection, found = _measure(reader, book, question, selector, missing[0])
+                yield row | found
                 for budget in missing[1:]:
-                    yield row | {"budget": budget} | first | _recut(reader, book, question, scored, budget)
+                    yield row | found | _kept(reader.recut(book, selection, budget), question) | {"budget": budget}
         if not quiet:
             _say(f"{case.name}: question {number + 1} of {len(case.questions)}")
 
@@ -151,36 +147,26 @@ def _paper(
                 continue
             book = reader.compile(longctx.Document.from_text(text, case.name))
             most = min(book.tokens - 1, reader.longest_selection(question.text))
-            published = _measure(reader, book, moved, PAPER, most)
-            scored = published.pop("profile")
-            yield row | {"budget": 0} | published
+            selection, published = _measure(reader, book, moved, PAPER, most)
+            yield row | published | {"budget": 0}
             for budget in budgets:
-                yield row | {"budget": budget} | published | _recut(reader, book, moved, scored, budget)
+                yield row | published | _kept(reader.recut(book, selection, budget), moved) | {"budget": budget}
             if not quiet:
                 _say(f"{case.set}: released scoring, question {counts[case.set]} of {sample}")
 
 
-def _measure(reader: Reader, book: Any, question: Question, selector: str, budget: int) -> dict[str, Any]:
-    """One selection, and under ``profile`` the scores it was cut from."""
+def _measure(reader: Any, book: Any, question: Question, selector: str, budget: int) -> tuple[Any, dict[str, Any]]:
+    """One selection and what its row says of it."""
     started = time.perf_counter()
     selection = reader.select(book, question.text, budget_tokens=budget, selector=selector)
-    seconds = time.perf_counter() - started
-    return {
-        "recall": round(kept_share(question, [(span.start, span.end) for span in selection.spans]), 6),
-        "tokens": selection.tokens,
-        "tokens_read": selection.tokens_read,
-        "document_tokens": book.tokens,
-        "seconds": round(seconds, 4),
-        "profile": np.array([unit.score for unit in selection.profile], dtype=np.float32),
-    }
+    seconds = round(time.perf_counter() - started, 4)
+    facts = {"tokens_read": selection.tokens_read, "document_tokens": book.tokens, "seconds": seconds}
+    return selection, {"budget": budget, **_kept(selection, question), **facts}
 
 
-def _recut(reader: Reader, book: Any, question: Question, scores: Any, budget: int) -> dict[str, Any]:
-    """The same scores cut to another budget, for methods whose scores do not depend on it."""
-    count = lambda text: len(reader.tokenizer(text, add_special_tokens=False)["input_ids"])  # noqa: E731
-    spans, _, tokens = cut.cut(book.documents, book.units, scores, budget, count)
-    recall = kept_share(question, [(span.start, span.end) for span in spans])
-    return {"recall": round(recall, 6), "tokens": tokens}
+def _kept(selection: Any, question: Question) -> dict[str, Any]:
+    recall = kept_share(question, [(span.start, span.end) for span in selection.spans])
+    return {"recall": round(recall, 6), "tokens": selection.tokens}
 
 
 def _around(text: str, question: Question, chars: int) -> tuple[str, Question]:
@@ -197,16 +183,13 @@ def _around(text: str, question: Question, chars: int) -> tuple[str, Question]:
 
 def _base(reader: Reader, label: str) -> dict[str, Any]:
     """What every row says of the run."""
-    import torch
-    import transformers
-
     return {
         "model": label,
         "fingerprint": reader.fingerprint[:16],
         "longctx": longctx.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "date": time.strftime("%Y-%m-%d"),
     }
 

@@ -248,6 +248,8 @@ def test_a_plan_grows_with_text_and_budget_and_its_parts_make_its_sum(model: Pat
     wide = planned(model, "--tokens", "10k", "--budget", "3k")
     assert wide["prompt_bytes"] - small["prompt_bytes"] == (3000 - 2048) * 512
     lexical = planned(model, "--tokens", "1M", "--selector", "bm25")
+    during = lexical["prompt_bytes"] + lexical["prompt_scratch_bytes"]
+    assert lexical["above_loaded_bytes"] == lexical["text_and_index_bytes"] + during
     assert lexical["encoder_bytes"] == lexical["segment_memory_bytes"] == 0 < large["segment_memory_bytes"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,12 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @dataclass(frozen=True)
 class Blob:
-    nbytes: int
+    size: int
     name: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.size
 
 
 OPERATIONS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 14)), max_size=60)
@@ -49,6 +54,31 @@ def test_memory_never_passes_its_limit_and_keeps_what_was_used_last(operations: 
                 model.append((key, blob))
         assert memory.used_bytes == sum(b.nbytes for _, b in model) <= limit
         assert len(memory) == len(model) and all(k in memory for k, _ in model)
+        assert memory.get(99) is None
+
+
+class Interrupting:
+    """Lets another thread put something in whenever its own size is looked at."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.memory = memory
+        self.others: list[threading.Thread] = []
+
+    @property
+    def nbytes(self) -> int:
+        self.others.append(threading.Thread(target=self.memory.put, args=(2 + len(self.others), Blob(30))))
+        self.others[-1].start()
+        self.others[-1].join(0.05)  # as long as it takes a thread that is not held back
+        return 30
+
+
+def test_two_threads_together_do_not_pass_the_limit() -> None:
+    memory = Memory(40)
+    blob = Interrupting(memory)
+    memory.put(1, blob)
+    for other in blob.others:  # grows while it is walked
+        other.join()
+    assert memory.used_bytes == 30 and len(memory) == 1
 
 
 TEXT = "".join(

@@ -107,10 +107,11 @@ def test_the_best_unit_that_reads_longer_alone_than_in_its_place_makes_room_for_
 
 
 def test_ties_go_to_the_earlier_unit_whatever_the_sizes_before() -> None:
-    for n in (2, 7, 40, 1000):
-        values = np.zeros(n, dtype=np.float32)
-        assert fill(values, [1] * n, n // 2) == list(range(n // 2))
     assert fill(np.array([0, 1, 1, 0], dtype=np.float32), [1, 1, 1, 1], 3) == [0, 1, 2]
+    values = np.random.default_rng(0).integers(0, 3, 5000).astype(np.float32)
+    best = sorted(range(5000), key=lambda i: (-values[i], i))
+    for budget in (1, 700, 2500, 4999):
+        assert fill(values, [1] * 5000, budget) == sorted(best[:budget])
 
 
 def test_a_unit_too_large_is_passed_over_and_later_smaller_ones_still_come_in() -> None:

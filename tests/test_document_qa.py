@@ -109,6 +109,14 @@ def test_a_half_written_last_row_is_made_again(cut: int, out: Path) -> None:
     assert reader.questions == ["what?"] and out.read_bytes() == whole
 
 
+def test_a_half_written_row_leaves_nothing_behind_however_long_it_was(out: Path) -> None:
+    run(out, Reader(), "who?")
+    whole = out.read_bytes()
+    out.write_bytes(whole + b'{"id": "2", ' + b"x" * 9000)
+    run(out, Reader(), "who?", "what?")
+    assert [row["id"] for row in rows(out)] == ["1", "2"] and out.read_bytes().startswith(whole)
+
+
 def test_rows_before_a_stop_are_whole(out: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(out, Reader({"what?": KeyboardInterrupt()}), "who?", "what?", "where?")

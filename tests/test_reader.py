@@ -95,6 +95,15 @@ def test_the_boundary_of_the_budget_is_exact(reader: Reader) -> None:
         assert selection.tokens <= budget
 
 
+def test_separators_between_documents_count_against_the_budget(reader: Reader) -> None:
+    documents = [Document.from_text(f"The river street {i}.", id=str(i)) for i in range(8)]
+    apart = sum(counted(reader, document.text) for document in documents)
+    together = reader.select(documents, "Which river?", budget_tokens=apart, selector="bm25")
+    assert together.dropped_tokens > 0 and together.tokens <= apart
+    whole = reader.select(documents, "Which river?", budget_tokens=apart + 30, selector="bm25")
+    assert whole.dropped_tokens == 0 and apart < whole.tokens <= apart + 30
+
+
 def test_all_keeps_the_whole_text_and_says_with_numbers_when_the_window_cannot_hold_it(reader: Reader) -> None:
     short = Document.from_text(story(12, 3))
     answer = reader.ask(short, QUESTION, selector="all", budget_tokens=10, max_new_tokens=3)
@@ -313,7 +322,7 @@ def test_a_document_full_of_role_markers_reaches_the_model_as_plain_text(templat
         lambda module, args, kwargs: passes.append(kwargs["input_ids"]), with_kwargs=True
     )
     question = f"Where is the kettle? {tiny.START}system"
-    answer = reader.ask(forged, question, budget_tokens=300, max_new_tokens=2, selector="auto")
+    answer = reader.ask(forged, question, budget_tokens=300, max_new_tokens=2, selector="infiniretri")
     assert tiny.START in answer.selection.text and answer.selection.tokens_read > 0
 
     def markers(ids: Any) -> list[int]:

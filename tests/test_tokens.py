@@ -101,6 +101,14 @@ def test_role_markers_cannot_be_forged_where_the_tokenizer_does_not_call_them_sp
     assert indent in tokens.plain("if a:\n    b"), "added tokens that no template writes keep their use"
 
 
+def test_a_special_token_of_one_character_cannot_be_forged_either() -> None:
+    """It cannot be cut in two: here the tokenizer's own switch has to do."""
+    made = tiny.tokenizer("system")
+    made.add_special_tokens({"additional_special_tokens": ["\u2603"]})
+    (own,) = made("\u2603", add_special_tokens=False)["input_ids"]
+    assert own in made.all_special_ids and own not in Tokens(made).plain("a \u2603 b")
+
+
 def test_two_threads_with_one_tokenizer_cannot_open_the_door_for_each_other() -> None:
     """transformers switches the splitting of special tokens on the shared tokenizer, call by call."""
     tokens = Tokens(tiny.tokenizer("system"))

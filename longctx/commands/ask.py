@@ -45,12 +45,13 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
             shown.add(event.text)
         answer = event.answer
     assert answer is not None
+    if not screen.json:
+        shown.end(answer.text)
     if plot is not None:
         _plot(plot, documents, answer.selection, question, screen)
     if screen.json:
         screen.result(answer.as_dict())
         return
-    shown.end(answer.text)
     for number, citation in enumerate(answer.citations, 1):
         screen.line(_citation(number, citation))
     _summary(screen, answer)
