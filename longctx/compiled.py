@@ -83,10 +83,11 @@ class CompiledDocument:
         encoder: EncoderSource,
         memory: Memory,
         warnings: tuple[str, ...] = (),
+        fingerprint: str = "",
     ) -> None:
         self.encoded, self.units, self.segments = tuple(encoded), tuple(units), tuple(segments)
         self.documents: tuple[Document, ...] = tuple(e.document for e in encoded)
-        self.memory, self.warnings = memory, warnings
+        self.memory, self.warnings, self.fingerprint = memory, warnings, fingerprint
         self._probe, self._calibration, self._encoder = probe, calibration, encoder
         self._vectors: dict[float, NDArray[np.float32]] = {}
         self._spent = 0

@@ -19,6 +19,11 @@ _WORD = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 # English and nothing else: other languages are left to the inverse document frequency.
 _STOP = frozenset(bm25s.stopwords.STOPWORDS_EN)
+# Words that ask: an answer need not hold them, so a text without them is no less about the question.
+_ASKING = frozenset(
+    "what who whom whose which when where why how much many "
+    "do does did has have had can could would should may might".split()
+)
 
 
 def words(text: str) -> list[str]:
@@ -54,7 +59,7 @@ class Lexical:
 
     def coverage(self, question: str) -> float:
         """The largest share of the question's words, by weight, that one text holds; 0 for a question without words."""
-        asked = set(words(question))
+        asked = set(words(question)) - _ASKING
         total = sum(self.weight(word) for word in asked)
         held = np.zeros(self.size)
         for word in asked & self.vocabulary.keys():

@@ -22,11 +22,12 @@ from longctx.backend.tokens import Tokens
 from longctx.cite import cite
 from longctx.compiled import CompiledDocument, Memory
 from longctx.console import bar
-from longctx.errors import BadOption, EmptyInput
+from longctx.errors import BadOption, CacheError, EmptyInput
 from longctx.indexing import documents_of, encode
 from longctx.protocols import Progress, Selector
 from longctx.resources import Calibrator, Encoders
 from longctx.room import Room
+from longctx.saying import say
 from longctx.segments import group
 from longctx.streaming import events
 from longctx.types import Answer, Document, Event, Selection, Step
@@ -241,7 +242,10 @@ class Reader:
     ) -> Selection:
         with book.reporting(report):
             late = self._calibrator.take_warnings
-            return selecting.select(book, question, budget_tokens, selector, self._count, late)
+            selection = selecting.select(book, question, budget_tokens, selector, self._count, late)
+        if selector == selecting.EVERYTHING:
+            self._room.check_prompt(selection.tokens + self._frame.tokens + self._count(question), 0)
+        return selection
 
     def _say(
         self, prompt: list[int], request: _Request, report: Progress | None, emit: Callable[[str], None]
@@ -249,20 +253,8 @@ class Reader:
         """The model's answer and its tokens; text is handed to ``emit`` as soon as its characters are whole."""
         self._room.check_prompt(len(prompt), request.max_new_tokens)
         stops = self._tokens.stops(getattr(self.model.generation_config, "eos_token_id", None))
-        ids: list[int] = []
-        shown = ""
-        for token in decode(
-            self.model, prompt, request.max_new_tokens, stops, request.temperature, request.seed, report
-        ):
-            ids.append(token)
-            text = self._tokens.decode(ids)
-            whole = text.startswith(shown) and not text.endswith("\ufffd")
-            emit(text[len(shown) :] if whole else "")  # also without text: it is where a closed stream stops
-            shown = text if whole else shown
-        said = self._tokens.decode(ids)
-        if said.startswith(shown):
-            emit(said[len(shown) :])
-        return said.strip(), len(ids)
+        limit, heat, seed = request.max_new_tokens, request.temperature, request.seed
+        return say(decode(self.model, prompt, limit, stops, heat, seed, report), self._tokens.decode, emit)
 
     def _prompt(self, text: str, question: str) -> list[int]:
         frame = self._frame
@@ -278,6 +270,11 @@ class Reader:
     def _index(self, documents: Source, report: Progress | None) -> CompiledDocument:
         """Tokens, units and segments of ``documents``; what was compiled before is returned as it is."""
         if isinstance(documents, CompiledDocument):
+            if documents.fingerprint != self.fingerprint:
+                raise CacheError(
+                    f"the document was compiled for another model or tokenizer ({documents.fingerprint[:12]}, not "
+                    f"{self.fingerprint[:12]}): its tokens and keys mean nothing here. Compile it with this reader."
+                )
             return documents
         encoded, units, warnings = encode(documents_of(documents), self._tokens.encode, self._splitter, report)
         return CompiledDocument(
@@ -289,6 +286,7 @@ class Reader:
             self._encoders,
             Memory(self._memory_bytes),
             warnings,
+            self.fingerprint,
         )
 
     def _count(self, text: str) -> int:

@@ -74,3 +74,11 @@ def test_the_same_texts_give_the_same_scores_and_repeats_of_one_text_tie() -> No
     first, second = Lexical(texts).scores("letter river"), Lexical(texts).scores("letter river")
     assert np.array_equal(first, second) and np.isfinite(first).all()
     assert len(set(first[:500].tolist())) == 1 and first[500] > first[0]
+
+
+def test_words_that_ask_need_not_stand_in_the_text() -> None:
+    index = Lexical(["The kettle is kept in the pantry.", "Rain fell on the harbour."])
+    assert index.coverage("Where is the kettle?") == pytest.approx(1.0)
+    assert index.coverage("Who repaired the telescope?") == 0.0
+    half = index.coverage("Where is the kettle, and where is the telescope?")
+    assert 0.0 < half < 1.0

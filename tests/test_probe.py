@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, Gemma3Config, Gemma3ForConditionalGeneration
 
 from longctx import Reader
 from longctx.backend import attention
@@ -486,6 +486,32 @@ def test_nested_switches_end_where_they_began() -> None:
             assert model.config._attn_implementation == NAME
         assert model.config._attn_implementation == NAME
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_of_several_parts_gets_each_parts_own_implementation_back() -> None:
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Gemma3Config(
+        text_config=tiny.config("gemma3").to_dict(),
+        vision_config={**vision, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        attn_implementation={"text_config": "eager", "vision_config": "sdpa"},
+    )
+    model = Gemma3ForConditionalGeneration(config).eval()
+
+    def own() -> list[str]:
+        parts = (config, config.text_config, config.vision_config)
+        return [part._attn_implementation for part in parts]
+
+    before = own()
+    assert before[1:] == ["eager", "sdpa"]
+    probe = probe_of(model)
+    inquiry = probe.inquiry(QUESTION, heads=None, likelihood=True, next_token=True)
+    texts = segments((20, 11))
+    found = dict(probe.ask(stored_by(probe, texts), inquiry))
+    assert own() == before
+    model.set_attn_implementation("eager")
+    for i, text in enumerate(texts):
+        check(found[i], Fresh(model, probe.prefix, text, inquiry))
 
 
 def test_a_model_outside_the_attention_interface_is_refused_unharmed() -> None:

@@ -13,7 +13,7 @@ import torch
 
 import longctx
 from longctx import Document, Reader, plugins
-from longctx.errors import BadOption, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod
+from longctx.errors import BadOption, CacheError, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod
 from longctx.types import Event, Scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -444,3 +444,16 @@ def test_the_embedded_model_answers_with_citations_into_the_source(embedded_fold
     best = answer.citations[0]
     assert best.quote == text[best.start : best.end] == "The access code for the Dray depot is 4711."
     assert answer.selection.tokens <= 200 < answer.usage["document_tokens"]
+
+
+def test_a_document_compiled_by_another_model_is_refused() -> None:
+    first, second = reader_of("llama"), reader_of("qwen2")
+    book = first.compile(Document.from_text("A lamp stands on the table. " * 40))
+    with pytest.raises(CacheError, match="another model"):
+        second.select(book, "Where is the lamp?", budget_tokens=90)
+
+
+def test_selecting_everything_is_refused_beyond_the_window() -> None:
+    reader = reader_of("llama")
+    with pytest.raises(DoesNotFit, match=str(reader.window)):
+        reader.select(Document.from_text("word " * 5000), "What?", selector="all")
