@@ -45,10 +45,10 @@ class _Request:
 
     question: str
     budget_tokens: int
-    max_new_tokens: int
     selector: str | Selector
-    temperature: float
-    seed: int | None
+    max_new_tokens: int = 0
+    temperature: float = 0.0
+    seed: int | None = None
 
 
 class Reader:
@@ -149,7 +149,7 @@ class Reader:
         """The spans worth reading for ``question``: verbatim, in document order, within ``budget_tokens``."""
         report = self._report(progress)
         self._check(question, budget_tokens, 0, selector)
-        return self._select(self._index(documents, report), question, budget_tokens, selector, report)
+        return self._select(self._index(documents, report), _Request(question, budget_tokens, selector), report)
 
     def recut(self, book: CompiledDocument, selection: Selection, budget_tokens: int) -> Selection:
         """The scores of ``selection`` cut to another budget, for methods whose scores do not depend on the budget."""
@@ -168,7 +168,7 @@ class Reader:
         progress: bool | Progress = False,
     ) -> Answer:
         """What the model says to ``question`` after reading the spans selected for it, with citations."""
-        request = _Request(question, budget_tokens, max_new_tokens, selector, temperature, seed)
+        request = _Request(question, budget_tokens, selector, max_new_tokens, temperature, seed)
         return self._answer(documents, request, self._report(progress), lambda text: None)
 
     def stream(
@@ -186,7 +186,7 @@ class Reader:
 
         Work stops within one batch when the caller stops listening.
         """
-        request = _Request(question, budget_tokens, max_new_tokens, selector, temperature, seed)
+        request = _Request(question, budget_tokens, selector, max_new_tokens, temperature, seed)
         return events(lambda report, emit: self._answer(documents, request, report, emit))
 
     def _answer(
@@ -203,7 +203,7 @@ class Reader:
         times = [time.perf_counter()]
         book = self._index(documents, report)
         times.append(time.perf_counter())
-        selection = self._select(book, question, request.budget_tokens, request.selector, report)
+        selection = self._select(book, request, report)
         times.append(time.perf_counter())
         text, prompt_tokens, new = NOTHING, 0, 0
         if selection.spans:
@@ -232,19 +232,15 @@ class Reader:
         )
         return Answer(text, citations, selection, usage, timings, "approximate", selection.warnings, trace)
 
-    def _select(
-        self,
-        book: CompiledDocument,
-        question: str,
-        budget_tokens: int,
-        selector: str | Selector,
-        report: Progress | None,
-    ) -> Selection:
+    def _select(self, book: CompiledDocument, request: _Request, report: Progress | None) -> Selection:
+        """The selection of one request; everything at once is held against the window, as its length is known now."""
+        question, selector = request.question, request.selector
         with book.reporting(report):
             late = self._calibrator.take_warnings
-            selection = selecting.select(book, question, budget_tokens, selector, self._count, late)
+            selection = selecting.select(book, question, request.budget_tokens, selector, self._count, late)
         if selector == selecting.EVERYTHING:
-            self._room.check_prompt(selection.tokens + self._frame.tokens + self._count(question), 0)
+            fixed = self._frame.tokens + self._count(question)
+            self._room.check_prompt(selection.tokens + fixed, request.max_new_tokens)
         return selection
 
     def _say(
