@@ -19,6 +19,7 @@ from typing import Any
 import longctx
 from longctx import Reader
 
+from .selection_report import write_report
 from .selection_sets import Case, Question, cases, kept_share
 
 FREE = (
@@ -61,7 +62,7 @@ def run_selection(
     selectors: Sequence[str] = (),
     quiet: bool = False,
 ) -> Path:
-    """Append missing rows to ``out``/selection-MODEL.jsonl and return that file.
+    """Append missing rows to ``out``/selection-MODEL.jsonl, write ``out``/selection.md and return the rows' file.
 
     ``sample`` questions of sets with one document; ``full_sample`` questions of each document for the selectors that
     read all of it for every question; ``paper_sample`` questions of each set for the released InfiniRetri scoring.
@@ -80,6 +81,7 @@ def run_selection(
         for row in _paper(reader, data, sets, budgets, paper_sample, seed, needle_chars, done, base, quiet):
             file.write(json.dumps(row) + "\n")
             file.flush()
+    write_report(out, out / "selection.md")
     return path
 
 

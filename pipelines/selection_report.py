@@ -5,6 +5,7 @@ Owns the table and the intervals. Every figure on the page can be counted again 
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,18 +36,60 @@ _NAMES = {
     "infiniretri:compat=paper": "infiniretri, released scoring (16k tokens)",
 }
 _DRAWS = 4000
+_MARK = "<!-- figures -->"
+_TITLES = {"loogle": "LooGLE, answers in long articles", "qmsum": "QMSum, turns of meetings"}
 
 
 def write_report(results: Path, page: Path) -> Path:
-    """Write ``page`` from every selection-*.jsonl in ``results`` and return it."""
+    """Write ``page`` from every selection-*.jsonl, packed by gzip or not, in ``results`` and return it."""
     parts = [_HEAD]
-    for path in sorted(results.glob("selection-*.jsonl")):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if rows:
-            parts += _model(rows)
+    for rows in _models(results):
+        parts += _model(rows)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts) + "\n", encoding="utf-8")
     return page
+
+
+def write_figures(results: Path, readme: Path) -> Path:
+    """Replace the table after the mark <!-- figures --> of ``readme`` by one counted from the rows in ``results``."""
+    lines = [
+        "",
+        "Evidence kept within 1,024 tokens, in points ([all sets, budgets and intervals](docs/selection.md)):",
+        "",
+    ]
+    lines += [
+        "| model | questions | first tokens | BM25 | best without a model | `auto` |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for rows in _models(results):
+        for name in ("loogle", "qmsum"):
+            cells = {s: list(_shares(rows, s, name, 1024).values()) for s in ("head", "bm25", *_WITHOUT_MODEL, "auto")}
+            if not all(cells.values()):
+                continue
+            means = {selector: 100 * float(np.mean(values)) for selector, values in cells.items()}
+            best = max(_WITHOUT_MODEL, key=lambda selector: means[selector])
+            lines.append(
+                f"| {rows[0]['model']} | {_TITLES[name]} ({len(cells['auto'])}) | {means['head']:.1f} | "
+                f"{means['bm25']:.1f} | {means[best]:.1f} ({_NAMES.get(best, best)}) | **{means['auto']:.1f}** |"
+            )
+    head, mark, rest = readme.read_text(encoding="utf-8").partition(_MARK)
+    if not mark:
+        raise ValueError(f"{readme} has no line {_MARK}")
+    _, section, after = rest.partition("\n## ")
+    readme.write_text(head + mark + "\n".join(lines) + "\n" + section + after, encoding="utf-8")
+    return readme
+
+
+def _models(results: Path) -> list[list[Row]]:
+    """The rows of every model, each row once."""
+    found = []
+    for path in sorted(results.glob("selection-*.jsonl*")):
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        unique = {(row["set"], row["document"], row["question"], row["selector"], row["budget"]): row for row in rows}
+        if unique:
+            found.append(list(unique.values()))
+    return found
 
 
 def _model(rows: Sequence[Row]) -> list[str]:
