@@ -197,3 +197,9 @@ def test_equal_models_have_one_fingerprint_and_any_difference_another(folder: Pa
         of(tiny.model("qwen2", num_hidden_layers=2)),
     }
     assert len(others) == 6 and own not in others
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "~/no-such-model", "./models/none", "a/b/c"])
+def test_a_path_to_nothing_is_named_as_a_missing_folder(name: str) -> None:
+    with pytest.raises(ModelError, match="no such folder"):
+        from_pretrained(name)

@@ -54,6 +54,8 @@ def from_pretrained(
     if folder.exists():
         _check_folder(folder, label)
         where = folder
+    elif label.startswith(("/", "~", ".")) or label.count("/") > 1:  # no hub id looks like this
+        raise ModelError(f"{label}: no such folder. Name the folder that holds config.json, a hub id, or 'embedded'.")
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
