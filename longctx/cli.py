@@ -196,6 +196,9 @@ def evaluate(
     data: Annotated[Path, typer.Option(metavar="DIR", help="The folder with the data sets.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Rows go here; those it holds are not made again.")],
     sets: Annotated[str, typer.Option(metavar="A,B", help="Only these sets.")] = "",
+    sample: Annotated[int, typer.Option(min=1, help="Questions of a set with one document.")] = 100,
+    full_sample: Annotated[int, typer.Option(min=0, help="Questions per document for methods that read it all.")] = 20,
+    paper_sample: Annotated[int, typer.Option(min=0, help="Questions per set for the released InfiniRetri.")] = 0,
     model: flags.Model = None,
     config: flags.Config = None,
     json: flags.Json = False,
@@ -205,7 +208,9 @@ def evaluate(
     """Measure selectors on data with known evidence."""
     settings, screen = _begin(config, dict(model=model), json, quiet, verbose)
     chosen = tuple(filter(None, sets.split(",")))
-    importlib.import_module("longctx.commands.jobs").evaluate(suite, data, out, chosen, settings, screen)
+    grid: dict[str, object] = {"sample": sample, "full_sample": full_sample, "paper_sample": paper_sample}
+    grid |= {"sets": chosen} if chosen else {}
+    importlib.import_module("longctx.commands.jobs").evaluate(suite, data, out, grid, settings, screen)
 
 
 @app.command()

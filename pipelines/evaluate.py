@@ -110,7 +110,8 @@ def _case(
                 book = reader.compile(longctx.Document.from_text(case.text, case.name))
                 if not quiet:
                     _say(f"{case.name}: {book.tokens:,} tokens compiled in {time.perf_counter() - started:.0f} s")
-            if selector in CASCADE:
+            whole = book is not None and bool(missing) and book.tokens <= missing[0]  # kept whole: nothing was scored
+            if selector in CASCADE or whole:
                 for budget in missing:
                     yield row | _measure(reader, book, question, selector, budget)[1]
             elif missing and book is not None:

@@ -18,13 +18,12 @@ _SUITES = {"selection": ("evaluate", "run_selection")}
 _BENCHES = {"reading": ("bench_reading", "run_reading")}
 
 
-def evaluate(suite: str, data: Path, out: Path, sets: tuple[str, ...], settings: Settings, screen: Screen) -> None:
+def evaluate(suite: str, data: Path, out: Path, grid: dict[str, Any], settings: Settings, screen: Screen) -> None:
     """Run an evaluation suite on the data of a folder; rows that ``out`` holds already are not made again."""
     run = _found("suite", suite, _SUITES)
     if not data.is_dir():
         raise UsageError(f"--data {str(data)!r} is not a folder.")
-    chosen = {"sets": sets} if sets else {}
-    _done(run(data, settings.model, out, quiet=screen.quiet, **chosen), screen)
+    _done(run(data, settings.model, out, quiet=screen.quiet, **grid), screen)
 
 
 def bench(name: str, out: Path, settings: Settings, screen: Screen) -> None:

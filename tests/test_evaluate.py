@@ -1,0 +1,61 @@
+"""The evaluation of selection on a set made here: rows once, resumed after an interruption, and a page made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+from longctx.pipelines.evaluate import run_selection
+from longctx.pipelines.selection_report import write_figures
+from longctx.pipelines.selection_sets import Question, kept_share
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+FACT = "The lamp of Odette stands in room 4711."
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    filler = [f"In week {i} the market by the river was quiet and little was sold." for i in range(120)]
+    filler[70] = FACT
+    row = {
+        "title": "t",
+        "input": " ".join(filler),
+        "qa_pairs": [{"Q": "Where is Odette's lamp?", "A": "4711", "S": FACT}],
+    }
+    (tmp_path / "data" / "loogle").mkdir(parents=True)
+    (tmp_path / "data" / "loogle" / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return tmp_path / "data"
+
+
+def test_rows_are_made_once_and_an_interrupted_run_goes_on(data: Path, tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model")
+    grid = {"sets": ("loogle",), "budgets": (100, 200), "selectors": ("head", "bm25"), "quiet": True}
+    path = run_selection(data, str(model), tmp_path / "out", **grid)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert {(r["selector"], r["budget"]) for r in rows} == {(s, b) for s in ("head", "bm25") for b in (100, 200)}
+    assert all(row["tokens"] <= row["budget"] for row in rows)
+    assert {row["recall"] for row in rows if row["selector"] == "bm25"} == {1.0}
+    assert {row["recall"] for row in rows if row["selector"] == "head"} == {0.0}
+    assert FACT not in path.read_text(encoding="utf-8")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    run_selection(data, str(model), tmp_path / "out", **grid)
+    again = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(again) == len(rows) and again[:-1] == rows[:-1]
+    assert "| bm25 | 100.0 | 100.0 | 1 |" in (tmp_path / "out" / "selection.md").read_text(encoding="utf-8")
+
+
+def test_partial_facts_count_by_their_characters_and_others_only_whole() -> None:
+    place = ((10, 20),)
+    assert kept_share(Question("?", (place,), partial=True), [(0, 15)]) == pytest.approx(0.5)
+    assert kept_share(Question("?", (place,)), [(0, 15)]) == 0.0
+    assert kept_share(Question("?", (place, ((30, 40), (0, 5)))), [(0, 20)]) == 1.0
+
+
+def test_the_table_of_figures_needs_its_mark(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing here", encoding="utf-8")
+    with pytest.raises(ValueError, match="figures"):
+        write_figures(tmp_path, tmp_path / "README.md")
