@@ -226,5 +226,5 @@ Every row has the same units, the same cut and the same budget of tokens. Eviden
 the answer (loogle: LooGLE short-dependency QA; nq: Natural Questions passages as one document; xquad: SQuAD paragraphs
 as one document), the marked turns (qmsum: meetings, by share of their characters), or a planted fact (needles: 20 facts
 in one text of books). This page is written by `longctx eval selection` from the rows of its runs; the rows hold hashes
-and counts, never text. A row with a smaller n covers the first questions of each document only: its shares are not to be
-read beside those of rows with more."""
+and counts, never text. A row with a smaller n covers the first questions of each document only: its shares are not
+to be read beside those of rows with more."""
