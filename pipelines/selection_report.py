@@ -54,7 +54,8 @@ def write_figures(results: Path, readme: Path) -> Path:
     """Replace the table after the mark <!-- figures --> of ``readme`` by one counted from the rows in ``results``."""
     lines = [
         "",
-        "Evidence kept within 1,024 tokens, in points ([all sets, budgets and intervals](docs/selection.md)):",
+        "Evidence kept within 1,024 tokens, in points; weights were chosen on these sets "
+        "([all results](docs/selection.md)):",
         "",
     ]
     lines += [
@@ -227,4 +228,5 @@ the answer (loogle: LooGLE short-dependency QA; nq: Natural Questions passages a
 as one document), the marked turns (qmsum: meetings, by share of their characters), or a planted fact (needles: 20 facts
 in one text of books). This page is written by `longctx eval selection` from the rows of its runs; the rows hold hashes
 and counts, never text. A row with a smaller n covers the first questions of each document only: its shares are not
-to be read beside those of rows with more."""
+to be read beside those of rows with more. The weights of `auto` were chosen on questions of loogle and qmsum with smol;
+[the log](log.md) says what else the rows were made with."""
