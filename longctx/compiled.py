@@ -211,7 +211,10 @@ class CompiledDocument:
         for segment in segments:
             if segment in known:
                 yield segment, known[segment]
-        for segment, stored in self.read([s for s in segments if s not in known]):
+        missing = [segment for segment in segments if segment not in known]
+        held = {segment: kept for segment in missing if (kept := self.memory.get(segment)) is not None}
+        yield from self._ask(list(held.items()), inquiry, known if small else {})  # at once: they are in memory anyway
+        for segment, stored in self.read([segment for segment in missing if segment not in held]):
             batch.append((segment, stored))
             if len(batch) >= _ASK_AT_ONCE:
                 yield from self._ask(batch, inquiry, known if small else {})

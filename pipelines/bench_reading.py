@@ -85,7 +85,9 @@ def measure(kind: str, model: str, tokens: int, segment_tokens: int) -> str:
     elif kind == "stock":
         work = functools.partial(_stock, reader.model, segments)
     else:
-        work = _linear(reader.model, segment_tokens * (4 if kind == "linear_batch" else 1), total)
+        rows = segment_tokens * (4 if kind == "linear_batch" else 1)
+        total = rows * max(1, round(total / rows))  # whole batches: what is counted is what is computed
+        work = _linear(reader.model, rows, total)
     seconds = []
     with torch.inference_mode():
         for _ in range(4):
@@ -128,7 +130,7 @@ def _linear(model: Any, rows: int, total: int) -> Callable[[], None]:
     inputs = {layer.in_features: torch.randn(rows, layer.in_features, dtype=model.dtype) for layer in layers}
 
     def work() -> None:
-        for _ in range(max(1, total // rows)):
+        for _ in range(total // rows):
             for layer in layers:
                 layer(inputs[layer.in_features])
 

@@ -63,16 +63,20 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 class _Capture(_Layer):  # type: ignore[no-untyped-call]
     """Keeps what the layer computed for the tokens of this one pass."""
 
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        self.keys, self.values = key_states, value_states
+        self.keys, self.values = key_states.to(self.dtype), value_states.to(self.dtype)
         return key_states, value_states
 
 
 class CaptureCache(Cache):
-    """An empty cache of ``layers`` layers for one pass over a batch of right-padded rows."""
+    """An empty cache of ``layers`` layers for one pass over right-padded rows; what it keeps, it keeps as ``dtype``."""
 
-    def __init__(self, layers: int) -> None:
-        self._captured = [_Capture() for _ in range(layers)]
+    def __init__(self, layers: int, dtype: torch.dtype) -> None:
+        self._captured = [_Capture(dtype) for _ in range(layers)]
         super().__init__(layers=list(self._captured))
 
     def cut(self, row: int, start: int, stop: int, depth: int) -> Stored:
@@ -135,8 +139,8 @@ class ReplayCache(Cache):
         all_values[:, :, self.width :] = values
         return all_keys, all_values
 
-    def mask(self, new: int, device: torch.device) -> Tensor:
+    def valid(self, new: int) -> Tensor:
         """Which slots hold tokens, [batch, width + new]; padding stands on the left."""
-        slots = torch.arange(self.width + new, device=device)
-        first = torch.tensor([self.width - length for length in self.lengths], device=device)
+        slots = torch.arange(self.width + new)
+        first = torch.tensor([self.width - length for length in self.lengths])
         return slots[None, :] >= first[:, None]

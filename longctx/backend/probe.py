@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longctx.backend.attention import TAP, StopReading, Tap, installed
+from longctx.backend.attention import Tap
 from longctx.backend.caches import CaptureCache, ReplayCache, Stored
+from longctx.backend.passes import Passes
 from longctx.backend.tokens import Tokens
 from longctx.errors import ModelError
 from longctx.types import Inquiry, Reading
@@ -30,7 +31,6 @@ class Probe:
 
     def __init__(self, model: PreTrainedModel, tokens: Tokens, fingerprint: str = "") -> None:
         self.model, self.tokens, self.fingerprint = model, tokens, fingerprint
-        self.device = model.device
         config = model.config.get_text_config(decoder=True)
         self.layers = int(config.num_hidden_layers)
         self.heads = int(config.num_attention_heads)
@@ -40,6 +40,7 @@ class Probe:
             raise ModelError(f"the model has {', '.join(sorted(other))} layers, whose keys cannot be read by segments.")
         self.frame = tokens.frame()
         self.prefix = self.frame.before
+        self.passes = Passes(model, self.prefix)
         self._head: Stored | None = None
 
     def plain(self, text: str) -> list[int]:
@@ -56,9 +57,11 @@ class Probe:
         keep_rows: bool = False,
     ) -> Inquiry:
         """The question as it will stand in the prompt; ``through_cue`` takes attention rows up to the prompt's end."""
-        before, after = self.frame.middle, self.frame.after
-        ids = (*before, *self.plain(question), *after)
-        stop = len(ids) - len(after)
+        before = self.frame.middle
+        ids = (*before, *self.plain(question))
+        stop = len(ids)
+        if next_token or through_cue:  # nothing else depends on what follows the question
+            ids += self.frame.after
         rows = (len(before), len(ids) if through_cue else stop)
         wanted = None if heads is None else tuple(heads)
         if not set(wanted or ()) <= set(self.pairs()):
@@ -88,9 +91,9 @@ class Probe:
             for row, i in enumerate(batch):
                 own = torch.as_tensor(np.asarray((*self.prefix, *segments[i]), dtype=np.int64))
                 ids[row, : len(own)] = own
-            cache = CaptureCache(self.layers)
+            cache = CaptureCache(self.layers, self.model.dtype)
             # padding stands to the right of a causal row, where no token of the row can see it: no mask is needed
-            self._forward(ids, cache, Tap({}, slice(0, 0), _ignore, stop=depth - 1))
+            self.passes.run(ids, cache, Tap({}, slice(0, 0), _ignore, stop=depth - 1))
             if self._head is None or self._head.depth < depth:
                 self._head = cache.cut(0, 0, offset, depth)
             for row, i in enumerate(batch):
@@ -138,17 +141,13 @@ class Probe:
                 single[layer] = weights.to("cpu")
 
         tap = Tap(wanted, slice(*inquiry.rows), sink, stop=None if full else depth - 1)
-        extra: dict[str, Any] = {"attention_mask": cache.mask(new, self.device), "position_ids": positions}
         start, stop = inquiry.question
         keep = list(range(start - 1, stop - 1)) if inquiry.likelihood else []
         if inquiry.likelihood and start < 1:
             raise ValueError("the question must follow at least one token of the inquiry")
         keep += [new - 1] if inquiry.next_token else []
-        if full:
-            extra["logits_to_keep"] = torch.tensor(keep, device=self.device)
-        out = self._forward(ids, cache, tap, **extra)
-        laws = out.logits.float().log_softmax(-1).cpu() if full else None  # [batch, kept, vocab]
-        targets = torch.tensor(inquiry.ids[start:stop])
+        logits = self.passes.run(ids, cache, tap, keep, positions, cache.valid(new))
+        targets = torch.tensor(inquiry.ids[start:stop], device=self.model.device)[:, None]
         order = _places(inquiry.heads)
         readings = []
         for b, s in enumerate(stored):
@@ -159,10 +158,15 @@ class Probe:
                 attention = torch.cat([seen[layer][b, :, own] for layer in sorted(seen)]).numpy()[order]
             if single:
                 kept = torch.cat([single[i][b, ..., width - cache.lengths[b] :] for i in sorted(single)]).numpy()[order]
-            if laws is not None and inquiry.likelihood:
-                likelihood = laws[b, : stop - start].gather(1, targets[:, None])[:, 0].numpy()
-            if laws is not None and inquiry.next_token:
-                law = laws[b, -1].numpy()
+            if full and logits is not None:
+                wide = logits[b].float()  # [kept, vocab]
+                total = wide.logsumexp(-1)
+                if inquiry.likelihood:
+                    likelihood = (
+                        (wide[: stop - start].gather(1, targets) - total[: stop - start, None])[:, 0].cpu().numpy()
+                    )
+                if inquiry.next_token:
+                    law = (wide[-1] - total[-1]).cpu().numpy()
             readings.append(Reading(attention, likelihood, law, kept))
         return readings
 
@@ -172,7 +176,7 @@ class Probe:
         wanted: dict[int, list[int]] = {}
         for layer, head in sorted(inquiry.heads):
             wanted.setdefault(layer, []).append(head)
-        return {layer: torch.tensor(heads, device=self.device) for layer, heads in wanted.items()}
+        return {layer: torch.tensor(heads, device=self.model.device) for layer, heads in wanted.items()}
 
     def _shared(self, depth: int) -> Stored:
         """Keys and values of the prefix alone."""
@@ -180,16 +184,6 @@ class Probe:
             next(iter(self.read([()], depth)), None)
         assert self._head is not None
         return self._head
-
-    def _forward(self, ids: Tensor, cache: Any, tap: Tap, **extra: Any) -> Any:
-        extra = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in extra.items()}
-        with installed(self.model):
-            try:
-                return self.model(
-                    input_ids=ids.to(self.device), past_key_values=cache, use_cache=True, **{TAP: tap}, **extra
-                )
-            except StopReading:
-                return None
 
 
 _EMPTY = torch.zeros(0, 0, 0)

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from longctx.backend import model as loading
 from longctx.backend.attention import installed
 from longctx.backend.embedded import embedded_model
+from longctx.backend.lean import Lean, Unlike
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
 from longctx.errors import LongctxError, ModelError
@@ -103,6 +104,7 @@ def report(
         abilities={
             "answers with citations": why_not_asked,
             "reads by segments (auto, infiniretri, xl3m)": why_not_asked or _why_not(lambda: _read(model, tokenizer)),
+            "reads by lean layers (faster)": why_not_asked or _why_not(lambda: _lean(model)),
             "embeds text (auto, dense)": encoder,
         },
     )
@@ -126,6 +128,14 @@ def _read(model: PreTrainedModel, tokenizer: Any) -> None:
     Probe(model, Tokens(tokenizer))
     with installed(model):
         pass
+
+
+def _lean(model: PreTrainedModel) -> None:
+    """Raises ModelError where the model is not built of the layers that can be run without its own code."""
+    try:
+        Lean(model)
+    except Unlike as difference:
+        raise ModelError(str(difference)) from difference
 
 
 def _why_not(attempt: Callable[[], None]) -> str:

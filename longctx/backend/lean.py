@@ -1,0 +1,234 @@
+"""A decoder's layers as bare matrix products, with few passes over memory between them: how segments are read faster.
+
+Owns the arithmetic of one layer shape (norm, rotary attention, norm, gated MLP: Llama and what is built like it) and
+the number format it runs in. Attention, taps and caches are those of every other pass. Knows no model by name: a model
+is recognised by its parts, and only ``Probe`` decides to use this, after holding it against the model's own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from longctx.backend.attention import TAP, Tap, attend
+
+_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP = {"gate_proj", "up_proj", "down_proj"}
+
+
+class Unlike(Exception):
+    """The model is not built of the layers that are known here; the text says what differs."""
+
+
+def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The format in which this processor multiplies numbers of ``dtype`` fastest without losing any of their bits.
+
+    x86 processors without tile instructions multiply float32 about twice as fast as bfloat16.
+    """
+    if device.type != "cpu":
+        return dtype
+    has = torch.cpu.get_capabilities()
+    if has.get("architecture") != "x86_64":
+        return dtype
+    slow = {
+        torch.bfloat16: not has.get("amx_bf16"),
+        torch.float16: not (has.get("amx_fp16") or has.get("avx512_fp16")),
+    }
+    return torch.float32 if slow.get(dtype, False) else dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Norm:
+    """Root mean square norm in float32 (Zhang and Sennrich 2019, equation 4)."""
+
+    weight: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        length: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        scale = length.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        return (wide * scale).mul_(self.weight).to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The parts of one layer, looked up afresh for every pass: weights may have changed since the last."""
+
+    attention: nn.Module
+    linear: dict[str, nn.Linear]
+    act: Callable[[Tensor], Tensor]
+    before: _Norm
+    between: _Norm
+    head_norms: tuple[_Norm, _Norm] | None
+    head_dim: int
+    scaling: float
+
+
+class Lean:
+    """The decoder layers of ``model``. Raises Unlike where they have other parts than those known here."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        if not isinstance(model, PreTrainedModel):
+            raise Unlike(f"{type(model).__name__} wraps the model")
+        decoder: Any = model.get_decoder()  # type: ignore[no-untyped-call]
+        missing = {"embed_tokens", "layers", "norm", "rotary_emb"} - {name for name, _ in decoder.named_children()}
+        if missing:
+            raise Unlike(f"the decoder has no {', '.join(sorted(missing))}")
+        if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+            raise Unlike("modules of the model carry hooks")
+        self.decoder, self.head = decoder, model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self.layers = [_layer(layer) for layer in decoder.layers]
+        self.final = _norm(decoder.norm, model.config.get_text_config(decoder=True).hidden_size)
+        if not isinstance(self.head, nn.Linear):
+            raise Unlike("the model has no linear head")
+        self.dtype = arithmetic(self.head.weight.dtype, self.head.weight.device)
+
+    def run(
+        self, ids: Tensor, cache: Any, tap: Tap, keep: list[int], positions: Tensor | None, valid: Tensor | None
+    ) -> Tensor:
+        """Logits of the tokens ``keep``, [batch, kept, vocab]; arguments as in ``Passes.run``."""
+        x = self.decoder.embed_tokens(ids).to(self.dtype)
+        places = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
+        cos, sin = self.decoder.rotary_emb(x, places)
+        turn = cos[:, None], sin[:, None]
+        mask = None if valid is None else _visible(valid, ids.shape[1])
+        weights = _Weights(self.dtype)
+        for index, layer in enumerate(self.layers):
+            x = self._one(layer, index, x, turn, cache, tap, mask, weights)
+        return F.linear(self.final(x[:, keep].float()).to(self.head.weight.dtype), self.head.weight, self.head.bias)
+
+    def _one(
+        self,
+        layer: _Layer,
+        index: int,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        cache: Any,
+        tap: Tap,
+        mask: Tensor | None,
+        weights: _Weights,
+    ) -> Tensor:
+        batch, tokens, width = x.shape
+        weights.take(layer.linear)
+        h = layer.before(x)
+        q, k, v = (
+            weights(name, h).view(batch, tokens, -1, layer.head_dim).transpose(1, 2)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        if layer.head_norms is not None:
+            q, k = layer.head_norms[0](q), layer.head_norms[1](k)
+        keys, values = cache.update(_turned(k, *turn), v, index)
+        seen: dict[str, Any] = {TAP: tap}
+        out, _ = attend(layer.attention, _turned(q, *turn), keys, values, mask, scaling=layer.scaling, **seen)
+        x = weights.add(x, "o_proj", out.view(batch, tokens, -1))
+        h = layer.between(x)
+        gated = layer.act(weights("gate_proj", h)).mul_(weights("up_proj", h))
+        return weights.add(x, "down_proj", gated)
+
+
+class _Weights:
+    """The linear weights of one layer at a time in the format of the pass; converted ones share one piece of memory."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._room: dict[str, Tensor] = {}
+        self._now: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+    def take(self, linear: dict[str, nn.Linear]) -> None:
+        """Afterwards calls use the weights of ``linear``."""
+        for name, module in linear.items():
+            bias = None if module.bias is None else module.bias.to(self.dtype)
+            self._now[name] = self._converted(name, module.weight), bias
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        weight, bias = self._now[name]
+        return F.linear(x, weight, bias)
+
+    def add(self, x: Tensor, name: str, y: Tensor) -> Tensor:
+        """``x`` with the product of ``y`` added to it in place."""
+        weight, bias = self._now[name]
+        x.view(-1, x.shape[-1]).addmm_(y.reshape(-1, y.shape[-1]), weight.t())
+        return x if bias is None else x.add_(bias)
+
+    def _converted(self, name: str, weight: Tensor) -> Tensor:
+        if weight.dtype == self.dtype:
+            return weight
+        if name not in self._room or self._room[name].shape != weight.shape:
+            self._room[name] = torch.empty_like(weight, dtype=self.dtype)
+        return self._room[name].copy_(weight)
+
+
+def _visible(valid: Tensor, new: int) -> Tensor:
+    """Which slots of ``valid`` [batch, slots] the last ``new`` see, [batch, 1, new, slots]: none later than itself."""
+    slots = valid.shape[1]
+    at = torch.arange(slots, device=valid.device)
+    return valid[:, None, None] & (at <= at[slots - new :, None])
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``x`` [batch, heads, tokens, dim] rotated to its positions: RoPE, halves of the head paired (Su et al. 2021)."""
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    out = torch.empty_like(x)
+    torch.mul(first, cos[..., :half], out=out[..., :half]).addcmul_(second, sin[..., :half], value=-1)
+    torch.mul(second, cos[..., half:], out=out[..., half:]).addcmul_(first, sin[..., half:])
+    return out
+
+
+def _layer(layer: nn.Module) -> _Layer:
+    parts = _children(layer, "a layer", _LAYER)
+    attention, mlp = parts["self_attn"], parts["mlp"]
+    inner = _children(attention, "attention", _ATTENTION, _HEAD_NORMS)
+    gates = _children(mlp, "the MLP", _MLP, {"act_fn"})
+    linear = {name: part for name, part in {**inner, **gates}.items() if name in _ATTENTION | _MLP}
+    if other := sorted(name for name, part in linear.items() if type(part) is not nn.Linear):
+        raise Unlike(f"{', '.join(other)} are no plain linear layers")
+    head_dim, scaling = getattr(attention, "head_dim", None), getattr(attention, "scaling", None)
+    if not isinstance(head_dim, int) or not isinstance(scaling, float):
+        raise Unlike("attention states no head_dim and scaling")
+    norms = [_norm(inner[name], head_dim) for name in ("q_norm", "k_norm") if name in inner]
+    if len(norms) == 1:
+        raise Unlike("only one of queries and keys is normed")
+    width = int(linear["q_proj"].in_features)  # type: ignore[arg-type]
+    return _Layer(
+        attention,
+        {name: part for name, part in linear.items() if isinstance(part, nn.Linear)},
+        gates["act_fn"] if "act_fn" in gates else mlp.act_fn,  # type: ignore[arg-type]
+        _norm(parts["input_layernorm"], width),
+        _norm(parts["post_attention_layernorm"], width),
+        (norms[0], norms[1]) if norms else None,
+        head_dim,
+        scaling,
+    )
+
+
+def _children(module: nn.Module, what: str, needed: set[str], allowed: set[str] | None = None) -> dict[str, nn.Module]:
+    found = dict(module.named_children())
+    if missing := needed - found.keys():
+        raise Unlike(f"{what} has no {', '.join(sorted(missing))}")
+    if extra := found.keys() - needed - (allowed or set()):
+        raise Unlike(f"{what} also has {', '.join(sorted(extra))}")
+    return found
+
+
+def _norm(module: nn.Module, width: int) -> _Norm:
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if (
+        not isinstance(weight, Tensor)
+        or not isinstance(eps, float)
+        or [n for n, _ in module.named_parameters()] != ["weight"]
+    ):
+        raise Unlike(f"{type(module).__name__} is no root mean square norm")
+    if weight.shape != (width,):
+        raise Unlike(f"a norm spans {tuple(weight.shape)} numbers, not {width}")
+    return _Norm(weight, eps)

@@ -1,0 +1,125 @@
+"""One forward pass over a batch, by the shorter road where it leads to the same numbers.
+
+Owns the choice between the model's own forward and ``Lean``, and the comparison that allows the second. What runs where
+is decided by the model's parts at every pass and by one comparison of numbers; nothing of a pass stays on the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longctx.backend.attention import TAP, StopReading, Tap, alone, installed
+from longctx.backend.caches import CaptureCache
+from longctx.backend.lean import Lean, Unlike
+
+_ROWS, _TOKENS = 2, 24  # of the comparison
+# Relative distance of keys, values and logits: rounding reaches a third of these, another formula passes them
+_CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.12}
+
+
+class Passes:
+    """Runs passes over ``model``. ``why_not`` is why the last one took the model's own forward; empty: it did not.
+
+    ``sample`` are tokens of text to compare the roads with.
+    """
+
+    def __init__(self, model: PreTrainedModel, sample: Sequence[int]) -> None:
+        self.model = model
+        self._sample = list(sample) or [0]
+        self.why_not = ""
+        self._differs: str | None = None  # what the comparison found; None before it was made
+        config = model.config.get_text_config(decoder=True)
+        self._layers = int(config.num_hidden_layers)
+        self._slides = int(getattr(config, "sliding_window", None) or 0)
+
+    def run(
+        self,
+        ids: Tensor,
+        cache: Any,
+        tap: Tap,
+        keep: Sequence[int] = (),
+        positions: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor | None:
+        """Logits of the tokens ``keep``, [batch, kept, vocab]; None where ``tap`` ended the pass.
+
+        ``ids`` [batch, tokens] stand at ``positions`` behind the slots of ``cache``; ``valid`` says which slots and
+        tokens count, [batch, slots + tokens] (None: an empty cache, and rows that end in padding).
+        """
+        with torch.inference_mode(), alone(self.model):
+            lean = self._lean(ids.shape[1] if valid is None else valid.shape[1])
+            road = lean.run if lean is not None else self._own
+            device = self.model.device
+            try:
+                return road(
+                    ids.to(device),
+                    cache,
+                    tap,
+                    list(keep),
+                    None if positions is None else positions.to(device),
+                    None if valid is None else valid.to(device),
+                )
+            except StopReading:
+                return None
+
+    def _own(
+        self, ids: Tensor, cache: Any, tap: Tap, keep: list[int], positions: Tensor | None, valid: Tensor | None
+    ) -> Tensor:
+        """The model's own forward with its attention seen by ``tap``."""
+        kept = torch.tensor(keep, device=ids.device)
+        extra = {"attention_mask": valid, "position_ids": positions, "logits_to_keep": kept, TAP: tap}
+        with installed(self.model):
+            out = self.model(
+                input_ids=ids,
+                past_key_values=cache,
+                use_cache=True,
+                **{k: v for k, v in extra.items() if v is not None},
+            )
+        logits: Tensor = out.logits
+        return logits
+
+    def _lean(self, width: int) -> Lean | None:
+        """The lean layers for rows of ``width`` slots, or None with the reason in ``why_not``."""
+        try:
+            lean = Lean(self.model)
+            if 0 < self._slides < max(width, _TOKENS):
+                raise Unlike(f"layers see no more than {self._slides} tokens back")
+            if self._differs is None:
+                self._differs = self._compared(lean)
+            if self._differs:
+                raise Unlike(self._differs)
+        except Unlike as difference:
+            self.why_not = str(difference)
+            return None
+        self.why_not = ""
+        return lean
+
+    def _compared(self, lean: Lean) -> str:
+        """What differs between one short pass on either road; empty when nothing does beyond rounding."""
+        repeats = -(-_ROWS * _TOKENS // len(self._sample))
+        ids = torch.tensor((self._sample * repeats)[: _ROWS * _TOKENS], device=self.model.device)
+        found: list[list[Tensor]] = []
+        for road in (self._own, lean.run):
+            cache = CaptureCache(self._layers, self.model.dtype)
+            logits = road(ids.view(_ROWS, _TOKENS), cache, Tap({}, slice(0, 0), _ignore), [_TOKENS - 1], None, None)
+            kept = [cache.cut(row, 0, _TOKENS, self._layers) for row in range(_ROWS)]
+            found.append([state for stored in kept for state in (*stored.keys, *stored.values)] + [logits])
+        far = max(_distance(own, other) for own, other in zip(*found, strict=True))
+        if far <= _CLOSE.get(self.model.dtype, _CLOSE[torch.float32]):
+            return ""
+        return f"its layers have the known parts but compute something else (relative distance {far:.2g})"
+
+
+def _distance(own: Tensor, other: Tensor) -> float:
+    """Of ``other`` from ``own``, relative to the length of ``own``; not-a-number counts as infinitely far."""
+    far = float((own.double() - other.double()).norm() / own.double().norm().clamp_min(1e-12))
+    return far if far == far else float("inf")
+
+
+def _ignore(layer: int, weights: Tensor) -> None:
+    """A pass that only stores has no rows to hand out."""

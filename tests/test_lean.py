@@ -1,0 +1,207 @@
+"""The short road through the layers: that it gives the model's own numbers, and which models it is not taken for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, GraniteConfig
+
+from longctx.backend import lean
+from longctx.backend.attention import Tap
+from longctx.backend.caches import CaptureCache, ReplayCache
+from longctx.backend.lean import Lean, Unlike
+from longctx.backend.passes import Passes
+
+IDS = torch.tensor([[7, 300, 41, 5, 220, 99, 18, 77], [9, 12, 401, 33, 8, 8, 64, 2]])
+
+
+def states(passes: Passes, ids: torch.Tensor = IDS) -> list[torch.Tensor]:
+    """Keys and values of every layer and the logits of every token."""
+    cache = CaptureCache(4, passes.model.dtype)
+    logits = passes.run(ids, cache, Tap({}, slice(0, 0), lambda *_: None), range(ids.shape[1]))
+    assert logits is not None
+    rows = [cache.cut(row, 0, ids.shape[1], 4) for row in range(len(ids))]
+    return [state for row in rows for state in (*row.keys, *row.values)] + [logits]
+
+
+def own(model: Any, ids: torch.Tensor = IDS) -> list[torch.Tensor]:
+    """The same by the model's own eager forward."""
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        out = model(input_ids=ids, use_cache=True)
+    layers = out.past_key_values.layers
+    return [part[row] for row in range(len(ids)) for part in [x.keys for x in layers] + [x.values for x in layers]] + [
+        out.logits
+    ]
+
+
+def check(found: list[torch.Tensor], expected: list[torch.Tensor], atol: float = 1e-4) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.float(), b.float(), rtol=1e-4, atol=atol)
+
+
+BIASED = {"attention_bias": True, "mlp_bias": True}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("llama", {}), ("llama", BIASED), ("qwen2", {}), ("qwen3", {}), ("mistral", {"sliding_window": 4096})],
+)
+def test_the_short_road_gives_the_models_own_numbers(family: str, changes: dict[str, Any]) -> None:
+    passes = Passes(tiny.model(family, "sdpa", **changes), range(3, 40))
+    found = states(passes)
+    assert passes.why_not == ""
+    check(found, own(tiny.model(family, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [("phi3", "also has"), ("gemma2", "also has"), ("gemma3", "also has"), ("gpt_neox", "has no"), ("mistral", "8")],
+)
+def test_a_model_of_other_parts_goes_its_own_way_and_says_why(family: str, reason: str) -> None:
+    passes = Passes(tiny.model(family, "sdpa"), range(3, 40))
+    found = states(passes)
+    assert reason in passes.why_not
+    check(found[-1:], own(tiny.model(family))[-1:])  # stock caches of sliding layers keep the last few keys only
+
+
+def granite(attention: str) -> Any:
+    """The same parts, and factors on residuals, attention, embeddings and logits."""
+    factors = {"residual_multiplier": 0.8, "attention_multiplier": 0.2, "logits_scaling": 2.0}
+    sizes = {"vocab_size": 480, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4}
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        **sizes, **factors, num_attention_heads=4, num_key_value_heads=2, bos_token_id=0, eos_token_id=1, pad_token_id=1
+    )
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+
+
+def test_the_same_parts_that_compute_something_else_are_found_out() -> None:
+    model = granite("sdpa")
+    Lean(model)  # its parts alone do not tell
+    passes = Passes(model, range(3, 40))
+    found = states(passes)
+    assert "something else" in passes.why_not
+    check(found, own(granite("eager")))
+
+
+def test_a_change_of_one_factor_in_the_last_layer_is_found_out() -> None:
+    model = tiny.model("llama", "sdpa")
+    last = model.model.layers[-1].mlp
+    forward = last.forward
+    last.forward = lambda x: 0.9 * forward(x)
+    passes = Passes(model, range(3, 40))
+    states(passes)
+    assert "something else" in passes.why_not
+
+
+def test_hooks_and_adapters_that_come_later_are_not_passed_by() -> None:
+    model = tiny.model("llama", "sdpa")
+    passes = Passes(model, range(3, 40))
+    plain = states(passes)
+    assert passes.why_not == ""
+    handle = model.model.layers[1].mlp.register_forward_hook(lambda module, args, out: 2 * out)
+    hooked = states(passes)
+    assert "hooks" in passes.why_not and not torch.equal(hooked[-1], plain[-1])
+    handle.remove()
+
+    class Doubled(torch.nn.Module):
+        def __init__(self, base: torch.nn.Linear) -> None:
+            super().__init__()
+            self.base = base
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * self.base(x)
+
+    model.model.layers[1].self_attn.q_proj = Doubled(model.model.layers[1].self_attn.q_proj)
+    adapted = states(passes)
+    assert "q_proj" in passes.why_not and not torch.equal(adapted[-1], plain[-1])
+
+
+def test_weights_that_change_between_passes_are_seen() -> None:
+    model = tiny.model("llama", "sdpa", torch.bfloat16)
+    passes = Passes(model, range(3, 40))
+    states(passes)
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight.mul_(1.5)
+    found = states(passes)
+    assert passes.why_not == ""
+    fresh = tiny.model("llama", dtype=torch.bfloat16)
+    with torch.no_grad():
+        fresh.model.layers[2].mlp.down_proj.weight.mul_(1.5)
+    assert far(found, own(fresh)) < 0.05 < far(found, own(tiny.model("llama", dtype=torch.bfloat16)))
+
+
+def far(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """The largest relative distance of two lists of states."""
+    pairs = zip(found, expected, strict=True)
+    return max(float((a.float() - b.float()).norm() / b.float().norm()) for a, b in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_wider_arithmetic_is_nearer_to_the_truth_and_stores_the_models_own_format(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exact = tiny.model("qwen2", dtype=dtype).float()
+    truth = own(exact)
+    rounded = far(own(tiny.model("qwen2", dtype=dtype)), truth)
+    monkeypatch.setattr(lean, "arithmetic", lambda dtype, device: torch.float32)
+    passes = Passes(tiny.model("qwen2", "sdpa", dtype), range(3, 40))
+    found = states(passes)
+    assert passes.why_not == ""
+    assert all(state.dtype == dtype for state in found)
+    assert far(found, truth) < 0.7 * rounded
+
+
+CAPABLE = {"architecture": "x86_64", "amx_bf16": True, "amx_fp16": False, "avx512_fp16": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "expected"),
+    [
+        ({}, torch.bfloat16, torch.bfloat16),
+        ({}, torch.float16, torch.float16),
+        ({}, torch.float32, torch.float32),
+        ({"amx_bf16": False}, torch.bfloat16, torch.float32),
+        ({"avx512_fp16": False}, torch.float16, torch.float32),
+        ({"amx_bf16": False, "architecture": "aarch64"}, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_arithmetic_follows_the_processor(
+    changes: dict[str, Any], dtype: torch.dtype, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: CAPABLE | changes)
+    assert lean.arithmetic(dtype, torch.device("cpu")) == expected
+    assert lean.arithmetic(dtype, torch.device("meta")) == dtype
+
+
+def test_padded_rows_on_a_filled_cache_equal_rows_of_their_own() -> None:
+    """The mask of the short road: slots before a row's first are hidden, later tokens too."""
+    model = tiny.model("llama", "sdpa")
+    passes = Passes(model, range(3, 40))
+    tap = Tap({}, slice(0, 0), lambda *_: None)
+    runs = []
+    for length in (8, 3):
+        cache = CaptureCache(4, model.dtype)
+        passes.run(IDS[:1, :length], cache, tap, [0])
+        runs.append(cache.cut(0, 0, length, 4))
+    replay = ReplayCache([[run] for run in runs])
+    new = torch.tensor([[50, 60, 70]]).repeat(2, 1)
+    positions = torch.tensor(replay.lengths)[:, None] + torch.arange(3)
+    logits = passes.run(new, replay, tap, range(3), positions, replay.valid(3))
+    assert logits is not None and passes.why_not == ""
+    for row, length in enumerate((8, 3)):
+        whole = torch.cat((IDS[:1, :length], new[:1]), 1)
+        torch.testing.assert_close(logits[row], own(tiny.model("llama"), whole)[-1][0, -3:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_wrapper_is_not_looked_through() -> None:
+    class Wrapper(torch.nn.Module):
+        pass
+
+    with pytest.raises(Unlike, match="Wrapper wraps the model"):
+        Lean(Wrapper())  # type: ignore[arg-type]
