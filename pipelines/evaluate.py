@@ -66,6 +66,7 @@ def run_selection(
 
     ``sample`` questions of sets with one document; ``full_sample`` questions of each document for the selectors that
     read all of it for every question; ``paper_sample`` questions of each set for the released InfiniRetri scoring.
+    ``selectors`` are asked instead of the usual ones, all questions each.
     """
     reader = Reader.from_pretrained(model, segment_memory_bytes=_MEMORY)
     label = Path(model).name
@@ -100,7 +101,7 @@ def _case(
     book = None
     for number, question in enumerate(case.questions):
         wanted = [*FREE, *CASCADE, *(FULL if number < full_sample else ())]
-        for selector in [s for s in wanted if not selectors or s in selectors]:
+        for selector in selectors or wanted:
             row = {**base, "set": case.set, "document": case.name, "sha256": digest, "question": number}
             row["selector"] = selector
             # larger budgets first: a cascade then reads for the smaller ones nothing that it has not read
@@ -111,7 +112,7 @@ def _case(
                 if not quiet:
                     _say(f"{case.name}: {book.tokens:,} tokens compiled in {time.perf_counter() - started:.0f} s")
             whole = book is not None and bool(missing) and book.tokens <= missing[0]  # kept whole: nothing was scored
-            if selector in CASCADE or whole:
+            if selector.partition(":")[0] in CASCADE or whole:
                 for budget in missing:
                     yield row | _measure(reader, book, question, selector, budget)[1]
             elif missing and book is not None:

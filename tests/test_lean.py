@@ -63,7 +63,7 @@ def test_the_short_road_gives_the_models_own_numbers(family: str, changes: dict[
     [("phi3", "also has"), ("gemma2", "also has"), ("gemma3", "also has"), ("gpt_neox", "has no"), ("mistral", "8")],
 )
 def test_a_model_of_other_parts_goes_its_own_way_and_says_why(family: str, reason: str) -> None:
-    passes = Passes(tiny.model(family, "sdpa"), range(3, 40))
+    passes = Passes(tiny.model(family), range(3, 40))
     found = states(passes)
     assert reason in passes.why_not
     check(found[-1:], own(tiny.model(family))[-1:])  # stock caches of sliding layers keep the last few keys only
