@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from longctx.backend import model as loading
 from longctx.backend.attention import installed
 from longctx.backend.embedded import embedded_model
-from longctx.backend.lean import Lean, Unlike
+from longctx.backend.lean import Lean, Unlike, arithmetic
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
 from longctx.errors import LongctxError, ModelError
@@ -27,13 +27,17 @@ from longctx.protocols import Progress
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """``abilities`` maps what the library does to the reason why this model cannot; an empty reason means it can."""
+    """``reading_dtype`` is the format in which segments are read, which may be wider than that of the weights.
+
+    ``abilities`` maps what the library does to the reason why this model cannot; an empty reason means it can.
+    """
 
     name: str
     architecture: str
     parameters: int
     weight_bytes: int
     dtype: str
+    reading_dtype: str
     device: str
     threads: int
     layers: Mapping[str, int]
@@ -82,12 +86,15 @@ def report(
     layers = Counter(getattr(text, "layer_types", None) or ["full_attention"] * int(text.num_hidden_layers))
     attending = sum(count for kind, count in layers.items() if kind.endswith("attention") and "linear" not in kind)
     template, frame_tokens, why_not_asked = _template(tokenizer)
+    why_not_lean = why_not_asked or _why_not(lambda: _lean(model))
+    reading = model.dtype if why_not_lean else arithmetic(model.dtype, target)
     return Report(
         name=name,
         architecture=type(model).__name__,
         parameters=sum(weight.numel() for weight in model.parameters()),
         weight_bytes=sum(weight.nbytes for weight in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
+        reading_dtype=str(reading).removeprefix("torch."),
         device=str(target),
         threads=torch.get_num_threads(),
         layers=dict(layers),
@@ -104,7 +111,7 @@ def report(
         abilities={
             "answers with citations": why_not_asked,
             "reads by segments (auto, infiniretri, xl3m)": why_not_asked or _why_not(lambda: _read(model, tokenizer)),
-            "reads by lean layers (faster)": why_not_asked or _why_not(lambda: _lean(model)),
+            "reads by lean layers (faster)": why_not_lean,
             "embeds text (auto, dense)": encoder,
         },
     )

@@ -26,6 +26,7 @@ def doctor(settings: Settings, screen: Screen) -> None:
         [
             ("model", f"{found.name} ({found.architecture})"),
             ("weights", f"{found.parameters:,} parameters, {size(found.weight_bytes)} as {found.dtype}"),
+            ("arithmetic", f"segments are read in {found.reading_dtype}"),
             ("layers", f"{layers}; {found.heads} heads, {found.kv_heads} for keys and values, {found.head_dim} wide"),
             ("window", f"{found.window:,} tokens; keys and values take {found.kv_bytes_per_token:,} bytes a token"),
             ("template", f"{found.template}, {found.frame_tokens} tokens around text and question"),

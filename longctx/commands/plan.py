@@ -33,6 +33,8 @@ _HEADS = 16  # calibrated heads whose attention is kept for every token that was
 _HOLES = 0.35  # of the segments dropped for others: memory between those kept that cannot be used again at once
 _LAW = 2  # bytes of a vocabulary entry that xl3m keeps for every segment
 
+_BYTES = {"bfloat16": 2, "float16": 2, "float64": 8}  # of a number; any other format counts as four
+
 # What a selector uses; a method that is not named here is taken to use everything.
 _ENCODES = {"bm25": False, "head": False, "random": False, "all": False, "infiniretri": False, "xl3m": False}
 _READS = {"bm25": False, "head": False, "random": False, "all": False, "dense": False}
@@ -147,7 +149,9 @@ def _reading(model: Report, settings: Settings, read: int, segment: int) -> int:
     from longctx.backend.probe import _READ_TOKENS
     from longctx.compiled import _ASK_AT_ONCE
 
-    batch = max(_READ_TOKENS, segment) * model.kv_bytes_per_token + _activations(model, _READ_TOKENS)
+    batch = max(_READ_TOKENS, segment) * model.kv_bytes_per_token + _activations(model, _READ_TOKENS, reading=True)
+    if model.reading_dtype != model.dtype:  # the weights of one layer, converted
+        batch += 4 * _layer_weights(model)
     asked = _ASK_AT_ONCE * _QUESTION * model.vocabulary * 10  # logits: as computed, in float32, and as logarithms
     kept = read * _HEADS * 4
     if settings.selector.startswith("xl3m:signal=") and "question_likelihood" not in settings.selector:
@@ -157,14 +161,16 @@ def _reading(model: Report, settings: Settings, read: int, segment: int) -> int:
     return batch + asked + kept + int(_HOLES * min(dropped, limit))
 
 
-def _activations(model: Report, tokens: int) -> int:
+def _activations(model: Report, tokens: int, reading: bool = False) -> int:
     """The tensors of one layer's pass over ``tokens``, several of each width alive at a time."""
     width = 4 * model.hidden + 3 * model.intermediate + 2 * model.heads * model.head_dim
-    return int(tokens * width * _itemsize(model))
+    return tokens * width * _BYTES.get(model.reading_dtype if reading else model.dtype, 4)
 
 
-def _itemsize(model: Report) -> int:
-    return max(1, model.weight_bytes // max(1, model.parameters))
+def _layer_weights(model: Report) -> int:
+    """Numbers in the linear layers of one decoder layer."""
+    attention = 2 * (model.heads + model.kv_heads) * model.head_dim * model.hidden
+    return attention + 3 * model.hidden * model.intermediate
 
 
 def _piece() -> int:
