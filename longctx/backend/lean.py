@@ -83,8 +83,8 @@ class Lean:
         missing = {"embed_tokens", "layers", "norm", "rotary_emb"} - {name for name, _ in decoder.named_children()}
         if missing:
             raise Unlike(f"the decoder has no {', '.join(sorted(missing))}")
-        if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
-            raise Unlike("modules of the model carry hooks")
+        if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules()):
+            raise Unlike("modules of the model carry hooks or a forward of their own")
         self.decoder, self.head = decoder, model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.layers = [_layer(layer) for layer in decoder.layers]
         self.final = _norm(decoder.norm, model.config.get_text_config(decoder=True).hidden_size)
@@ -190,7 +190,9 @@ def _layer(layer: nn.Module) -> _Layer:
     inner = _children(attention, "attention", _ATTENTION, _HEAD_NORMS)
     gates = _children(mlp, "the MLP", _MLP, {"act_fn"})
     linear = {name: part for name, part in {**inner, **gates}.items() if name in _ATTENTION | _MLP}
-    if other := sorted(name for name, part in linear.items() if type(part) is not nn.Linear):
+    # subclasses (adapters, quantised layers) and quantised tensors compute in ways of their own
+    plain = {name for name, part in linear.items() if type(part) is nn.Linear and type(part.weight) is nn.Parameter}
+    if other := sorted(linear.keys() - plain):
         raise Unlike(f"{', '.join(other)} are no plain linear layers")
     head_dim, scaling = getattr(attention, "head_dim", None), getattr(attention, "scaling", None)
     if not isinstance(head_dim, int) or not isinstance(scaling, float):

@@ -71,7 +71,7 @@ class Passes:
         self, ids: Tensor, cache: Any, tap: Tap, keep: list[int], positions: Tensor | None, valid: Tensor | None
     ) -> Tensor:
         """The model's own forward with its attention seen by ``tap``."""
-        kept = torch.tensor(keep, device=ids.device)
+        kept = torch.tensor(keep, dtype=torch.long, device=ids.device)
         extra = {"attention_mask": valid, "position_ids": positions, "logits_to_keep": kept, TAP: tap}
         with installed(self.model):
             out = self.model(
