@@ -34,7 +34,7 @@ class Auto:
     neighbours: float = 0.5
     reach: float = 8.0
     sample: int = 16
-    likelihood: float = 1.5
+    likelihood: float = 1.0
     attention: float = 0.5
 
     def __post_init__(self) -> None:
