@@ -1,0 +1,239 @@
+"""Long question answering on a set made here: rows once and resumed, equal budgets, one compilation, a page of rows."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from longctx import Document, Reader
+from longctx.cli import app
+from longctx.errors import ArtifactError, BadOption, UnknownMethod, UsageError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+long_qa = importlib.import_module("longctx.pipelines.long_qa")
+systems = importlib.import_module("longctx.pipelines.systems")
+report = importlib.import_module("longctx.pipelines.long_qa_report")
+estimates = importlib.import_module("longctx.pipelines.long_qa_estimate")
+cases = importlib.import_module("longctx.pipelines.cases")
+
+SYSTEMS = ("bm25", "head", "middle", "closed_book", "full")
+SETTINGS = {"model": "/a/place/tiny-model", "encoder": "none"}
+NAMES = ("Odette", "Tobin", "Mara")
+
+
+def document(name: str, weeks: int) -> str:
+    filler = [f"In week {i} the market by the river was quiet and little was sold." for i in range(weeks)]
+    filler[weeks // 2] = f"The lamp of {name} stands in room 4711."
+    return " ".join(filler)
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    model = tiny.model("llama", num_hidden_layers=2, max_position_embeddings=2048)
+    return Reader(model, tiny.tokenizer("system"), encoder=None, calibration=None, segment_tokens=64)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two short documents, which ``full`` can hold, and one that passes the window; two questions each."""
+    folder = tmp_path / "data" / "freeform"
+    folder.mkdir(parents=True)
+    with (folder / "rooms.jsonl").open("w", encoding="utf-8") as file:
+        for name, weeks in zip(NAMES, (9, 12, 90), strict=True):
+            for asked in (f"Where is the lamp of {name}?", f"Which room has the lamp of {name}?"):
+                row = {"document": document(name, weeks), "question": asked, "answers": ["room 4711", "4711"]}
+                file.write(json.dumps(row) + "\n")
+    return tmp_path / "data"
+
+
+def job(data: Path, out: Path, **options: Any) -> Any:
+    given = {"systems": SYSTEMS, "budgets": (130, 200), "max_new_tokens": 3}
+    return long_qa.Job("freeform", data, out, SETTINGS, **{**given, **options})
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+
+
+def test_every_system_answers_every_question_within_its_budget(data: Path, tmp_path: Path, reader: Reader) -> None:
+    path = job(data, tmp_path / "out").run(lambda: reader)
+    found = rows(path)
+    assert path.name == "freeform-tiny-model.jsonl"
+    cells = [("bm25", 130), ("bm25", 200), ("head", 130), ("head", 200), ("middle", 130), ("middle", 200)]
+    cells += [("closed_book", 0), ("full", None)]
+    assert len(found) == 6 * len(cells) and {(row["system"], row["budget"]) for row in found} == set(cells)
+    scored = [row for row in found if "score" in row]
+    assert all(0 < row["context_tokens"] <= row["budget"] for row in scored if row["budget"])
+    assert all(row["context_tokens"] == row["document_tokens"] for row in scored if row["budget"] is None)
+    assert {row["document"] for row in found if "error" in row} == {"rooms-3"}
+    assert {row["system"] for row in found if "error" in row} == {"full"}
+    assert all(row["new_tokens"] <= 3 for row in scored)
+
+
+def test_rows_hold_no_text_and_no_path(data: Path, tmp_path: Path, reader: Reader) -> None:
+    text = job(data, tmp_path / "out").run(lambda: reader).read_text(encoding="ascii")
+    assert not any(word in text for word in ("lamp", "market", "room 4711", "/a/place", str(tmp_path)))
+    row = json.loads(text.splitlines()[0])
+    assert row["configuration"] == {"model": "tiny-model", "encoder": "none"} and "answer" not in row
+    kept = rows(job(data, tmp_path / "kept", keep_answers=True).run(lambda: reader))[0]
+    assert kept["answer"] and long_qa.digest(kept["answer"]) == row["answer_sha256"]
+
+
+def test_one_compilation_serves_all_questions_of_a_document(
+    data: Path, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    compile_ = Reader.compile
+
+    def counting(self: Reader, document: Document, **options: Any) -> Any:
+        compiled.append(document.id)
+        return compile_(self, document, **options)
+
+    monkeypatch.setattr(Reader, "compile", counting)
+    job(data, tmp_path / "out").run(lambda: reader)
+    assert compiled == ["rooms-1", "rooms-2", "rooms-3"]
+
+
+def test_a_system_shows_and_says_what_the_reader_would(reader: Reader) -> None:
+    """One call for all systems is not a second way to answer: a selector's row is the answer of ``ask``."""
+    asked = "Where is the lamp of Odette?"
+    question = cases.Question("0", asked, asked, (cases.Measure("contains", ("4711",)),), 5)
+    book = reader.compile(Document.from_text(document("Odette", 30)))
+    shown = systems.context(reader, book, question, "bm25", 150)
+    direct = reader.ask(book, asked, budget_tokens=150, selector="bm25", max_new_tokens=5)
+    said = systems.answer(reader, shown, question)
+    assert shown.text == direct.selection.text and "4711" in shown.text
+    assert (said.text, said.prompt_tokens) == (direct.text, direct.usage["prompt_tokens"])
+
+
+def test_middle_keeps_both_ends_token_by_token(reader: Reader) -> None:
+    text = document("Odette", 60)
+    question = cases.Question("0", "Where?", "Where?", (cases.Measure("contains", ("4711",)),), 5)
+    book = reader.compile(Document.from_text(text))
+    shown = systems.context(reader, book, question, "middle", 100)
+    (first, last) = shown.spans
+    assert first[0] == 0 and last[1] == len(text) and shown.text == text[: first[1]] + text[last[0] :]
+    assert 96 <= shown.tokens <= 100
+    ids = reader.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert text[: first[1]] == reader.tokenizer.decode(ids[: shown.tokens // 2])
+    assert text[last[0] :] == reader.tokenizer.decode(ids[-(shown.tokens // 2) :])
+    short = reader.compile(Document.from_text("The lamp."))
+    assert systems.context(reader, short, question, "middle", 100).text == "The lamp."
+
+
+def test_rows_are_made_once_and_an_interrupted_run_goes_on(data: Path, tmp_path: Path, reader: Reader) -> None:
+    once = job(data, tmp_path / "once").run(lambda: reader)
+    path = job(data, tmp_path / "out", sample=2).run(lambda: reader)
+    part = path.read_bytes()
+    path.write_bytes(part[:-25])
+    job(data, tmp_path / "out").run(lambda: reader)
+    assert path.read_bytes().startswith(part[:-25].rpartition(b"\n")[0])
+    same = [{key: value for key, value in row.items() if key not in ("seconds", "date")} for row in rows(path)]
+    other = [{key: value for key, value in row.items() if key not in ("seconds", "date")} for row in rows(once)]
+    assert sorted(same, key=str) == sorted(other, key=str)
+    untouched = path.read_bytes()
+    job(data, tmp_path / "out").run(lambda: reader)
+    assert path.read_bytes() == untouched
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 8}, "seed was 7 and is 8"),
+        ({"settings": {**SETTINGS, "dtype": "float32"}}, "dtype was None and is 'float32'"),
+        ({"max_new_tokens": 2}, "max_new_tokens of question '1' has changed"),
+    ],
+)
+def test_rows_of_other_conditions_are_refused_with_the_difference(
+    change: dict[str, Any], said: str, data: Path, tmp_path: Path, reader: Reader
+) -> None:
+    small = {"systems": ("head",), "budgets": (130,)}
+    path = job(data, tmp_path / "out", **small).run(lambda: reader)
+    before = path.read_bytes()
+    settings = change.pop("settings", SETTINGS)
+    given = {"max_new_tokens": 3, **small, **change}
+    with pytest.raises(ArtifactError, match=said):
+        long_qa.Job("freeform", data, tmp_path / "out", settings, **given).run(lambda: reader)
+    assert path.read_bytes() == before
+
+
+def test_rows_of_other_data_are_refused(data: Path, tmp_path: Path, reader: Reader) -> None:
+    small = {"systems": ("head",), "budgets": (130,)}
+    job(data, tmp_path / "out", **small).run(lambda: reader)
+    file = data / "freeform" / "rooms.jsonl"
+    file.write_text(file.read_text().replace('"room 4711"', '"room 4712"'))
+    with pytest.raises(ArtifactError, match="question_sha256 of question '1' has changed"):
+        job(data, tmp_path / "out", **small).run(lambda: reader)
+
+
+def test_a_larger_sample_holds_a_smaller_one_and_another_seed_another() -> None:
+    every = [cases.Case("t", str(d), "text", tuple(f"{d}-{q}" for q in range(5))) for d in range(6)]
+
+    def drawn(sample: int, seed: int) -> set[str]:
+        return {question for case in long_qa.draw(every, sample, seed) for question in case.questions}
+
+    assert len(drawn(7, 1)) == 7 and drawn(7, 1) == drawn(7, 1) and drawn(7, 1) < drawn(12, 1)
+    assert drawn(7, 1) != drawn(7, 2) and len(drawn(99, 1)) == 30
+
+
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(data: Path, tmp_path: Path) -> None:
+    def never() -> Any:
+        raise AssertionError("a reader was made")
+
+    for change, error in (
+        ({"systems": ("bm26",)}, UnknownMethod),
+        ({"systems": ("bm25:speed=3",)}, BadOption),
+        ({"budgets": (0,)}, BadOption),
+        ({"sample": 0}, BadOption),
+        ({"data": tmp_path / "out"}, UsageError),
+    ):
+        given = {"data": data, **change}
+        (tmp_path / "out").mkdir(exist_ok=True)
+        with pytest.raises(error):
+            job(out=tmp_path / "rows", **given).run(never)
+    with pytest.raises(UnknownMethod, match="Known: .*leval"):
+        long_qa.read_cases("weather", data)
+
+
+def test_an_estimate_counts_what_is_missing_and_writes_nothing(data: Path, tmp_path: Path, reader: Reader) -> None:
+    asked = job(data, tmp_path / "out", systems=("bm25", "full"), budgets=(130,))
+    found = estimates.estimate(asked, reader)
+    counts = [len(reader.tokenizer(document(n, w))["input_ids"]) for n, w in zip(NAMES, (9, 12, 90), strict=True)]
+    assert (found.questions, found.documents, found.rows) == (6, 3, 12)
+    assert found.document_tokens == sum(counts)
+    assert found.most_shown_tokens == 6 * 130 + 2 * sum(counts) and found.most_new_tokens == 12 * 3
+    assert found.total_seconds > 0 and not (tmp_path / "out").exists()
+    asked.run(lambda: reader)
+    assert estimates.estimate(asked, reader).rows == 0
+
+
+def test_the_command_runs_a_suite_and_names_them_all(data: Path, tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model", num_hidden_layers=2)
+    config = tmp_path / "fast.toml"
+    config.write_text('calibration = "none"\nencoder = "none"\nsegment_tokens = 64\n')
+    words = ["eval", "freeform", "--data", str(data), "--out", str(tmp_path / "out"), "--model", str(model), "--json"]
+    words += ["--config", str(config), "--system", "bm25:neighbours=0.5", "--system", "closed_book", "--sample", "2"]
+    words += ["--budgets", "130,0.2k", "--max-new-tokens", "2", "--quiet"]
+    dry = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert dry.exit_code == 0 and json.loads(dry.stdout)["rows"] == 6, dry.output
+    ran = CliRunner().invoke(app, words)
+    assert ran.exit_code == 0, ran.output
+    found = rows(Path(json.loads(ran.stdout)["out"]))
+    assert {(row["system"], row["budget"]) for row in found} == {
+        ("bm25:neighbours=0.5", 130),
+        ("bm25:neighbours=0.5", 200),
+        ("closed_book", 0),
+    }
+    assert found[0]["configuration"]["segment_tokens"] == 64
+    assert "| closed_book | 0 | 2 |" in (tmp_path / "out" / "freeform.md").read_text()
+    refused = CliRunner().invoke(app, [*words, "--sets", "loogle"])
+    assert refused.exit_code == 2 and "--sets is not for the suite" in " ".join(refused.stderr.split())
+    listed = CliRunner().invoke(app, ["eval", "--list"])
+    assert listed.stdout.split() == ["selection", *long_qa.suites()]
