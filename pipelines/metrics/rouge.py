@@ -77,7 +77,7 @@ def _union(answer: str, reference: str) -> tuple[float, float]:
     subsequences are counted against the distinct words of either text.
     """
     said, wanted = _sentences(answer), _sentences(reference)
-    if not any(map(any, said)) or not any(map(any, wanted)):
+    if not said or not wanted:
         return 0.0, 0.0
     found = {word for sentence in wanted for other in said for word in _common(sentence, other)}
     return tuple(len(found) / len({word for s in text for word in s}) for text in (said, wanted))  # type: ignore[return-value]
