@@ -237,3 +237,53 @@ def test_the_command_runs_a_suite_and_names_them_all(data: Path, tmp_path: Path)
     assert refused.exit_code == 2 and "--sets is not for the suite" in " ".join(refused.stderr.split())
     listed = CliRunner().invoke(app, ["eval", "--list"])
     assert listed.stdout.split() == ["selection", *long_qa.suites()]
+
+
+def made(system: str, question: int, score: float, **changes: Any) -> dict[str, Any]:
+    """A row as the job writes them."""
+    row = {
+        "suite": "freeform", "model": "m", "fingerprint": "f", "window": 1000, "configuration": {"model": "m"},
+        "seed": 7, "population": 9, "longctx": "0", "torch": "2", "transformers": "5", "machine": "x", "date": "d",
+        "task": "t", "document": "d", "question": str(question), "system": system, "budget": 100,
+        "document_tokens": 500, "metric": "contains", "graded": False, "score": score,
+        "scores": {"contains": score, "token_f1": score / 2}, "context_tokens": 90, "prompt_tokens": 120,
+        "new_tokens": 4, "tokens_read": 0, "spans": [[0, 1]],
+        "seconds": {"compile": 2.5, "select": 0.25, "answer": 1.5},
+    }  # fmt: skip
+    return {**row, **changes}
+
+
+def page(folder: Path, *found: dict[str, Any]) -> str:
+    (folder / "freeform-m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    return str(report.write_report(folder, "freeform").read_text(encoding="utf-8"))
+
+
+def test_the_page_counts_its_figures_from_the_rows(tmp_path: Path) -> None:
+    auto = [made("auto", n, score) for n, score in enumerate((1.0, 1.0, 1.0, 0.0))]
+    bm25 = [made("bm25", n, score) for n, score in enumerate((1.0, 0.0, 0.0, 1.0))]
+    lost = {key: value for key, value in made("full", 0, 0.0, budget=None).items() if key not in ("score", "scores")}
+    text = page(tmp_path, *auto, *bm25, {**lost, "error": {"kind": "DoesNotFit", "message": "m"}})
+    assert "4 of 9 questions (seed 7), on 1 documents" in text
+    assert "| auto | 100 | 4 | 90 | 75.0 | 75.0 | 37.5 |  |" in text
+    assert "| bm25 | 100 | 4 | 90 | 50.0 | 50.0 | 25.0 |  |" in text
+    assert "| full | all | 0 |  |  |  |  | 1 |" in text
+    assert "| bm25 | 100 | 4 | 75.0 | 50.0 | +25.0 | -50.0 to +100.0 | 2 | 1 | 1.000 |" in text
+    assert (
+        "Compiling took 2.5 s for 500 tokens of 1 documents" in text
+        and "| bm25 | 100 | 0 | 0.25 | 1.50 | 4.0 |" in text
+    )
+
+
+def test_only_questions_that_both_answered_are_compared(tmp_path: Path) -> None:
+    text = page(tmp_path, made("auto", 0, 1.0), made("auto", 1, 0.0), made("bm25", 1, 1.0), made("bm25", 2, 1.0))
+    assert "| bm25 | 100 | 1 | 0.0 | 100.0 | -100.0 |" in text
+
+
+def test_graded_scores_have_an_interval_and_no_test_and_tasks_stand_apart(tmp_path: Path) -> None:
+    graded = {"graded": True, "metric": "token_f1", "task": "u"}
+    found = [made(s, n, 0.5, **graded) for s in ("auto", "bm25") for n in (0, 1)]
+    text = page(tmp_path, *found, made("auto", 2, 1.0), made("bm25", 2, 0.0))
+    assert "| bm25 | 100 | 3 | 66.7 | 33.3 | +33.3 | +0.0 to +100.0 | 1 | 0 | 1.000 |" in text
+    assert "| auto | 100 | 50.0 (n = 2) | 100.0 (n = 1) |" in text and "u (token_f1)" in text
+    alone = page(tmp_path, *found)
+    assert "| bm25 | 100 | 2 | 50.0 | 50.0 | +0.0 | +0.0 to +0.0 |  |  |  |" in alone and "### By task" not in alone
