@@ -69,9 +69,12 @@ class Job:
         reader = make_reader()
         run = self.about(reader, population)
         done = held(self.rows, run, cases)
-        total, asked = sum(len(case.questions) for case in cases), 0
+        left = [case for case in cases if self.missing(case, done)]
+        if left:
+            systems.warm(reader, left[0].text, self.systems)
+        total, asked = sum(len(case.questions) for case in left), 0
         with self.rows.open("a", encoding="ascii") as file:
-            for case in cases:
+            for case in left:
                 for row in self._rows(reader, case, done):
                     file.write(json.dumps(run | row, allow_nan=False) + "\n")
                     file.flush()

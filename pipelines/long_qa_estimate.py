@@ -6,9 +6,8 @@ Owns the sum. Tokens are counted with the model's own tokenizer; speeds are thos
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import longctx
 from longctx import Reader
@@ -20,7 +19,6 @@ from .long_qa_rows import held
 
 _PIECE = 6_000  # characters of the first document that are read to measure
 _NEW = 16  # tokens decoded to measure
-_SLACK = 8  # tokens that a unit may have more when it stands alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +82,17 @@ def estimate(job: Job, reader: Reader) -> Estimate:
     )
 
 
-def measure(reader: Reader, case: Case, names: Any) -> Speeds:
+def measure(reader: Reader, case: Case, names: Sequence[str]) -> Speeds:
     """Speeds on the beginning of one document; what is made once for a model is made before the clock starts."""
-    piece = replace(case, text=case.text[:_PIECE])
-    document = longctx.Document.from_text(piece.text, piece.name)
-    query = piece.questions[0].query
+    query = case.questions[0].query
+    systems.warm(reader, case.text, names)
     started = time.perf_counter()
-    book = reader.compile(document)
+    book = reader.compile(longctx.Document.from_text(case.text[:_PIECE], case.name))
     compiling = (time.perf_counter() - started) / book.tokens
-    largest = max(unit.tokens for unit in book.units) + _SLACK
-    budget = min(max(book.tokens // 2, largest), reader.longest_selection(query, _NEW))
+    budget = min(systems.room_for_units(book), reader.longest_selection(query, _NEW))
     select = {}
-    for name in names:
-        if systems.is_selector(name):
-            reader.select(book, f"{query} ", budget_tokens=budget, selector=name)  # another text: nothing is kept of it
-            found = reader.select(book, query, budget_tokens=budget, selector=name)
-            select[name] = found.seconds / book.tokens
+    for name in filter(systems.is_selector, names):
+        select[name] = reader.select(book, query, budget_tokens=budget, selector=name).seconds / book.tokens
     short = reader.ask(book, query, budget_tokens=budget, selector="head", max_new_tokens=1)
     long = reader.ask(book, query, budget_tokens=budget, selector="head", max_new_tokens=_NEW)
     first = short.timings["decode_seconds"]

@@ -52,20 +52,24 @@ def _means(rows: Sequence[Row]) -> list[str]:
     """One line a system and budget, one column a measure."""
     names = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
     lines = [
-        "| system | budget | n | tokens shown | score | " + " | ".join(names) + " | did not fit |",
-        "|---|--:|--:|--:|--:|" + "--:|" * (len(names) + 1),
+        "| system | budget | n | tokens shown | score | " + " | ".join(names) + " | shown whole | did not fit |",
+        "|---|--:|--:|--:|--:|" + "--:|" * (len(names) + 2),
     ]
     for cell in _cells(rows):
         own = _of(rows, cell)
         scored = [row for row in own if "score" in row]
+        whole = sum(row["context_tokens"] >= row["document_tokens"] for row in scored)
         means = [_mean([row["scores"][n] for row in scored if n in row["scores"]]) for n in names]
         shown = f"{np.mean([row['context_tokens'] for row in scored]):,.0f}" if scored else ""
         lines.append(
             f"| {cell[0]} | {_budget(cell)} | {len(scored)} | {shown} | {_mean([row['score'] for row in scored])} | "
             + " | ".join(means)
-            + f" | {len(own) - len(scored) or ''} |"
+            + f" | {whole} | {len(own) - len(scored)} |"
         )
-    return [*lines, "", "Means in points. The score of a question is the first measure of its task.\n"]
+    said = (
+        "Means in points. The score of a question is the first measure of its task. Where documents are shown whole, "
+    )
+    return [*lines, "", said + "systems do not differ; what did not fit has no score.\n"]
 
 
 def _seconds(rows: Sequence[Row]) -> list[str]:
@@ -84,7 +88,7 @@ def _seconds(rows: Sequence[Row]) -> list[str]:
             select, answer = (np.mean([row["seconds"][name] for row in own]) for name in ("select", "answer"))
             read, new = (np.mean([row[name] for row in own]) for name in ("tokens_read", "new_tokens"))
             lines.append(f"| {cell[0]} | {_budget(cell)} | {read:,.0f} | {select:.2f} | {answer:.2f} | {new:.1f} |")
-    return [*lines, ""]
+    return [*lines, "", "What one row of a document has read, later ones find: their times are for that much less.\n"]
 
 
 def _pairs(rows: Sequence[Row]) -> list[str]:

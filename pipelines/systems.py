@@ -8,6 +8,7 @@ through one call with one prompt, so that rows differ in the text alone.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,9 @@ from longctx.errors import DoesNotFit
 from .cases import Question
 
 SYSTEMS = ("auto", "bm25", "dense", "head", "middle", "closed_book", "full")
-NO_TEXT = "No text is given: answer from what you know."  # stands in the text's place for closed_book
+NO_TEXT = "(none)"  # stands in the text's place for closed_book; a sentence would be quoted by small models
+_BEGINNING = 2_000  # characters of a document on which each selector is tried once
+_SLACK = 8  # tokens that a unit may have more when it stands alone
 _WITHOUT_BUDGET = {"closed_book": 0, "full": None}
 
 
@@ -53,6 +56,24 @@ def check(system: str) -> None:
     """Raises UnknownMethod or BadOption for a system that is none."""
     if is_selector(system):
         plugins.load("selectors", system)
+
+
+def warm(reader: Any, text: str, names: Sequence[str]) -> None:
+    """Afterwards what a selector needs once for a model (encoder, retrieval heads) is there, and no row pays for it."""
+    query = "What is said here?"
+    book = reader.compile(longctx.Document.from_text(text[:_BEGINNING], "beginning"))
+    budget = min(room_for_units(book), reader.longest_selection(query))
+    for name in filter(is_selector, names):
+        try:
+            reader.select(book, query, budget_tokens=max(1, budget), selector=name)
+        except DoesNotFit:  # a window this small: the rows will say so, each for its own question
+            return
+
+
+def room_for_units(book: Any) -> int:
+    """A budget that leaves something out of most texts and holds any one unit."""
+    largest: int = max(unit.tokens for unit in book.units)
+    return max(int(book.tokens) // 2, largest + _SLACK)
 
 
 def budgets_of(system: str, budgets: tuple[int, ...]) -> tuple[int | None, ...]:

@@ -89,16 +89,25 @@ def test_rows_hold_no_text_and_no_path(data: Path, tmp_path: Path, reader: Reade
 def test_one_compilation_serves_all_questions_of_a_document(
     data: Path, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled = []
-    compile_ = Reader.compile
+    calls = []
+    compile_, select = Reader.compile, Reader.select
 
-    def counting(self: Reader, document: Document, **options: Any) -> Any:
-        compiled.append(document.id)
+    def compiling(self: Reader, document: Document, **options: Any) -> Any:
+        calls.append(document.id)
         return compile_(self, document, **options)
 
-    monkeypatch.setattr(Reader, "compile", counting)
+    def selecting(self: Reader, book: Any, query: str, **options: Any) -> Any:
+        calls.append(options["selector"])
+        return select(self, book, query, **options)
+
+    monkeypatch.setattr(Reader, "compile", compiling)
+    monkeypatch.setattr(Reader, "select", selecting)
     job(data, tmp_path / "out").run(lambda: reader)
-    assert compiled == ["rooms-1", "rooms-2", "rooms-3"]
+    assert [name for name in calls if "rooms" in name] == ["rooms-1", "rooms-2", "rooms-3"]
+    assert calls[:4] == ["beginning", "bm25", "head", "rooms-1"], "what a model needs once was not made first"
+    calls.clear()
+    job(data, tmp_path / "out").run(lambda: reader)
+    assert calls == []
 
 
 def test_a_system_shows_and_says_what_the_reader_would(reader: Reader) -> None:
@@ -264,9 +273,9 @@ def test_the_page_counts_its_figures_from_the_rows(tmp_path: Path) -> None:
     lost = {key: value for key, value in made("full", 0, 0.0, budget=None).items() if key not in ("score", "scores")}
     text = page(tmp_path, *auto, *bm25, {**lost, "error": {"kind": "DoesNotFit", "message": "m"}})
     assert "4 of 9 questions (seed 7), on 1 documents" in text
-    assert "| auto | 100 | 4 | 90 | 75.0 | 75.0 | 37.5 |  |" in text
-    assert "| bm25 | 100 | 4 | 90 | 50.0 | 50.0 | 25.0 |  |" in text
-    assert "| full | all | 0 |  |  |  |  | 1 |" in text
+    assert "| auto | 100 | 4 | 90 | 75.0 | 75.0 | 37.5 | 0 | 0 |" in text
+    assert "| bm25 | 100 | 4 | 90 | 50.0 | 50.0 | 25.0 | 0 | 0 |" in text
+    assert "| full | all | 0 |  |  |  |  | 0 | 1 |" in text
     assert "| bm25 | 100 | 4 | 75.0 | 50.0 | +25.0 | -50.0 to +100.0 | 2 | 1 | 1.000 |" in text
     assert (
         "Compiling took 2.5 s for 500 tokens of 1 documents" in text
