@@ -214,7 +214,7 @@ def evaluate(
 ) -> None:
     """Measure selectors on data with known evidence, or answers to questions about long documents."""
     given = dict(
-        sets=sets, full_sample=full_sample, paper_sample=paper_sample, systems=systems, budgets=budgets,
+        sets=sets, full_sample=full_sample, paper_sample=paper_sample, systems=systems or None, budgets=budgets,
         max_new_tokens=max_new_tokens, seed=seed, keep_answers=keep_answers, dry_run=dry_run,
     )  # fmt: skip
     grid = eval_flags.grid(suite, given)

@@ -19,11 +19,11 @@ from typing import Any
 import longctx
 from longctx.errors import BadOption, DoesNotFit, UnknownMethod, UsageError
 
-from . import systems
 from .cases import Case, Question
 from .long_qa_report import write_report
 from .long_qa_rows import Key, about_question, about_run, digest, held
 from .scoring import graded, scores
+from .systems import SYSTEMS, answer, budgets_of, check, show, warm
 
 Progress = Callable[[str, int, int], None]
 Cell = tuple[str, int | None]  # a system and its budget
@@ -41,7 +41,7 @@ class Job:
     data: Path
     out: Path
     settings: Mapping[str, Any]
-    systems: Sequence[str] = systems.SYSTEMS
+    systems: Sequence[str] = SYSTEMS
     budgets: Sequence[int] = (2048,)
     sample: int = 100
     seed: int = 7
@@ -56,7 +56,7 @@ class Job:
     @property
     def cells(self) -> list[Cell]:
         """Every system at every budget it can have, in order and once."""
-        found = [(name, at) for name in self.systems for at in systems.budgets_of(name, tuple(sorted(self.budgets)))]
+        found = [(name, at) for name in self.systems for at in budgets_of(name, tuple(sorted(self.budgets)))]
         return list(dict.fromkeys(found))
 
     def run(self, make_reader: Callable[[], longctx.Reader], progress: Progress | None = None) -> Path:
@@ -71,7 +71,7 @@ class Job:
         done = held(self.rows, run, cases)
         left = [case for case in cases if self.missing(case, done)]
         if left:
-            systems.warm(reader, left[0].text, self.systems)
+            warm(reader, left[0].text, self.systems)
         total, asked = sum(len(case.questions) for case in left), 0
         with self.rows.open("a", encoding="ascii") as file:
             for case in left:
@@ -90,8 +90,9 @@ class Job:
         Raises UnknownMethod, BadOption or UsageError for what can be refused before a model is loaded.
         """
         for name in self.systems:
-            systems.check(name)
-        if min(self.budgets, default=0) < 1 or self.sample < 1 or (self.max_new_tokens or 1) < 1:
+            check(name)
+        most = 1 if self.max_new_tokens is None else self.max_new_tokens
+        if min(self.sample, most, *self.budgets) < 1 or not self.budgets:
             raise BadOption("budgets, sample and max_new_tokens must be at least 1.")
         every = read_cases(self.suite, self.data)
         cases = draw(every, self.sample, self.seed)
@@ -128,8 +129,8 @@ class Job:
     def _measured(self, reader: Any, book: Any, question: Question, cell: Cell, compiling: float) -> dict[str, Any]:
         """What one system showed and the model said of it; what does not fit becomes a row without a score."""
         try:
-            shown = systems.context(reader, book, question, *cell)
-            said = systems.answer(reader, shown, question)
+            shown = show(reader, book, question, *cell)
+            said = answer(reader, shown, question)
         except DoesNotFit as error:
             return {"error": {"kind": type(error).__name__, "message": str(error)}}
         found = {name: round(value, 6) for name, value in scores(question, said.text).items()}
@@ -168,13 +169,17 @@ def read_cases(suite: str, data: Path) -> list[Case]:
     module = importlib.import_module(f".suites.{suite}", __package__)
     folder = data / suite if (data / suite).is_dir() else data
     found = [case for case in module.cases(folder) if case.questions]
-    names: set[tuple[str, str]] = set()
-    for name in ((case.name, question.id) for case in found for question in case.questions):
-        if name in names:
-            raise UsageError(f"{folder} has two questions {name[1]!r} of the document {name[0]!r}.")
-        names.add(name)
     if not found:
         raise UsageError(f"{folder} has no question that {suite} can score.")
+    names: set[tuple[str, str]] = set()
+    for case in found:
+        for question in case.questions:
+            which = f"the question {question.id!r} of the document {case.name!r}"
+            if (case.name, question.id) in names:
+                raise UsageError(f"{folder} has {which} twice.")
+            if not (question.query.strip() and question.prompt.strip() and case.text.strip()):
+                raise UsageError(f"{folder} has {which} without text.")
+            names.add((case.name, question.id))
     return found
 
 

@@ -81,7 +81,7 @@ def budgets_of(system: str, budgets: tuple[int, ...]) -> tuple[int | None, ...]:
     return (_WITHOUT_BUDGET[system],) if system in _WITHOUT_BUDGET else budgets
 
 
-def context(reader: Any, book: Any, question: Question, system: str, budget: int | None) -> Context:
+def show(reader: Any, book: Any, question: Question, system: str, budget: int | None) -> Context:
     """What ``system`` shows of the compiled document ``book``, never more than ``budget`` tokens.
 
     Raises DoesNotFit when budget, prompt and answer pass the model's window.

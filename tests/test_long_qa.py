@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
+from typer import BadParameter
 from typer.testing import CliRunner
 
 from longctx import Document, Reader
@@ -17,6 +18,7 @@ from longctx.errors import ArtifactError, BadOption, UnknownMethod, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+eval_flags = importlib.import_module("longctx.commands.eval_flags")
 long_qa = importlib.import_module("longctx.pipelines.long_qa")
 systems = importlib.import_module("longctx.pipelines.systems")
 report = importlib.import_module("longctx.pipelines.long_qa_report")
@@ -115,7 +117,7 @@ def test_a_system_shows_and_says_what_the_reader_would(reader: Reader) -> None:
     asked = "Where is the lamp of Odette?"
     question = cases.Question("0", asked, asked, (cases.Measure("contains", ("4711",)),), 5)
     book = reader.compile(Document.from_text(document("Odette", 30)))
-    shown = systems.context(reader, book, question, "bm25", 150)
+    shown = systems.show(reader, book, question, "bm25", 150)
     direct = reader.ask(book, asked, budget_tokens=150, selector="bm25", max_new_tokens=5)
     said = systems.answer(reader, shown, question)
     assert shown.text == direct.selection.text and "4711" in shown.text
@@ -126,7 +128,7 @@ def test_middle_keeps_both_ends_token_by_token(reader: Reader) -> None:
     text = document("Odette", 60)
     question = cases.Question("0", "Where?", "Where?", (cases.Measure("contains", ("4711",)),), 5)
     book = reader.compile(Document.from_text(text))
-    shown = systems.context(reader, book, question, "middle", 100)
+    shown = systems.show(reader, book, question, "middle", 100)
     (first, last) = shown.spans
     assert first[0] == 0 and last[1] == len(text) and shown.text == text[: first[1]] + text[last[0] :]
     assert 96 <= shown.tokens <= 100
@@ -134,7 +136,7 @@ def test_middle_keeps_both_ends_token_by_token(reader: Reader) -> None:
     assert text[: first[1]] == reader.tokenizer.decode(ids[: shown.tokens // 2])
     assert text[last[0] :] == reader.tokenizer.decode(ids[-(shown.tokens // 2) :])
     short = reader.compile(Document.from_text("The lamp."))
-    assert systems.context(reader, short, question, "middle", 100).text == "The lamp."
+    assert systems.show(reader, short, question, "middle", 100).text == "The lamp."
 
 
 def test_rows_are_made_once_and_an_interrupted_run_goes_on(data: Path, tmp_path: Path, reader: Reader) -> None:
@@ -200,7 +202,9 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(data: Path, tmp_pa
         ({"systems": ("bm26",)}, UnknownMethod),
         ({"systems": ("bm25:speed=3",)}, BadOption),
         ({"budgets": (0,)}, BadOption),
+        ({"budgets": ()}, BadOption),
         ({"sample": 0}, BadOption),
+        ({"max_new_tokens": 0}, BadOption),
         ({"data": tmp_path / "out"}, UsageError),
     ):
         given = {"data": data, **change}
@@ -296,3 +300,37 @@ def test_graded_scores_have_an_interval_and_no_test_and_tasks_stand_apart(tmp_pa
     assert "| auto | 100 | 50.0 (n = 2) | 100.0 (n = 1) |" in text and "u (token_f1)" in text
     alone = page(tmp_path, *found)
     assert "| bm25 | 100 | 2 | 50.0 | 50.0 | +0.0 | +0.0 to +0.0 |  |  |  |" in alone and "### By task" not in alone
+
+
+FLAGS: dict[str, Any] = {"sets": "", "full_sample": 20, "paper_sample": 0, "systems": None, "budgets": ""}
+FLAGS |= {"max_new_tokens": None, "seed": None, "keep_answers": False, "dry_run": False}
+
+
+@pytest.mark.parametrize(
+    ("suite", "given", "handed_on"),
+    [
+        ("selection", {}, {}),
+        ("selection", {"sets": "loogle,qmsum", "full_sample": 0}, {"sets": ("loogle", "qmsum"), "full_sample": 0}),
+        ("leval", {"seed": 0, "budgets": "512,1k"}, {"seed": 0, "budgets": (512, 1000)}),
+        ("leval", {"systems": ["bm25"], "max_new_tokens": "1k"}, {"systems": ["bm25"], "max_new_tokens": 1000}),
+        ("leval", {"keep_answers": True, "dry_run": True}, {"keep_answers": True, "dry_run": True}),
+    ],
+)
+def test_flags_reach_their_suite_also_where_they_are_zero(
+    suite: str, given: dict[str, Any], handed_on: dict[str, Any]
+) -> None:
+    assert eval_flags.grid(suite, {**FLAGS, **given}) == handed_on
+
+
+@pytest.mark.parametrize(
+    ("suite", "given", "said"),
+    [
+        ("leval", {"full_sample": 0}, "--full-sample is not for the suite 'leval'"),
+        ("selection", {"systems": ["bm25"]}, "--system is not for the suite 'selection'"),
+        ("selection", {"seed": 0}, "--seed is not"),
+        ("leval", {"budgets": "1k,many"}, "'many' is not a count"),
+    ],
+)
+def test_flags_of_the_other_suites_are_refused(suite: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadParameter, match=said):
+        eval_flags.grid(suite, {**FLAGS, **given})

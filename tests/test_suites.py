@@ -211,6 +211,13 @@ def test_freeform_rows_share_a_document_or_are_passages_of_one(tmp_path: Path) -
         ("squality", {"passage_id": "s", "document": "t", "questions": ["Who?"]}, "holds str where an object"),
         ("kv_retrieval", {**KEYS, "ordered_kv_records": [["k1"]]}, "no pair of key and value"),
         ("longchat_lines", {**LINES, "prompt": "Tell me b."}, "without an empty line"),
+        ("longchat_lines", {**LINES, "expected_number": 1.5}, "no whole number"),
+        ("loogle", {**LOOGLE, "input": " "}, "the question '0' of the document 'rows-1' without text"),
+        (
+            "freeform",
+            {"document": "A text.", "question": " ", "answer": "x"},
+            "'1' of the document 'rows-1' without text",
+        ),
         ("qmsum", {"id": "m", "general": [], "specific": []}, "no list in 'meeting_transcripts'|no question"),
         ("passkey", {"input": "text"}, "has no text in 'target'"),
     ],
@@ -236,7 +243,7 @@ def test_files_that_are_no_rows_are_named(tmp_path: Path) -> None:
 
 
 def test_two_questions_of_one_name_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="two questions 'a' of the document 'a'"):
+    with pytest.raises(UsageError, match="the question 'a' of the document 'a' twice"):
         read(tmp_path, "longbench_v2", V2, V2)
 
 

@@ -15,7 +15,7 @@ _SELECTION, _LONG_QA = "For the suite selection", "For all other suites"
 # flag -> what it is where it was not given; the keys of the suites' own functions
 _SELECTION_DEFAULTS: dict[str, Any] = {"sets": "", "full_sample": 20, "paper_sample": 0}
 _LONG_QA_DEFAULTS: dict[str, Any] = {
-    "systems": (),
+    "systems": None,
     "budgets": "",
     "max_new_tokens": None,
     "seed": None,
@@ -72,17 +72,16 @@ def grid(suite: str, given: Mapping[str, Any]) -> dict[str, Any]:
     own, other = _SELECTION_DEFAULTS, _LONG_QA_DEFAULTS
     if suite != "selection":
         own, other = other, own
-    strange = [name for name, default in other.items() if (given[name] or default) != default]
-    if strange:
-        flag = strange[0].replace("_", "-").replace("systems", "system")
-        raise typer.BadParameter(f"--{flag} is not for the suite {suite!r}.")
-    found = {name: value for name, value in given.items() if name in own and value not in (None, "", False, ())}
-    for name in ("sets", "budgets"):
-        if name in found:
-            found[name] = tuple(filter(None, found[name].split(",")))
+    for name, default in other.items():
+        if given[name] != default:
+            flag = name.replace("_", "-").replace("systems", "system")
+            raise typer.BadParameter(f"--{flag} is not for the suite {suite!r}.")
+    found = {name: given[name] for name, default in own.items() if given[name] != default}
     try:
+        if "sets" in found:
+            found["sets"] = tuple(filter(None, found["sets"].split(",")))
         if "budgets" in found:
-            found["budgets"] = tuple(map(count, found["budgets"]))
+            found["budgets"] = tuple(map(count, filter(None, found["budgets"].split(","))))
         if "max_new_tokens" in found:
             found["max_new_tokens"] = count(found["max_new_tokens"])
     except ValueError as error:

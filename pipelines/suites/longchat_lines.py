@@ -15,6 +15,8 @@ def cases(folder: Path) -> Iterator[Case]:
         record, _, asked = row.text("prompt").rstrip().rpartition("\n\n")
         if not record.strip():
             raise row.wrong("has a prompt without an empty line between the record and the question")
+        if not row.text("expected_number").isdecimal():
+            raise row.wrong("has an 'expected_number' that is no whole number")
         name = f"{row.file.stem}-{row.number}"
         measure = Measure("first_number", (row.text("expected_number"),))
         question = Question("0", asked, asked, (measure,), _MOST_NEW)
