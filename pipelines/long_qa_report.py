@@ -101,24 +101,10 @@ def _pairs(rows: Sequence[Row]) -> list[str]:
     ]
     for own in (cell for cell in _cells(rows) if cell[0] == base):
         for other in _cells(rows):
-            if other[0] == base or other[1] not in (own[1], 0, None):
-                continue
-            mine, theirs = _scored(rows, own), _scored(rows, other)
-            both = [key for key in mine if key in theirs]
-            if not both:
-                continue
-            a, b = [mine[key]["score"] for key in both], [theirs[key]["score"] for key in both]
-            low, high = interval(a, b)
-            right = [key for key in both if not mine[key]["graded"]]
-            test = ["", "", ""]
-            if right:
-                found = mcnemar([mine[key]["score"] for key in right], [theirs[key]["score"] for key in right])
-                test = [str(found.only_first), str(found.only_second), f"{found.p:.3f}"]
-            difference = 100 * (float(np.mean(a)) - float(np.mean(b)))
-            lines.append(
-                f"| {other[0]} | {_budget(own)} | {len(both)} | {_mean(a)} | {_mean(b)} | {difference:+.1f} | "
-                f"{100 * low:+.1f} to {100 * high:+.1f} | {' | '.join(test)} |"
-            )
+            if other[0] != base and other[1] in (own[1], 0, None):
+                mine, theirs = _scored(rows, own), _scored(rows, other)
+                both = [(mine[key], theirs[key]) for key in mine if key in theirs]
+                lines += [f"| {other[0]} | {_budget(own)} | {len(both)} | {_compared(both)} |"] if both else []
     return [
         *lines,
         "",
@@ -126,6 +112,19 @@ def _pairs(rows: Sequence[Row]) -> list[str]:
         "wrong. Questions about one document are not independent of one another: with few documents both say too much."
         "\n",
     ]
+
+
+def _compared(both: Sequence[tuple[Row, Row]]) -> str:
+    """Means, difference and interval of two systems, and McNemar's counts where answers are right or wrong."""
+    first, second = [a["score"] for a, _ in both], [b["score"] for _, b in both]
+    low, high = interval(first, second)
+    difference = 100 * (float(np.mean(first)) - float(np.mean(second)))
+    cells = [_mean(first), _mean(second), f"{difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"]
+    right = [(a["score"], b["score"]) for a, b in both if not a["graded"]]
+    if right:
+        found = mcnemar([a for a, _ in right], [b for _, b in right])
+        return " | ".join([*cells, str(found.only_first), str(found.only_second), f"{found.p:.3f}"])
+    return " | ".join([*cells, "", "", ""])
 
 
 def _tasks(rows: Sequence[Row]) -> list[str]:

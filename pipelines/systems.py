@@ -84,23 +84,24 @@ def budgets_of(system: str, budgets: tuple[int, ...]) -> tuple[int | None, ...]:
 def show(reader: Any, book: Any, question: Question, system: str, budget: int | None) -> Context:
     """What ``system`` shows of the compiled document ``book``, never more than ``budget`` tokens.
 
-    Raises DoesNotFit when budget, prompt and answer pass the model's window.
+    Raises DoesNotFit when that, the prompt and the answer pass the model's window.
     """
     room = reader.longest_selection(question.prompt, question.max_new_tokens)
-    needed = book.tokens if budget is None else budget
+    needed = book.tokens if budget is None else min(budget, book.tokens)
     if needed > room:
         raise DoesNotFit(
             f"{needed:,} tokens of text do not fit: the window of {reader.window:,} leaves {room:,} beside the prompt "
             f"and an answer of {question.max_new_tokens}."
         )
+    most = room if budget is None else min(budget, room)
     started = time.perf_counter()
     if system == "closed_book":
         return Context(NO_TEXT, 0, (), 0, 0.0)
     if system == "middle":
-        text, spans = _ends(reader, book, needed)
+        text, spans = _ends(reader, book, most)
         return Context(text, _count(reader, text), spans, 0, time.perf_counter() - started)
     selector = "all" if system == "full" else system
-    found = reader.select(book, question.query, budget_tokens=needed, selector=selector)
+    found = reader.select(book, question.query, budget_tokens=most, selector=selector)
     seconds = time.perf_counter() - started
     spans = tuple((span.start, span.end) for span in found.spans)
     return Context(found.text, found.tokens, spans, found.tokens_read, seconds, found.warnings)

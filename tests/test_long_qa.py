@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from longctx import Document, Reader
 from longctx.cli import app
-from longctx.errors import ArtifactError, BadOption, UnknownMethod, UsageError
+from longctx.errors import ArtifactError, BadOption, DoesNotFit, UnknownMethod, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,6 +137,16 @@ def test_middle_keeps_both_ends_token_by_token(reader: Reader) -> None:
     assert text[last[0] :] == reader.tokenizer.decode(ids[-(shown.tokens // 2) :])
     short = reader.compile(Document.from_text("The lamp."))
     assert systems.show(reader, short, question, "middle", 100).text == "The lamp."
+
+
+def test_a_budget_beyond_the_window_is_no_hindrance_to_a_short_document(reader: Reader) -> None:
+    question = cases.Question("0", "Where?", "Where?", (cases.Measure("contains", ("4711",)),), 5)
+    short = reader.compile(Document.from_text("The lamp of Odette stands in room 4711."))
+    long = reader.compile(Document.from_text(document("Odette", 90)))
+    for system in ("bm25", "middle", "full"):
+        assert systems.show(reader, short, question, system, 5_000).text == short.documents[0].text
+        with pytest.raises(DoesNotFit, match="do not fit: the window of 2,048 leaves"):
+            systems.show(reader, long, question, system, 5_000)
 
 
 def test_rows_are_made_once_and_an_interrupted_run_goes_on(data: Path, tmp_path: Path, reader: Reader) -> None:
