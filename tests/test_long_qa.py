@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,24 @@ def test_every_system_answers_every_question_within_its_budget(data: Path, tmp_p
     assert {row["document"] for row in found if "error" in row} == {"rooms-3"}
     assert {row["system"] for row in found if "error" in row} == {"full"}
     assert all(row["new_tokens"] <= 3 for row in scored)
+
+
+def test_a_row_holds_the_score_of_what_was_said(
+    data: Path, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Reader.ask
+
+    def knowing(self: Reader, shown: Document, question: str, **options: Any) -> Any:
+        text = "In room 4711." if "4711" in shown.text else "In room 12."
+        return replace(ask(self, shown, question, **options), text=text)
+
+    monkeypatch.setattr(Reader, "ask", knowing)
+    found = rows(job(data, tmp_path / "out").run(lambda: reader))
+    scored = {name: {row["score"] for row in found if row["system"] == name and "score" in row} for name in SYSTEMS}
+    assert scored["bm25"] == scored["full"] == {1.0} and scored["head"] == scored["closed_book"] == {0.0}
+    said = next(row for row in found if row["system"] == "full" and "score" in row)
+    assert said["scores"] == {"contains": 1.0, "token_f1": 0.8} and said["metric"] == "contains"
+    assert said["spans"] == [[0, len(document("Odette", 9))]] and not said["graded"]
 
 
 def test_rows_hold_no_text_and_no_path(data: Path, tmp_path: Path, reader: Reader) -> None:
