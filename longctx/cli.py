@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from longctx.commands import flags
+from longctx.commands import eval_flags, flags
 from longctx.errors import DoesNotFit, Interrupted, LongctxError
 
 _MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
@@ -192,25 +192,34 @@ def plan(
 
 @app.command("eval")
 def evaluate(
-    suite: Annotated[str, typer.Argument(help="Which suite: selection.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="The folder with the data sets.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Rows go here; those it holds are not made again.")],
-    sets: Annotated[str, typer.Option(metavar="A,B", help="Only these sets.")] = "",
-    sample: Annotated[int, typer.Option(min=1, help="Questions of a set with one document.")] = 100,
-    full_sample: Annotated[int, typer.Option(min=0, help="Questions per document for methods that read it all.")] = 20,
-    paper_sample: Annotated[int, typer.Option(min=0, help="Questions per set for the released InfiniRetri.")] = 0,
+    suite: eval_flags.Suite,
+    data: eval_flags.Data,
+    out: eval_flags.Out,
+    sample: eval_flags.Sample = 100,
+    sets: eval_flags.Sets = "",
+    full_sample: eval_flags.FullSample = 20,
+    paper_sample: eval_flags.PaperSample = 0,
+    systems: eval_flags.Systems = None,
+    budgets: eval_flags.Budgets = "",
+    max_new_tokens: eval_flags.MaxNewTokens = None,
+    seed: eval_flags.Seed = None,
+    keep_answers: eval_flags.KeepAnswers = False,
+    dry_run: eval_flags.DryRun = False,
+    names: eval_flags.Names = False,
     model: flags.Model = None,
     config: flags.Config = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Measure selectors on data with known evidence."""
+    """Measure selectors on data with known evidence, or answers to questions about long documents."""
+    given = dict(
+        sets=sets, full_sample=full_sample, paper_sample=paper_sample, systems=systems or None, budgets=budgets,
+        max_new_tokens=max_new_tokens, seed=seed, keep_answers=keep_answers, dry_run=dry_run,
+    )  # fmt: skip
+    grid = eval_flags.grid(suite, given)
     settings, screen = _begin(config, dict(model=model), json, quiet, verbose)
-    chosen = tuple(filter(None, sets.split(",")))
-    grid: dict[str, object] = {"sample": sample, "full_sample": full_sample, "paper_sample": paper_sample}
-    grid |= {"sets": chosen} if chosen else {}
-    importlib.import_module("longctx.commands.jobs").evaluate(suite, data, out, grid, settings, screen)
+    importlib.import_module("longctx.commands.jobs").evaluate(suite, data, out, sample, grid, settings, screen)
 
 
 @app.command()

@@ -167,7 +167,8 @@ def test_every_plugin_ends_in_its_class_and_has_its_test_file(room: str, name: s
 def test_the_listed_packages_are_the_folders() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     found = {".".join(init.parent.relative_to(ROOT).parts) for init in PACKAGE.rglob("__init__.py")}
-    assert settings["packages"] == sorted(found | {"longctx.pipelines"})
+    found |= {".".join(("longctx", *init.parent.relative_to(ROOT).parts)) for init in PIPELINES.rglob("__init__.py")}
+    assert settings["packages"] == sorted(found)
 
 
 def test_public_names_are_sorted_and_each_can_be_had() -> None:

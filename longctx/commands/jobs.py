@@ -5,37 +5,75 @@ Owns which names there are. What a job does and writes is the pipeline's busines
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
 from typing import Any
 
+from longctx.commands.ask import check, open_reader
 from longctx.commands.screen import Screen
 from longctx.commands.settings import Settings
 from longctx.errors import UnknownMethod, UsageError
 
+_SELECTION = "selection"
 # name -> (module of longctx.pipelines, function)
-_SUITES = {"selection": ("evaluate", "run_selection")}
 _BENCHES = {"reading": ("bench_reading", "run_reading")}
+# Settings that an evaluation sets itself, or that change what is kept and never an answer.
+_NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "segment_memory_bytes")
 
 
-def evaluate(suite: str, data: Path, out: Path, grid: dict[str, Any], settings: Settings, screen: Screen) -> None:
+def list_suites() -> None:
+    """Name every suite of ``longctx eval``, a line each."""
+    screen = Screen()
+    for name in _suites():
+        screen.line(name)
+
+
+def evaluate(
+    suite: str, data: Path, out: Path, sample: int, grid: dict[str, Any], settings: Settings, screen: Screen
+) -> None:
     """Run an evaluation suite on the data of a folder; rows that ``out`` holds already are not made again."""
-    run = _found("suite", suite, _SUITES)
+    if suite not in _suites():
+        raise UnknownMethod("suite", suite, _suites())
     if not data.is_dir():
         raise UsageError(f"--data {str(data)!r} is not a folder.")
-    _done(run(data, settings.model, out, quiet=screen.quiet, **grid), screen)
+    if suite == _SELECTION:
+        run = _pipeline("evaluate").run_selection
+        _done(run(data, settings.model, out, quiet=screen.quiet, sample=sample, **grid), screen)
+        return
+    check(settings)
+    written = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _NOT_WRITTEN}
+    dry = grid.pop("dry_run", False)
+    job = _pipeline("long_qa").Job(suite, data, out, written, sample=sample, **grid)
+    if dry:
+        _estimate(job, settings, screen)
+    else:
+        _done(job.run(lambda: open_reader(settings, screen), screen.progress), screen)
 
 
 def bench(name: str, out: Path, settings: Settings, screen: Screen) -> None:
     """Run a benchmark and append its row to ``out``."""
-    _done(_found("bench", name, _BENCHES)(settings.model, out), screen)
+    if name not in _BENCHES:
+        raise UnknownMethod("bench", name, sorted(_BENCHES))
+    module, function = _BENCHES[name]
+    _done(getattr(_pipeline(module), function)(settings.model, out), screen)
 
 
-def _found(kind: str, name: str, known: dict[str, tuple[str, str]]) -> Any:
-    if name not in known:
-        raise UnknownMethod(kind, name, sorted(known))
-    module, function = known[name]
-    return getattr(importlib.import_module(f"longctx.pipelines.{module}"), function)
+def _suites() -> list[str]:
+    return [_SELECTION, *_pipeline("long_qa").suites()]
+
+
+def _pipeline(module: str) -> Any:
+    return importlib.import_module(f"longctx.pipelines.{module}")
+
+
+def _estimate(job: Any, settings: Settings, screen: Screen) -> None:
+    """What the job would take, measured on a piece of its first document."""
+    found = dataclasses.asdict(_pipeline("long_qa_estimate").estimate(job, open_reader(settings, screen)))
+    if screen.json:
+        screen.result(found)
+    else:
+        screen.table([(name.replace("_", " "), f"{value:,.0f}") for name, value in found.items()])
 
 
 def _done(path: Path, screen: Screen) -> None:

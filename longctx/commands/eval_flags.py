@@ -1,0 +1,89 @@
+"""The flags of ``longctx eval`` and the suites they are for. Knows their names and help, not what they do."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from longctx.commands.settings import count
+
+_SELECTION, _LONG_QA = "For the suite selection", "For all other suites"
+# flag -> what it is where it was not given; the keys of the suites' own functions
+_SELECTION_DEFAULTS: dict[str, Any] = {"sets": "", "full_sample": 20, "paper_sample": 0}
+_LONG_QA_DEFAULTS: dict[str, Any] = {
+    "systems": None,
+    "budgets": "",
+    "max_new_tokens": None,
+    "seed": None,
+    "keep_answers": False,
+    "dry_run": False,
+}
+
+
+def _name_suites(wanted: bool) -> None:
+    if wanted:
+        importlib.import_module("longctx.commands.jobs").list_suites()
+        raise typer.Exit
+
+
+Suite = Annotated[str, typer.Argument(help="Which suite; --list names them.")]
+Data = Annotated[Path, typer.Option(metavar="DIR", help="The folder with the data sets.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Rows go here; those it holds are not made again.")]
+Names = Annotated[bool, typer.Option("--list", help="Name the suites and end.", is_eager=True, callback=_name_suites)]
+Sample = Annotated[int, typer.Option(min=1, help="Questions drawn (selection: of a set with one document).")]
+Sets = Annotated[str, typer.Option(metavar="A,B", help="Only these sets.", rich_help_panel=_SELECTION)]
+FullSample = Annotated[
+    int, typer.Option(min=0, help="Questions per document for methods that read it all.", rich_help_panel=_SELECTION)
+]
+PaperSample = Annotated[
+    int, typer.Option(min=0, help="Questions per set for the released InfiniRetri.", rich_help_panel=_SELECTION)
+]
+Systems = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--system",
+        metavar="NAME",
+        help="A selector, middle, closed_book or full; once for each [auto, bm25, dense, head and those three].",
+        rich_help_panel=_LONG_QA,
+    ),
+]
+Budgets = Annotated[
+    str, typer.Option(metavar="N,N", help="Tokens of the document shown [2048].", rich_help_panel=_LONG_QA)
+]
+MaxNewTokens = Annotated[
+    str | None, typer.Option(metavar="N", help="Lowers the suite's own limits.", rich_help_panel=_LONG_QA)
+]
+Seed = Annotated[int | None, typer.Option(help="Of the questions drawn [7].", rich_help_panel=_LONG_QA)]
+KeepAnswers = Annotated[
+    bool,
+    typer.Option("--keep-answers", help="Keep answers as text; they may quote the data.", rich_help_panel=_LONG_QA),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say tokens and time, and ask nothing.", rich_help_panel=_LONG_QA)
+]
+
+
+def grid(suite: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that were given, as the suite's function takes them. Refuses those of the other kind of suite."""
+    own, other = _SELECTION_DEFAULTS, _LONG_QA_DEFAULTS
+    if suite != "selection":
+        own, other = other, own
+    for name, default in other.items():
+        if given[name] != default:
+            flag = name.replace("_", "-").replace("systems", "system")
+            raise typer.BadParameter(f"--{flag} is not for the suite {suite!r}.")
+    found = {name: given[name] for name, default in own.items() if given[name] != default}
+    try:
+        if "sets" in found:
+            found["sets"] = tuple(filter(None, found["sets"].split(",")))
+        if "budgets" in found:
+            found["budgets"] = tuple(map(count, filter(None, found["budgets"].split(","))))
+        if "max_new_tokens" in found:
+            found["max_new_tokens"] = count(found["max_new_tokens"])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return found

@@ -1,0 +1,178 @@
+"""The page of one suite, made from the rows of ``longctx eval SUITE`` and from nothing else.
+
+Owns the tables and which rows are compared. Every figure on the page can be counted again from the rows.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .paired import interval, mcnemar
+
+Row = dict[str, Any]
+Cell = tuple[str, int | None]  # system and budget
+
+
+def write_report(results: Path, suite: str) -> Path:
+    """Write ``results``/SUITE.md from every ``results``/SUITE-*.jsonl, packed by gzip or not, and return it."""
+    parts = [_head(suite)]
+    for path in sorted(results.glob(f"{suite}-*.jsonl*")):
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+            rows = [json.loads(line) for line in file]
+        if rows:
+            parts += _model(rows)
+    page = results / f"{suite}.md"
+    page.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    return page
+
+
+def _model(rows: Sequence[Row]) -> list[str]:
+    first = rows[0]
+    asked = {(row["document"], row["question"]) for row in rows}
+    dates = sorted({row["date"] for row in rows})
+    lines = [
+        f"\n## {first['model']}\n",
+        f"{len(asked)} of {first['population']} questions (seed {first['seed']}), on "
+        f"{len({row['document'] for row in rows})} documents. Model fingerprint {first['fingerprint']}, window "
+        f"{first['window']:,}; longctx {first['longctx']}, torch {first['torch']}, transformers "
+        f"{first['transformers']}; {first['machine']}; {dates[0]}"
+        + (f" to {dates[-1]}" if len(dates) > 1 else "")
+        + f". Settings: {_settings(first['configuration'])}.\n",
+    ]
+    return [*lines, *_means(rows), *_seconds(rows), *_pairs(rows), *_tasks(rows)]
+
+
+def _means(rows: Sequence[Row]) -> list[str]:
+    """One line a system and budget, one column a measure."""
+    names = list(dict.fromkeys(name for row in rows for name in row.get("scores", {})))
+    lines = [
+        "| system | budget | n | tokens shown | score | " + " | ".join(names) + " | shown whole | did not fit |",
+        "|---|--:|--:|--:|--:|" + "--:|" * (len(names) + 2),
+    ]
+    for cell in _cells(rows):
+        own = _of(rows, cell)
+        scored = [row for row in own if "score" in row]
+        whole = sum(row["context_tokens"] >= row["document_tokens"] for row in scored)
+        means = [_mean([row["scores"][n] for row in scored if n in row["scores"]]) for n in names]
+        shown = f"{np.mean([row['context_tokens'] for row in scored]):,.0f}" if scored else ""
+        lines.append(
+            f"| {cell[0]} | {_budget(cell)} | {len(scored)} | {shown} | {_mean([row['score'] for row in scored])} | "
+            + " | ".join(means)
+            + f" | {whole} | {len(own) - len(scored)} |"
+        )
+    said = (
+        "Means in points. The score of a question is the first measure of its task. Where documents are shown whole, "
+    )
+    return [*lines, "", said + "systems do not differ; what did not fit has no score.\n"]
+
+
+def _seconds(rows: Sequence[Row]) -> list[str]:
+    """What each system took a question; compiling counts once a document."""
+    once = {row["document"]: row["seconds"]["compile"] for row in rows if "seconds" in row}
+    tokens = {row["document"]: row["document_tokens"] for row in rows}
+    lines = [
+        f"Compiling took {sum(once.values()):,.1f} s for {sum(tokens[name] for name in once):,} tokens of {len(once)} "
+        "documents.\n",
+        "| system | budget | tokens read to select | s to select | s to answer | new tokens |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for cell in _cells(rows):
+        own = [row for row in _of(rows, cell) if "seconds" in row]
+        if own:
+            select, answer = (np.mean([row["seconds"][name] for row in own]) for name in ("select", "answer"))
+            read, new = (np.mean([row[name] for row in own]) for name in ("tokens_read", "new_tokens"))
+            lines.append(f"| {cell[0]} | {_budget(cell)} | {read:,.0f} | {select:.2f} | {answer:.2f} | {new:.1f} |")
+    return [*lines, "", "What one row of a document has read, later ones find: their times are for that much less.\n"]
+
+
+def _pairs(rows: Sequence[Row]) -> list[str]:
+    """The first system of the rows against every other at the same budget, on the questions that both answered."""
+    base = _cells(rows)[0][0]
+    lines = [
+        f"### {base} beside the others\n",
+        f"| other | budget | n | {base} | other | difference | 95 % interval | right: only {base} | only other | p |",
+        "|---|--:|--:|--:|--:|--:|---|--:|--:|--:|",
+    ]
+    for own in (cell for cell in _cells(rows) if cell[0] == base):
+        for other in _cells(rows):
+            if other[0] != base and other[1] in (own[1], 0, None):
+                mine, theirs = _scored(rows, own), _scored(rows, other)
+                both = [(mine[key], theirs[key]) for key in mine if key in theirs]
+                lines += [f"| {other[0]} | {_budget(own)} | {len(both)} | {_compared(both)} |"] if both else []
+    return [
+        *lines,
+        "",
+        "Paired bootstrap over questions, 4,000 draws; McNemar's exact test on the questions whose score is right or "
+        "wrong. Questions about one document are not independent of one another: with few documents both say too much."
+        "\n",
+    ]
+
+
+def _compared(both: Sequence[tuple[Row, Row]]) -> str:
+    """Means, difference and interval of two systems, and McNemar's counts where answers are right or wrong."""
+    first, second = [a["score"] for a, _ in both], [b["score"] for _, b in both]
+    low, high = interval(first, second)
+    difference = 100 * (float(np.mean(first)) - float(np.mean(second)))
+    cells = [_mean(first), _mean(second), f"{difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"]
+    right = [(a["score"], b["score"]) for a, b in both if not a["graded"]]
+    if right:
+        found = mcnemar([a for a, _ in right], [b for _, b in right])
+        return " | ".join([*cells, str(found.only_first), str(found.only_second), f"{found.p:.3f}"])
+    return " | ".join([*cells, "", "", ""])
+
+
+def _tasks(rows: Sequence[Row]) -> list[str]:
+    """Scores by task, where there are several."""
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    if len(tasks) < 2:
+        return []
+    metrics = {row["task"]: row["metric"] for row in rows if "metric" in row}
+    heads = [f"{task} ({metrics.get(task, 'none')})" for task in tasks]
+    lines = ["### By task\n", "| system | budget | " + " | ".join(heads) + " |", "|---|--:|" + "--:|" * len(tasks)]
+    for cell in _cells(rows):
+        own = [row for row in _of(rows, cell) if "score" in row]
+        found = [[row["score"] for row in own if row["task"] == task] for task in tasks]
+        cells = [f"{_mean(values)} (n = {len(values)})" if values else "" for values in found]
+        lines.append(f"| {cell[0]} | {_budget(cell)} | " + " | ".join(cells) + " |")
+    return [*lines, ""]
+
+
+def _cells(rows: Sequence[Row]) -> list[Cell]:
+    """Systems and budgets in the order of their first rows."""
+    return list(dict.fromkeys((row["system"], row["budget"]) for row in rows))
+
+
+def _of(rows: Sequence[Row], cell: Cell) -> list[Row]:
+    return [row for row in rows if (row["system"], row["budget"]) == cell]
+
+
+def _scored(rows: Sequence[Row], cell: Cell) -> dict[tuple[str, str], Row]:
+    return {(row["document"], row["question"]): row for row in _of(rows, cell) if "score" in row}
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{100 * float(np.mean(values)):.1f}" if values else ""
+
+
+def _budget(cell: Cell) -> str:
+    return "all" if cell[1] is None else f"{cell[1]:,}"
+
+
+def _settings(configuration: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in configuration.items() if value is not None)
+
+
+def _head(suite: str) -> str:
+    return f"""# {suite}: answers about long documents at equal budget
+
+Every system shows the model its own part of the document and then the same prompt; the answer is greedy. `middle` keeps
+the first and last half of the budget, `closed_book` shows no document, `full` all of it where the window holds it. The
+prompt stands in the reader's own frame, so figures are to be compared with one another and not with published ones made
+under another frame. This page is written by `longctx eval {suite}` from its rows, which hold hashes, offsets and
+counts."""

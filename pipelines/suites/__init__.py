@@ -1,0 +1,1 @@
+"""Published sets of questions about long texts: one module per format, each with ``cases(folder)``."""

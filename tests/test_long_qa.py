@@ -1,0 +1,365 @@
+"""Long question answering on a set made here: rows once and resumed, equal budgets, one compilation, a page of rows."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from typer import BadParameter
+from typer.testing import CliRunner
+
+from longctx import Document, Reader
+from longctx.cli import app
+from longctx.errors import ArtifactError, BadOption, DoesNotFit, UnknownMethod, UsageError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+eval_flags = importlib.import_module("longctx.commands.eval_flags")
+long_qa = importlib.import_module("longctx.pipelines.long_qa")
+systems = importlib.import_module("longctx.pipelines.systems")
+report = importlib.import_module("longctx.pipelines.long_qa_report")
+estimates = importlib.import_module("longctx.pipelines.long_qa_estimate")
+cases = importlib.import_module("longctx.pipelines.cases")
+
+SYSTEMS = ("bm25", "head", "middle", "closed_book", "full")
+SETTINGS = {"model": "/a/place/tiny-model", "encoder": "none"}
+NAMES = ("Odette", "Tobin", "Mara")
+
+
+def document(name: str, weeks: int) -> str:
+    filler = [f"In week {i} the market by the river was quiet and little was sold." for i in range(weeks)]
+    filler[weeks // 2] = f"The lamp of {name} stands in room 4711."
+    return " ".join(filler)
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    model = tiny.model("llama", num_hidden_layers=2, max_position_embeddings=2048)
+    return Reader(model, tiny.tokenizer("system"), encoder=None, calibration=None, segment_tokens=64)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two short documents, which ``full`` can hold, and one that passes the window; two questions each."""
+    folder = tmp_path / "data" / "freeform"
+    folder.mkdir(parents=True)
+    with (folder / "rooms.jsonl").open("w", encoding="utf-8") as file:
+        for name, weeks in zip(NAMES, (9, 12, 90), strict=True):
+            for asked in (f"Where is the lamp of {name}?", f"Which room has the lamp of {name}?"):
+                row = {"document": document(name, weeks), "question": asked, "answers": ["room 4711", "4711"]}
+                file.write(json.dumps(row) + "\n")
+    return tmp_path / "data"
+
+
+def job(data: Path, out: Path, **options: Any) -> Any:
+    given = {"systems": SYSTEMS, "budgets": (130, 200), "max_new_tokens": 3}
+    return long_qa.Job("freeform", data, out, SETTINGS, **{**given, **options})
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+
+
+def test_every_system_answers_every_question_within_its_budget(data: Path, tmp_path: Path, reader: Reader) -> None:
+    path = job(data, tmp_path / "out").run(lambda: reader)
+    found = rows(path)
+    assert path.name == "freeform-tiny-model.jsonl"
+    cells = [("bm25", 130), ("bm25", 200), ("head", 130), ("head", 200), ("middle", 130), ("middle", 200)]
+    cells += [("closed_book", 0), ("full", None)]
+    assert len(found) == 6 * len(cells) and {(row["system"], row["budget"]) for row in found} == set(cells)
+    scored = [row for row in found if "score" in row]
+    assert all(0 < row["context_tokens"] <= row["budget"] for row in scored if row["budget"])
+    assert all(row["context_tokens"] == row["document_tokens"] for row in scored if row["budget"] is None)
+    assert {row["document"] for row in found if "error" in row} == {"rooms-3"}
+    assert {row["system"] for row in found if "error" in row} == {"full"}
+    assert all(row["new_tokens"] <= 3 for row in scored)
+
+
+def test_a_row_holds_the_score_of_what_was_said(
+    data: Path, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Reader.ask
+
+    def knowing(self: Reader, shown: Document, question: str, **options: Any) -> Any:
+        text = "In room 4711." if "4711" in shown.text else "In room 12."
+        return replace(ask(self, shown, question, **options), text=text)
+
+    monkeypatch.setattr(Reader, "ask", knowing)
+    found = rows(job(data, tmp_path / "out").run(lambda: reader))
+    scored = {name: {row["score"] for row in found if row["system"] == name and "score" in row} for name in SYSTEMS}
+    assert scored["bm25"] == scored["full"] == {1.0} and scored["head"] == scored["closed_book"] == {0.0}
+    said = next(row for row in found if row["system"] == "full" and "score" in row)
+    assert said["scores"] == {"contains": 1.0, "token_f1": 0.8} and said["metric"] == "contains"
+    assert said["spans"] == [[0, len(document("Odette", 9))]] and not said["graded"]
+
+
+def test_rows_hold_no_text_and_no_path(data: Path, tmp_path: Path, reader: Reader) -> None:
+    text = job(data, tmp_path / "out").run(lambda: reader).read_text(encoding="ascii")
+    assert not any(word in text for word in ("lamp", "market", "room 4711", "/a/place", str(tmp_path)))
+    row = json.loads(text.splitlines()[0])
+    assert row["configuration"] == {"model": "tiny-model", "encoder": "none"} and "answer" not in row
+    kept = rows(job(data, tmp_path / "kept", keep_answers=True).run(lambda: reader))[0]
+    assert kept["answer"] and long_qa.digest(kept["answer"]) == row["answer_sha256"]
+
+
+def test_one_compilation_serves_all_questions_of_a_document(
+    data: Path, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    compile_, select = Reader.compile, Reader.select
+
+    def compiling(self: Reader, document: Document, **options: Any) -> Any:
+        calls.append(document.id)
+        return compile_(self, document, **options)
+
+    def selecting(self: Reader, book: Any, query: str, **options: Any) -> Any:
+        calls.append(options["selector"])
+        return select(self, book, query, **options)
+
+    monkeypatch.setattr(Reader, "compile", compiling)
+    monkeypatch.setattr(Reader, "select", selecting)
+    job(data, tmp_path / "out").run(lambda: reader)
+    assert [name for name in calls if "rooms" in name] == ["rooms-1", "rooms-2", "rooms-3"]
+    assert calls[:4] == ["beginning", "bm25", "head", "rooms-1"], "what a model needs once was not made first"
+    calls.clear()
+    job(data, tmp_path / "out").run(lambda: reader)
+    assert calls == []
+
+
+def test_a_system_shows_and_says_what_the_reader_would(reader: Reader) -> None:
+    """One call for all systems is not a second way to answer: a selector's row is the answer of ``ask``."""
+    asked = "Where is the lamp of Odette?"
+    question = cases.Question("0", asked, asked, (cases.Measure("contains", ("4711",)),), 5)
+    book = reader.compile(Document.from_text(document("Odette", 30)))
+    shown = systems.show(reader, book, question, "bm25", 150)
+    direct = reader.ask(book, asked, budget_tokens=150, selector="bm25", max_new_tokens=5)
+    said = systems.answer(reader, shown, question)
+    assert shown.text == direct.selection.text and "4711" in shown.text
+    assert (said.text, said.prompt_tokens) == (direct.text, direct.usage["prompt_tokens"])
+
+
+def test_middle_keeps_both_ends_token_by_token(reader: Reader) -> None:
+    text = document("Odette", 60)
+    question = cases.Question("0", "Where?", "Where?", (cases.Measure("contains", ("4711",)),), 5)
+    book = reader.compile(Document.from_text(text))
+    shown = systems.show(reader, book, question, "middle", 100)
+    (first, last) = shown.spans
+    assert first[0] == 0 and last[1] == len(text) and shown.text == text[: first[1]] + text[last[0] :]
+    assert 96 <= shown.tokens <= 100
+    ids = reader.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert text[: first[1]] == reader.tokenizer.decode(ids[: shown.tokens // 2])
+    assert text[last[0] :] == reader.tokenizer.decode(ids[-(shown.tokens // 2) :])
+    short = reader.compile(Document.from_text("The lamp."))
+    assert systems.show(reader, short, question, "middle", 100).text == "The lamp."
+
+
+def test_a_budget_beyond_the_window_is_no_hindrance_to_a_short_document(reader: Reader) -> None:
+    question = cases.Question("0", "Where?", "Where?", (cases.Measure("contains", ("4711",)),), 5)
+    short = reader.compile(Document.from_text("The lamp of Odette stands in room 4711."))
+    long = reader.compile(Document.from_text(document("Odette", 90)))
+    for system in ("bm25", "middle", "full"):
+        assert systems.show(reader, short, question, system, 5_000).text == short.documents[0].text
+        with pytest.raises(DoesNotFit, match="do not fit: the window of 2,048 leaves"):
+            systems.show(reader, long, question, system, 5_000)
+
+
+def test_rows_are_made_once_and_an_interrupted_run_goes_on(data: Path, tmp_path: Path, reader: Reader) -> None:
+    once = job(data, tmp_path / "once").run(lambda: reader)
+    path = job(data, tmp_path / "out", sample=2).run(lambda: reader)
+    part = path.read_bytes()
+    path.write_bytes(part[:-25])
+    job(data, tmp_path / "out").run(lambda: reader)
+    assert path.read_bytes().startswith(part[:-25].rpartition(b"\n")[0])
+    same = [{key: value for key, value in row.items() if key not in ("seconds", "date")} for row in rows(path)]
+    other = [{key: value for key, value in row.items() if key not in ("seconds", "date")} for row in rows(once)]
+    assert sorted(same, key=str) == sorted(other, key=str)
+    untouched = path.read_bytes()
+    job(data, tmp_path / "out").run(lambda: reader)
+    assert path.read_bytes() == untouched
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 8}, "seed was 7 and is 8"),
+        ({"settings": {**SETTINGS, "dtype": "float32"}}, "dtype was None and is 'float32'"),
+        ({"max_new_tokens": 2}, "max_new_tokens of question '1' has changed"),
+    ],
+)
+def test_rows_of_other_conditions_are_refused_with_the_difference(
+    change: dict[str, Any], said: str, data: Path, tmp_path: Path, reader: Reader
+) -> None:
+    small = {"systems": ("head",), "budgets": (130,)}
+    path = job(data, tmp_path / "out", **small).run(lambda: reader)
+    before = path.read_bytes()
+    settings = change.pop("settings", SETTINGS)
+    given = {"max_new_tokens": 3, **small, **change}
+    with pytest.raises(ArtifactError, match=said):
+        long_qa.Job("freeform", data, tmp_path / "out", settings, **given).run(lambda: reader)
+    assert path.read_bytes() == before
+
+
+def test_rows_of_other_data_are_refused(data: Path, tmp_path: Path, reader: Reader) -> None:
+    small = {"systems": ("head",), "budgets": (130,)}
+    job(data, tmp_path / "out", **small).run(lambda: reader)
+    file = data / "freeform" / "rooms.jsonl"
+    file.write_text(file.read_text().replace('"room 4711"', '"room 4712"'))
+    with pytest.raises(ArtifactError, match="question_sha256 of question '1' has changed"):
+        job(data, tmp_path / "out", **small).run(lambda: reader)
+
+
+def test_a_larger_sample_holds_a_smaller_one_and_another_seed_another() -> None:
+    every = [cases.Case("t", str(d), "text", tuple(f"{d}-{q}" for q in range(5))) for d in range(6)]
+
+    def drawn(sample: int, seed: int) -> set[str]:
+        return {question for case in long_qa.draw(every, sample, seed) for question in case.questions}
+
+    assert len(drawn(7, 1)) == 7 and drawn(7, 1) == drawn(7, 1) and drawn(7, 1) < drawn(12, 1)
+    assert drawn(7, 1) != drawn(7, 2) and len(drawn(99, 1)) == 30
+
+
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(data: Path, tmp_path: Path) -> None:
+    def never() -> Any:
+        raise AssertionError("a reader was made")
+
+    for change, error in (
+        ({"systems": ("bm26",)}, UnknownMethod),
+        ({"systems": ("bm25:speed=3",)}, BadOption),
+        ({"budgets": (0,)}, BadOption),
+        ({"budgets": ()}, BadOption),
+        ({"sample": 0}, BadOption),
+        ({"max_new_tokens": 0}, BadOption),
+        ({"data": tmp_path / "out"}, UsageError),
+    ):
+        given = {"data": data, **change}
+        (tmp_path / "out").mkdir(exist_ok=True)
+        with pytest.raises(error):
+            job(out=tmp_path / "rows", **given).run(never)
+    with pytest.raises(UnknownMethod, match="Known: .*leval"):
+        long_qa.read_cases("weather", data)
+
+
+def test_an_estimate_counts_what_is_missing_and_writes_nothing(data: Path, tmp_path: Path, reader: Reader) -> None:
+    asked = job(data, tmp_path / "out", systems=("bm25", "full"), budgets=(130,))
+    found = estimates.estimate(asked, reader)
+    counts = [len(reader.tokenizer(document(n, w))["input_ids"]) for n, w in zip(NAMES, (9, 12, 90), strict=True)]
+    assert (found.questions, found.documents, found.rows) == (6, 3, 12)
+    assert found.document_tokens == sum(counts)
+    assert found.most_shown_tokens == 6 * 130 + 2 * sum(counts) and found.most_new_tokens == 12 * 3
+    assert found.total_seconds > 0 and not (tmp_path / "out").exists()
+    asked.run(lambda: reader)
+    assert estimates.estimate(asked, reader).rows == 0
+
+
+def test_the_command_runs_a_suite_and_names_them_all(data: Path, tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model", num_hidden_layers=2)
+    config = tmp_path / "fast.toml"
+    config.write_text('calibration = "none"\nencoder = "none"\nsegment_tokens = 64\n')
+    words = ["eval", "freeform", "--data", str(data), "--out", str(tmp_path / "out"), "--model", str(model), "--json"]
+    words += ["--config", str(config), "--system", "bm25:neighbours=0.5", "--system", "closed_book", "--sample", "2"]
+    words += ["--budgets", "130,0.2k", "--max-new-tokens", "2", "--quiet"]
+    dry = CliRunner().invoke(app, [*words, "--dry-run"])
+    assert dry.exit_code == 0 and json.loads(dry.stdout)["rows"] == 6, dry.output
+    ran = CliRunner().invoke(app, words)
+    assert ran.exit_code == 0, ran.output
+    found = rows(Path(json.loads(ran.stdout)["out"]))
+    assert {(row["system"], row["budget"]) for row in found} == {
+        ("bm25:neighbours=0.5", 130),
+        ("bm25:neighbours=0.5", 200),
+        ("closed_book", 0),
+    }
+    assert found[0]["configuration"]["segment_tokens"] == 64
+    assert "| closed_book | 0 | 2 |" in (tmp_path / "out" / "freeform.md").read_text()
+    refused = CliRunner().invoke(app, [*words, "--sets", "loogle"])
+    assert refused.exit_code == 2 and "--sets is not for the suite" in " ".join(refused.stderr.split())
+    listed = CliRunner().invoke(app, ["eval", "--list"])
+    assert listed.stdout.split() == ["selection", *long_qa.suites()]
+
+
+def made(system: str, question: int, score: float, **changes: Any) -> dict[str, Any]:
+    """A row as the job writes them."""
+    row = {
+        "suite": "freeform", "model": "m", "fingerprint": "f", "window": 1000, "configuration": {"model": "m"},
+        "seed": 7, "population": 9, "longctx": "0", "torch": "2", "transformers": "5", "machine": "x", "date": "d",
+        "task": "t", "document": "d", "question": str(question), "system": system, "budget": 100,
+        "document_tokens": 500, "metric": "contains", "graded": False, "score": score,
+        "scores": {"contains": score, "token_f1": score / 2}, "context_tokens": 90, "prompt_tokens": 120,
+        "new_tokens": 4, "tokens_read": 0, "spans": [[0, 1]],
+        "seconds": {"compile": 2.5, "select": 0.25, "answer": 1.5},
+    }  # fmt: skip
+    return {**row, **changes}
+
+
+def page(folder: Path, *found: dict[str, Any]) -> str:
+    (folder / "freeform-m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    return str(report.write_report(folder, "freeform").read_text(encoding="utf-8"))
+
+
+def test_the_page_counts_its_figures_from_the_rows(tmp_path: Path) -> None:
+    auto = [made("auto", n, score) for n, score in enumerate((1.0, 1.0, 1.0, 0.0))]
+    bm25 = [made("bm25", n, score) for n, score in enumerate((1.0, 0.0, 0.0, 1.0))]
+    lost = {key: value for key, value in made("full", 0, 0.0, budget=None).items() if key not in ("score", "scores")}
+    text = page(tmp_path, *auto, *bm25, {**lost, "error": {"kind": "DoesNotFit", "message": "m"}})
+    assert "4 of 9 questions (seed 7), on 1 documents" in text
+    assert "| auto | 100 | 4 | 90 | 75.0 | 75.0 | 37.5 | 0 | 0 |" in text
+    assert "| bm25 | 100 | 4 | 90 | 50.0 | 50.0 | 25.0 | 0 | 0 |" in text
+    assert "| full | all | 0 |  |  |  |  | 0 | 1 |" in text
+    assert "| bm25 | 100 | 4 | 75.0 | 50.0 | +25.0 | -50.0 to +100.0 | 2 | 1 | 1.000 |" in text
+    assert (
+        "Compiling took 2.5 s for 500 tokens of 1 documents" in text
+        and "| bm25 | 100 | 0 | 0.25 | 1.50 | 4.0 |" in text
+    )
+
+
+def test_only_questions_that_both_answered_are_compared(tmp_path: Path) -> None:
+    text = page(tmp_path, made("auto", 0, 1.0), made("auto", 1, 0.0), made("bm25", 1, 1.0), made("bm25", 2, 1.0))
+    assert "| bm25 | 100 | 1 | 0.0 | 100.0 | -100.0 |" in text
+
+
+def test_graded_scores_have_an_interval_and_no_test_and_tasks_stand_apart(tmp_path: Path) -> None:
+    graded = {"graded": True, "metric": "token_f1", "task": "u"}
+    found = [made(s, n, 0.5, **graded) for s in ("auto", "bm25") for n in (0, 1)]
+    text = page(tmp_path, *found, made("auto", 2, 1.0), made("bm25", 2, 0.0))
+    assert "| bm25 | 100 | 3 | 66.7 | 33.3 | +33.3 | +0.0 to +100.0 | 1 | 0 | 1.000 |" in text
+    assert "| auto | 100 | 50.0 (n = 2) | 100.0 (n = 1) |" in text and "u (token_f1)" in text
+    alone = page(tmp_path, *found)
+    assert "| bm25 | 100 | 2 | 50.0 | 50.0 | +0.0 | +0.0 to +0.0 |  |  |  |" in alone and "### By task" not in alone
+
+
+FLAGS: dict[str, Any] = {"sets": "", "full_sample": 20, "paper_sample": 0, "systems": None, "budgets": ""}
+FLAGS |= {"max_new_tokens": None, "seed": None, "keep_answers": False, "dry_run": False}
+
+
+@pytest.mark.parametrize(
+    ("suite", "given", "handed_on"),
+    [
+        ("selection", {}, {}),
+        ("selection", {"sets": "loogle,qmsum", "full_sample": 0}, {"sets": ("loogle", "qmsum"), "full_sample": 0}),
+        ("leval", {"seed": 0, "budgets": "512,1k"}, {"seed": 0, "budgets": (512, 1000)}),
+        ("leval", {"systems": ["bm25"], "max_new_tokens": "1k"}, {"systems": ["bm25"], "max_new_tokens": 1000}),
+        ("leval", {"keep_answers": True, "dry_run": True}, {"keep_answers": True, "dry_run": True}),
+    ],
+)
+def test_flags_reach_their_suite_also_where_they_are_zero(
+    suite: str, given: dict[str, Any], handed_on: dict[str, Any]
+) -> None:
+    assert eval_flags.grid(suite, {**FLAGS, **given}) == handed_on
+
+
+@pytest.mark.parametrize(
+    ("suite", "given", "said"),
+    [
+        ("leval", {"full_sample": 0}, "--full-sample is not for the suite 'leval'"),
+        ("selection", {"systems": ["bm25"]}, "--system is not for the suite 'selection'"),
+        ("selection", {"seed": 0}, "--seed is not"),
+        ("leval", {"budgets": "1k,many"}, "'many' is not a count"),
+    ],
+)
+def test_flags_of_the_other_suites_are_refused(suite: str, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadParameter, match=said):
+        eval_flags.grid(suite, {**FLAGS, **given})
