@@ -1,16 +1,16 @@
 """Finds methods by file name and makes them from a string: ``names(room)``, ``load(room, "name:option=value")``.
 
 Owns discovery and option parsing. Knows no method: a plug-in is a file whose last line is ``PLUGIN = Class`` where
-``Class`` is a dataclass; its fields are its options. Listing reads file names only and imports nothing.
+``Class`` is a dataclass; its fields are its options. Listing reads file names only and imports no method.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import pkgutil
 import typing
-from pathlib import Path
 from typing import Any
 
 from longctx.errors import BadOption, UnknownMethod
@@ -21,22 +21,23 @@ ROOMS = {
     "selectors": "segmenters/selectors",
     "kv": "kv",
     "drafters": "drafters",
+    "needles": "pipelines/needles",
 }
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
 def names(room: str) -> list[str]:
     """The methods of ``room``, sorted; a file whose name begins with an underscore is not a method."""
-    folder = Path(__file__).parent / ROOMS[room]
-    return sorted(info.name for info in pkgutil.iter_modules([str(folder)]) if not info.name.startswith("_"))
+    spec = importlib.util.find_spec(_package(room))
+    folders = (spec.submodule_search_locations if spec else None) or []
+    return sorted(info.name for info in pkgutil.iter_modules(folders) if not info.name.startswith("_"))
 
 
 def plugin(room: str, name: str) -> Any:
     """The class behind ``name``. Raises UnknownMethod naming the known ones."""
     if name not in names(room):
         raise UnknownMethod(room.removesuffix("s"), name, names(room))
-    module = importlib.import_module(f"longctx.{ROOMS[room].replace('/', '.')}.{name}")
-    return module.PLUGIN
+    return importlib.import_module(f"{_package(room)}.{name}").PLUGIN
 
 
 def options(room: str, name: str) -> dict[str, tuple[str, Any]]:
@@ -76,6 +77,10 @@ def load(room: str, spec: str) -> Any:
 def resolve(room: str, method: Any) -> Any:
     """A method named by a string is loaded; an object is passed through unchanged."""
     return load(room, method) if isinstance(method, str) else method
+
+
+def _package(room: str) -> str:
+    return f"longctx.{ROOMS[room].replace('/', '.')}"
 
 
 def _convert(name: str, key: str, raw: str, wanted: Any) -> Any:
