@@ -11,6 +11,7 @@ LongctxError
 ├── ModelError            a model that cannot be loaded or used
 ├── CacheError            a KV cache in a state that the request cannot use
 ├── MissingExtra          an optional package is not installed
+├── EndpointError        a server that does not answer, or not as asked
 ├── ArtifactError         a stored file that is damaged or does not belong (exit code 4)
 └── Interrupted           the caller stopped the work
 """
@@ -73,6 +74,14 @@ class MissingExtra(LongctxError):
     def __init__(self, what: str, package: str, install: str) -> None:
         super().__init__(f"{what} needs {package}, which is not installed.  {install}")
         self.install = install
+
+
+class EndpointError(LongctxError):
+    """A server that does not answer, or not as asked. ``refused``: it answered, and will not answer otherwise."""
+
+    def __init__(self, said: str, retries: int, refused: bool) -> None:
+        super().__init__(said)
+        self.retries, self.refused = retries, refused
 
 
 class ArtifactError(LongctxError):

@@ -151,6 +151,11 @@ class Reader:
         self._check(question, budget_tokens, 0, selector)
         return self._select(self._index(documents, report), _Request(question, budget_tokens, selector), report)
 
+    def prompt(self, text: str, question: str) -> list[int]:
+        """The ids that the model is given to answer ``question`` from ``text``, in its own chat template."""
+        frame = self._frame
+        return [*frame.before, *self._tokens.plain(text), *frame.middle, *self._tokens.plain(question), *frame.after]
+
     def recut(self, book: CompiledDocument, selection: Selection, budget_tokens: int) -> Selection:
         """The scores of ``selection`` cut to another budget, for methods whose scores do not depend on the budget."""
         return selecting.recut(book, selection, budget_tokens, self._count)
@@ -207,7 +212,7 @@ class Reader:
         times.append(time.perf_counter())
         text, prompt_tokens, new = NOTHING, 0, 0
         if selection.spans:
-            prompt = self._prompt(selection.text, question)
+            prompt = self.prompt(selection.text, question)
             prompt_tokens = len(prompt)
             text, new = self._say(prompt, request, report, emit)
         times.append(time.perf_counter())
@@ -251,10 +256,6 @@ class Reader:
         stops = self._tokens.stops(getattr(self.model.generation_config, "eos_token_id", None))
         limit, heat, seed = request.max_new_tokens, request.temperature, request.seed
         return say(decode(self.model, prompt, limit, stops, heat, seed, report), self._tokens.decode, emit)
-
-    def _prompt(self, text: str, question: str) -> list[int]:
-        frame = self._frame
-        return [*frame.before, *self._tokens.plain(text), *frame.middle, *self._tokens.plain(question), *frame.after]
 
     def _check(self, question: str, budget_tokens: int, max_new_tokens: int, selector: str | Selector) -> None:
         """What can be refused before any work is done."""

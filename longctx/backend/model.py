@@ -46,16 +46,8 @@ def from_pretrained(
 
     ``dtype="auto"`` is the dtype the weights are stored in. Raises ModelError for anything that is no usable model.
     """
-    label = str(name)
-    where = embedded_model(progress) if label == "embedded" else label
-    target = _device(device)
-    wanted = _dtype(dtype)
-    folder = Path(where).expanduser()
-    if folder.exists():
-        _check_folder(folder, label)
-        where = folder
-    elif label.startswith(("/", "~", ".")) or label.count("/") > 1:  # no hub id looks like this
-        raise ModelError(f"{label}: no such folder. Name the folder that holds config.json, a hub id, or 'embedded'.")
+    label, target, wanted = str(name), _device(device), _dtype(dtype)
+    where = _where(label, progress)
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
@@ -72,6 +64,17 @@ def from_pretrained(
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"{label} cannot be moved to {target}: {_first_line(error)} Use device='cpu'.") from error
     return wrap(model, tokenizer, label)
+
+
+def tokenizer_alone(name: str | Path, progress: Progress | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of what ``from_pretrained`` would load, without the weights. Raises ModelError as it does."""
+    label = str(name)
+    where = _where(label, progress)
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(_load_message(label, error)) from error
+    return found
 
 
 def wrap(model: Any, tokenizer: Any, name: str = "") -> Loaded:
@@ -119,6 +122,18 @@ def fingerprint(loaded: Loaded) -> str:
     digest.update(json.dumps(sorted(vocabulary.items()), ensure_ascii=True).encode())
     digest.update(str(getattr(loaded.tokenizer, "chat_template", "")).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def _where(label: str, progress: Progress | None) -> str | Path:
+    """The folder or hub id to load from."""
+    where = embedded_model(progress) if label == "embedded" else label
+    folder = Path(where).expanduser()
+    if folder.exists():
+        _check_folder(folder, label)
+        return folder
+    if label.startswith(("/", "~", ".")) or label.count("/") > 1:  # no hub id looks like this
+        raise ModelError(f"{label}: no such folder. Name the folder that holds config.json, a hub id, or 'embedded'.")
+    return where
 
 
 def _device(device: str) -> torch.device:
