@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from longctx.commands import eval_flags, flags
+from longctx.commands import eval_flags, flags, needle_app
+from longctx.commands.begin import begin as _begin
 from longctx.errors import DoesNotFit, Interrupted, LongctxError
 
 _MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
@@ -67,6 +68,8 @@ app = typer.Typer(
     help="Ask a model about documents far longer than its window. Exit codes: 0 ok, 1 error, 2 usage, 3 does not fit, "
     "4 damaged file.",
 )
+
+app.add_typer(needle_app.app, name="needle")
 
 Words = Annotated[list[str], typer.Argument(metavar='FILE... "QUESTION"', show_default=False)]
 
@@ -248,16 +251,6 @@ def list_(
     """List every method there is."""
     _, screen = _begin(config, dict(model=model), json, quiet, False)
     importlib.import_module("longctx.commands.listing").show(room, screen)
-
-
-def _begin(config: Path | None, given: dict[str, Any], json: bool, quiet: bool, verbose: bool) -> tuple[Any, Any]:
-    """Settings and screen of a command, after the libraries below were told to be silent."""
-    from longctx.commands.process import prepare
-    from longctx.commands.screen import Screen
-    from longctx.commands.settings import merge
-
-    prepare(verbose)
-    return merge(config, given), Screen(json, quiet)
 
 
 def _one(name: str | None, model: str | None) -> str | None:

@@ -1,0 +1,157 @@
+"""What a grid of needles will take: tokens, memory at the peak and time, told before anything is loaded.
+
+Owns the sum over rows. Memory is that of ``longctx plan``; time is counted work over the speed of two matrix products
+made now, and is an estimate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from longctx.commands.plan import _ENCODES, _READS, _activations, _memory, _piece, _tokens_read, plan
+from longctx.commands.process import free_bytes
+from longctx.commands.screen import Screen, size
+from longctx.commands.settings import Settings
+from longctx.errors import DoesNotFit
+
+if TYPE_CHECKING:
+    from longctx.backend.report import Report
+
+_SHARE = 0.5  # of the matrix products' speed that a whole model reaches: norms, attention and small kernels take time
+_ENCODER_PARAMETERS = 22_000_000  # of the embedded sentence encoder
+_ENCODER_SLOWER = 4  # it computes in float32
+_SIDE, _ROWS, _ROUNDS, _LEAST_SECONDS = 2048, 512, 5, 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What this machine does in a second: operations of large matrix products, bytes of weights for one row."""
+
+    operations: float
+    weight_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One length of the grid. ``refused`` are the systems whose window is too short for it; they cost nothing."""
+
+    length: int
+    texts: int
+    rows: int
+    tokens: int
+    peak_bytes: int | None
+    seconds: float | None
+    refused: tuple[str, ...] = ()
+
+
+def forecast(
+    model: Report | None,
+    lengths: Sequence[tuple[int, int, int]],
+    selectors: Sequence[str],
+    plain: Sequence[str],
+    settings: Settings,
+    measure: Callable[[], Speed],
+) -> list[Work]:
+    """The work of each (length, texts, questions). Without a model on this machine's processor no time is known."""
+    found = []
+    speed = measure() if model is not None and model.device == "cpu" else Speed(math.inf, math.inf)
+    for length, texts, questions in lengths:
+        work = Work(length, texts, questions, texts * length, None, None)
+        if model is None:
+            found.append(work)
+            continue
+        peaks, seconds, refused = [0], 0.0, []
+        for selector in selectors:
+            own = dataclasses.replace(settings, selector=selector)
+            peaks.append(plan(model, length, own).peak)
+            seconds += _selecting(model, own, length, texts, questions, speed)
+        for name in plain:
+            room = model.window - settings.max_new_tokens
+            if name == "full" and length > room:
+                refused.append(name)
+                continue
+            read = min(length, room)
+            whole = plan(model, read, dataclasses.replace(settings, selector="all"))
+            peaks.append(whole.peak + _activations(model, read) - _activations(model, min(read, _piece())))
+            attention = 2.0 * sum(model.layers.values()) * model.heads * model.head_dim * read**2
+            seconds += questions * (attention / (_SHARE * speed.operations) + _said(model, read, settings, speed))
+        rows = questions * (len(selectors) + len(plain))
+        found.append(
+            dataclasses.replace(work, rows=rows, peak_bytes=max(peaks), seconds=seconds or None, refused=tuple(refused))
+        )
+    return found
+
+
+def show(works: Sequence[Work], screen: Screen, say: Callable[[str], None]) -> None:
+    """One line for each length. Raises DoesNotFit, after all lines, when one needs more memory than is free."""
+    free = free_bytes()
+    for work in works:
+        peak = "" if work.peak_bytes is None else f"  {size(work.peak_bytes):>8} at the peak"
+        took = "" if work.seconds is None else f"  about {duration(work.seconds)}"
+        beyond = f"  beyond the window: {', '.join(work.refused)}" if work.refused else ""
+        say(f"{work.length:>9,} tokens: {work.texts} texts, {work.rows} rows{peak}{took}{beyond}")
+    total = sum(work.seconds or 0.0 for work in works)
+    if total:
+        say(f"in all {sum(work.tokens for work in works):,} tokens of text, about {duration(total)} on this machine")
+    over = [work for work in works if free is not None and (work.peak_bytes or 0) > free]
+    if over:
+        needs = ", ".join(f"{work.length:,} tokens need {size(work.peak_bytes or 0)}" for work in over)
+        raise DoesNotFit(f"{needs}, and {size(free or 0)} are free. Leave these lengths out, or free some memory.")
+
+
+def speed_of(dtype: str) -> Speed:
+    """Two matrix products of the model's dtype, in processor time, which other work does not lengthen."""
+    import torch
+
+    weight = torch.randn(_SIDE, _SIDE).to(getattr(torch, dtype))
+
+    def best(rows: int) -> float:
+        inputs = torch.randn(rows, _SIDE).to(weight.dtype)
+        took = []
+        for _ in range(_ROUNDS):
+            started = time.process_time()
+            torch.nn.functional.linear(inputs, weight)
+            took.append((time.process_time() - started) / torch.get_num_threads())
+        return max(min(took), _LEAST_SECONDS)
+
+    return Speed(2.0 * _ROWS * _SIDE**2 / best(_ROWS), weight.nbytes / best(1))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _selecting(model: Report, settings: Settings, length: int, texts: int, questions: int, speed: Speed) -> float:
+    """Seconds of compiling, choosing and answering."""
+    from longctx.reader import SEGMENT_TOKENS
+
+    name = settings.selector.partition(":")[0]
+    if length <= settings.budget or name == "all":
+        return questions * _said(model, length, settings, speed)
+    if length * model.kv_bytes_per_token <= _memory(settings):
+        read = texts * length  # a text that the memory holds is read when it is compiled
+    else:
+        segment = settings.segment_tokens or SEGMENT_TOKENS
+        read = questions * _tokens_read(settings, length, segment) if _READS.get(name, True) else 0
+    seconds = _read(model, read, speed) + questions * _said(model, settings.budget, settings, speed)
+    if _ENCODES.get(name, True) and not model.abilities["embeds text (auto, dense)"]:
+        operations = 2.0 * _ENCODER_PARAMETERS * texts * length
+        seconds += operations * _ENCODER_SLOWER / (_SHARE * speed.operations)
+    return seconds
+
+
+def _said(model: Report, prompt: int, settings: Settings, speed: Speed) -> float:
+    """Seconds of one answer of full length."""
+    return _read(model, prompt, speed) + settings.max_new_tokens * model.weight_bytes / (_SHARE * speed.weight_bytes)
+
+
+def _read(model: Report, tokens: int, speed: Speed) -> float:
+    return 2.0 * model.parameters * tokens / (_SHARE * speed.operations)

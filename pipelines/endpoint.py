@@ -1,0 +1,140 @@
+"""A server that speaks the OpenAI chat protocol, as a system under test.
+
+Owns the request, its limits of time and tries, and what a failure is called. The key is read from OPENAI_API_KEY where
+that is set, and stands in no row and no message. Needs httpx, of the extra ``eval``.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import longctx
+from longctx.errors import EndpointError, MissingExtra, UsageError
+
+from .needle_systems import Said, turn
+
+if TYPE_CHECKING:
+    import httpx
+
+_INSTALL = 'pip install "longctx-hf[eval]"'
+_KEY = "OPENAI_API_KEY"
+_PASSING = {408, 425, 429, 500, 502, 503, 504}  # states of a server that may be over at the next try
+_LONGEST_WAIT = 60.0  # seconds; also where the server asks for more
+_SHORTEST_SHARE = 0.5  # of our count of tokens; a server that counts fewer has probably cut the prompt
+_QUOTED = 200  # characters of a server's refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The chat completions of ``model`` at ``url``, greedy. ``tokens`` counts a prompt in the tokens of the lengths.
+
+    A try ends after ``timeout_seconds``; timeouts, broken connections and passing states are tried again up to
+    ``retries`` times, after 1, 2, 4 … seconds or as the server asks.
+    """
+
+    url: str
+    model: str
+    max_new_tokens: int
+    tokens: Callable[[str], int]
+    timeout_seconds: float = 600.0
+    retries: int = 3
+    sleep: Callable[[float], None] = time.sleep
+
+    def __post_init__(self) -> None:
+        if find_spec("httpx") is None:
+            raise MissingExtra("asking a server", "httpx", _INSTALL)
+        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).netloc:
+            raise UsageError(f"--endpoint {self.url!r} is no address such as http://localhost:8000/v1.")
+        if not self.model:
+            raise UsageError("--endpoint needs --endpoint-model, the name that the server knows the model by.")
+
+    @property
+    def name(self) -> str:
+        return f"endpoint:{self.model}"
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What must be the same for rows to be compared; of the address only what holds no secret."""
+        parts = urlsplit(self.url)
+        host = parts.hostname if parts.port is None else f"{parts.hostname}:{parts.port}"
+        return {"endpoint": f"{parts.scheme}://{host}{parts.path}", "max_new_tokens": self.max_new_tokens}
+
+    def answer(self, document: longctx.Document, question: str) -> Said:
+        """Raises EndpointError when the server refuses or the last try fails."""
+        prompt = turn(document.text, question)
+        started = time.perf_counter()
+        reply, retries = self._asked(prompt)
+        try:
+            choice, usage = reply["choices"][0], reply.get("usage") or {}
+            text = str(choice["message"]["content"] or "").strip()
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise EndpointError(f"the server's answer has no message in it ({error!r}).", retries, True) from error
+        facts = {name: usage[name] for name in ("prompt_tokens", "completion_tokens") if name in usage}
+        facts |= {"finish_reason": choice.get("finish_reason"), "retries": retries}
+        warnings = _cut(facts.get("prompt_tokens"), self.tokens(prompt))
+        return Said(text, None, facts, {"decode": time.perf_counter() - started}, warnings)
+
+    def _asked(self, prompt: str) -> tuple[dict[str, Any], int]:
+        """The server's JSON and how many tries failed before it came."""
+        import httpx
+
+        body = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": self.max_new_tokens,
+            "temperature": 0.0,
+        }
+        key = os.environ.get(_KEY)
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        said = ""
+        for tried in range(self.retries + 1):
+            wait = float(2**tried)
+            try:
+                reply = httpx.post(
+                    f"{self.url.rstrip('/')}/chat/completions",
+                    json=body,
+                    headers=headers,
+                    timeout=self.timeout_seconds,
+                )
+            except httpx.TimeoutException:
+                said = f"the server did not answer within {self.timeout_seconds:g} s"
+            except httpx.TransportError as error:
+                said = f"the connection to the server failed ({type(error).__name__})"
+            else:
+                if reply.is_success:
+                    return _json(reply, tried), tried
+                said = f"the server answered {reply.status_code}: {' '.join(reply.text.split())[:_QUOTED]}"
+                if reply.status_code not in _PASSING:
+                    raise EndpointError(f"{said}.", tried, True)
+                wait = _asked_for(reply, wait)
+            if tried < self.retries:
+                self.sleep(min(wait, _LONGEST_WAIT))
+        raise EndpointError(f"{said}, and {self.retries} more tries ended no better.", self.retries, False)
+
+
+def _json(reply: httpx.Response, tried: int) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = reply.json()
+    except ValueError as error:
+        raise EndpointError("the server's answer is not JSON.", tried, True) from error
+    return found
+
+
+def _asked_for(reply: httpx.Response, otherwise: float) -> float:
+    """The seconds that the server asks to wait, where it names a number."""
+    try:
+        return max(0.0, float(reply.headers.get("Retry-After", otherwise)))
+    except ValueError:  # a date
+        return otherwise
+
+
+def _cut(counted: int | None, ours: int) -> tuple[str, ...]:
+    if counted is None or counted >= _SHORTEST_SHARE * ours:
+        return ()
+    return (f"the server counted {counted:,} prompt tokens and we {ours:,}: it may have cut the prompt.",)

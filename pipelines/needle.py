@@ -1,0 +1,175 @@
+"""``longctx needle``: facts hidden in long texts, asked of every system under test; one row for each question.
+
+Owns what a row holds and how its prompt is made again. Works on the public face: tasks, haystacks, the grid, systems
+and the file of rows are modules of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import longctx
+from longctx import plugins
+from longctx.errors import ArtifactError, DoesNotFit, EndpointError, UsageError
+
+from .haystack import Count, Haystack, beginning, digest, rebuilt, sentences, sources
+from .needle_grid import Grid, Text, counted, drawn_facts, texts
+from .needle_scores import kept, said
+from .needle_systems import Said, System, turn
+from .needles._nouns import Task
+from .rows import Row, Rows, read
+
+IDENTITY = ("task", "length", "seed", "fact", "system")
+ROWS = "needle.jsonl"
+_FAILURES = 3  # rows in succession after which a server is taken to be gone
+Progress = Callable[[str, int, int], None]
+
+
+def made_with(grid: Grid, model: str, tokenizer: str, haystack: Sequence[str]) -> dict[str, Any]:
+    """What every row of one file was made with. ``tokenizer`` is a hash: lengths are counted in its tokens."""
+    return {
+        "longctx": longctx.__version__,
+        "model": model,
+        "tokenizer": tokenizer,
+        "haystack": list(haystack),
+        "depths": grid.depths,
+        "distractors": grid.distractors,
+        "together": grid.together,
+    }
+
+
+def rows_of(out: Path, systems: Sequence[System], common: Mapping[str, Any]) -> Rows:
+    """The rows that ``out`` holds. Raises ArtifactError when they were made with something else than now."""
+    settings = {system.name: system.settings for system in systems}
+
+    def expected(row: Row) -> dict[str, Any]:
+        return {**row["made_with"], **common, **settings.get(row["system"], {})}
+
+    return Rows(out / ROWS, IDENTITY, expected)
+
+
+def run(
+    grid: Grid,
+    systems: Sequence[System],
+    haystack: Haystack,
+    count: Count,
+    rows: Rows,
+    common: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> None:
+    """Ask what ``rows`` does not hold yet, a row at a time; ``facts`` are written into each.
+
+    Raises EndpointError after _FAILURES rows in succession to which a server gave no answer; a later run makes them
+    again.
+    """
+    done, every, failed = 0, counted(grid)[1] * len(grid.lengths) * len(systems), 0
+    for (task, length, seed, group), make in texts(grid, haystack, count):
+        text: Text | None = None
+        document: longctx.Document | None = None
+        for system in systems:
+            for place, fact in enumerate(group):
+                key = {"task": task, "length": length, "seed": seed, "fact": fact, "system": system.name}
+                done += 1
+                if key in rows:
+                    continue
+                if text is None or document is None:
+                    text = make()
+                    document = longctx.Document.from_text(text.planted.text, f"{task}, {length} tokens, seed {seed}")
+                row, failure = _row(text, place, document, system)
+                rows.add({**key, **row, **facts, "made_with": {**common, **system.settings}})
+                failed = failed + 1 if row.get("again") else 0
+                if failure is not None and failed >= _FAILURES:
+                    raise failure
+                if progress is not None:
+                    progress("questions", done, every)
+
+
+def _row(text: Text, place: int, document: longctx.Document, system: System) -> tuple[Row, EndpointError | None]:
+    """What was asked, said and read, with the recipe that makes the same prompt again; and how a server failed."""
+    case, planted = text.cases[place][1], text.planted
+    scoring = plugins.load("needles", text.task).scoring
+    row: Row = {
+        "depth": text.depths[place],
+        "question": case.question,
+        "answers": list(case.answers),
+        "scoring": scoring,
+        "document_tokens": planted.tokens,
+        "recipe": {
+            "haystack": "the task's own" if text.own else "named in made_with",
+            "haystack_chars": planted.chars,
+            "haystack_sha256": planted.haystack_sha256,
+            "draws": text.draws,
+            "inserted": [list(pair) for pair in planted.inserted],
+            "prompt_sha256": digest(turn(planted.text, case.question)),
+        },
+        "evidence": [list(span) for span in text.evidence[place]],
+        "places": list(text.places[place]),
+    }
+    started = time.perf_counter()
+    try:
+        answer = system.answer(document, case.question)
+    except (DoesNotFit, EndpointError) as error:
+        nothing: Row = {"answer": None, "said": None, "kept": None}
+        wrong = {"error": {"kind": type(error).__name__, "message": str(error)}}
+        failure = error if isinstance(error, EndpointError) else None
+        if failure is not None:
+            nothing |= {"facts": {"retries": failure.retries}, "again": not failure.refused}
+        return {**row, **nothing, **wrong}, failure
+    seconds = {**answer.seconds, "total": time.perf_counter() - started}
+    found = {
+        "answer": answer.text,
+        "said": round(said(answer.text, case, scoring), 6),
+        "kept": _kept(text.evidence[place], answer),
+        "read": None if answer.read is None else [list(span) for span in answer.read],
+        "facts": dict(answer.facts),
+        "warnings": list(answer.warnings),
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    return {**row, **found}, None
+
+
+def _kept(evidence: Sequence[tuple[int, int]], answer: Said) -> float | None:
+    if answer.read is None:
+        return None
+    share = kept(evidence, answer.read)
+    return None if share is None else round(share, 6)
+
+
+def rebuild(path: Path, number: int, haystack: Sequence[Path]) -> str:
+    """The prompt of row ``number`` (counted from 1) of a file, made again from its recipe.
+
+    Raises UsageError for a row that there is not and ArtifactError when the text is another than the row was made with.
+    """
+    held = read(path)
+    if not 1 <= number <= len(held):
+        raise UsageError(f"{path} has {len(held)} rows; there is no row {number}.")
+    row = held[number - 1]
+    try:
+        recipe, made_with = row["recipe"], row["made_with"]
+        spec, wanted = row["task"], recipe["prompt_sha256"]
+        if recipe["haystack"] == "the task's own":
+            shares = Grid(tasks=(spec,), lengths=(row["length"],), depths=made_with["depths"]).shares
+            task: Task = plugins.load("needles", spec)
+            distractors = task.distractors or 0 if made_with["distractors"] is None else made_with["distractors"]
+            drawn = drawn_facts(task, spec, row["seed"], recipe["draws"], shares, distractors)
+            if drawn.filler is None:
+                raise ArtifactError(f"the task {spec!r} brings no haystack of its own any more.")
+            pieces = sentences(drawn.filler())
+        else:
+            pieces = sources(haystack)
+        bare = beginning(pieces, recipe["haystack_chars"])
+        if digest(bare) != recipe["haystack_sha256"]:
+            raise ArtifactError(
+                f"row {number} was made with another haystack: {made_with['haystack']}. Name its files with --haystack."
+            )
+        prompt = turn(rebuilt(bare, recipe["inserted"]), row["question"])
+    except KeyError as error:
+        raise ArtifactError(f"{path}, line {number} is no row of `longctx needle`: it has no {error}.") from error
+    if digest(prompt) != wanted:
+        raise ArtifactError(f"row {number} of {path} is damaged: its recipe makes another prompt than it was asked.")
+    return prompt

@@ -1,0 +1,210 @@
+"""What a run of needles found: means with intervals, a CSV, a heat map and a page that needs nothing else.
+
+Owns the figures and how they look. Knows rows only.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longctx.errors import MissingExtra, UsageError
+
+from . import needle_page
+from .needle_scores import interval
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INSTALL = 'pip install "longctx-hf[plots]"'
+_COLUMNS = (
+    "task", "length", "seed", "fact", "depth", "system", "kept", "said", "scoring", "document_tokens", "question",
+    "answers", "answer", "error", "haystack_sha256", "prompt_sha256",
+)  # fmt: skip
+MEASURES = (("kept", "kept by the selection"), ("said", "said in the answer"))
+_INCHES_A_LENGTH, _INCHES_A_DEPTH, _INCHES_A_TITLE, _LEAST_INCHES, _DPI = 0.62, 0.3, 0.6, 6.4, 140
+# 0 to 1, told apart by every kind of eye; what could not be measured
+_COLOURS, _NOTHING = ("#b2182b", "#fddbc7", "#2166ac"), "#e9ecef"
+_DARK_BELOW, _DARK_ABOVE = 0.25, 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One task, system and length: means of 0 to 1 with 95 % intervals, None where nothing could be measured."""
+
+    task: str
+    system: str
+    length: int
+    rows: int
+    refused: int
+    kept: float | None
+    kept_interval: tuple[float, float] | None
+    said: float | None
+    said_interval: tuple[float, float] | None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As people read them, in the order of the page's headers."""
+        kept, said = percent(self.kept, self.kept_interval), percent(self.said, self.said_interval)
+        return self.task, self.system, f"{self.length:,}", str(self.rows), str(self.refused), kept, said
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    summary: tuple[Line, ...]
+    files: Mapping[str, Path]
+
+
+def check(out: Path) -> None:
+    """Raise now what ``write`` would raise after all the work, and make the folder."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {str(out)!r} is not a folder.")
+    if find_spec("matplotlib") is None:
+        raise MissingExtra("the heat map", "matplotlib", _INSTALL)
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def write(out: Path, rows: Sequence[Mapping[str, Any]]) -> Written:
+    """The table, the picture and the page of ``rows`` in ``out``, each a file that appears whole or not at all."""
+    lines = summary(rows)
+    picture = heat_map(rows)
+    files = {name: out / f"needle.{name}" for name in ("jsonl", "csv", "png", "html")}
+    _put(files["csv"], table(rows).encode("utf-8", "backslashreplace"))
+    _put(files["png"], picture)
+    _put(files["html"], needle_page.page(rows, lines, picture).encode("utf-8", "backslashreplace"))
+    return Written(lines, files)
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> tuple[Line, ...]:
+    """Means over depths and seeds, one line for each task, length and system, in the order of the rows."""
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["task"], row["system"], row["length"]), []).append(row)
+    lines = []
+    for (task, system, length), own in groups.items():
+        kept, said = [[row[name] for row in own if row[name] is not None] for name in ("kept", "said")]
+        refused = sum(row.get("error") is not None for row in own)
+        lines.append(Line(task, system, length, len(own), refused, *_mean(kept), *_mean(said)))
+    return tuple(lines)
+
+
+def percent(mean: float | None, ends: tuple[float, float] | None) -> str:
+    """A mean and its interval in points, or a dash."""
+    return "-" if mean is None or ends is None else f"{100 * mean:.0f} % [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as CSV, without timings."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        recipe = {name: row["recipe"][name] for name in ("haystack_sha256", "prompt_sha256")}
+        error = (row.get("error") or {}).get("message", "")
+        writer.writerow({**row, **recipe, "answers": "; ".join(row["answers"]), "error": error})
+    return text.getvalue()
+
+
+def heat_map(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG: depth down, length across, one line of panels for each task and system, kept on the left, said right.
+
+    Numbers are means over seeds in points; grey is what could not be measured.
+    """
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    pairs = list(dict.fromkeys((row["task"], row["system"]) for row in rows))
+    lengths = sorted({row["length"] for row in rows})
+    grids = {pair: grid([row for row in rows if (row["task"], row["system"]) == pair], lengths) for pair in pairs}
+    heights = [len(grids[pair].depths) * _INCHES_A_DEPTH + _INCHES_A_TITLE for pair in pairs]
+    width = max(_LEAST_INCHES, 2 * (len(lengths) * _INCHES_A_LENGTH + 1.0))
+    figure = Figure(figsize=(width, sum(heights) + 0.5), layout="constrained")
+    panels = figure.subplots(len(pairs), 2, squeeze=False, sharex=True, height_ratios=heights)
+    colours = LinearSegmentedColormap.from_list("needle", _COLOURS).with_extremes(bad=_NOTHING)
+    for line, pair in zip(panels, pairs, strict=True):
+        for axes, (name, label) in zip(line, MEASURES, strict=True):
+            _panel(axes, grids[pair].cells[name], colours)
+            middles = [0.5 + i for i in range(max(len(lengths), len(grids[pair].depths)))]
+            axes.set_yticks(middles[: len(grids[pair].depths)], list(map(depth_text, grids[pair].depths)), fontsize=8)
+            axes.set_xticks(middles[: len(lengths)], list(map(tokens_text, lengths)), fontsize=8)
+            title = f"{pair[0]} · {pair[1]}\n{label}" if axes is line[0] else label
+            axes.set_title(title, fontsize=9, loc="left", parse_math=False)
+    figure.supxlabel("tokens of the text", fontsize=9)
+    figure.supylabel("depth of the needle", fontsize=9)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
+    return data.getvalue()
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """The means of one task and system: for each measure a line of lengths per depth, None where nothing is known."""
+
+    depths: tuple[float | None, ...]
+    cells: Mapping[str, list[list[float | None]]]
+
+
+def grid(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> Cells:
+    """Means over the seeds of every depth and length."""
+    depths = tuple(sorted({row["depth"] for row in rows}, key=lambda depth: -1.0 if depth is None else depth))
+    values: dict[tuple[str, Any, int], list[float]] = {}
+    for row in rows:
+        for name, _ in MEASURES:
+            if row[name] is not None:
+                values.setdefault((name, row["depth"], row["length"]), []).append(row[name])
+
+    def mean(name: str, depth: float | None, length: int) -> float | None:
+        found = values.get((name, depth, length))
+        return sum(found) / len(found) if found else None
+
+    return Cells(
+        depths, {name: [[mean(name, depth, length) for length in lengths] for depth in depths] for name, _ in MEASURES}
+    )
+
+
+def tokens_text(length: int) -> str:
+    """4000 as 4k."""
+    for unit, factor in (("M", 1_000_000), ("k", 1_000)):
+        if length >= factor:
+            return f"{length / factor:g}{unit}"
+    return str(length)
+
+
+def depth_text(depth: float | None) -> str:
+    """0.5 as 50 %."""
+    return "all" if depth is None else f"{100 * depth:.0f} %"
+
+
+def _panel(axes: Axes, cells: Sequence[Sequence[float | None]], colours: Any) -> None:
+    """One heat map with its numbers."""
+    values = [[float("nan") if value is None else value for value in line] for line in cells]
+    axes.pcolormesh(values, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1.5)
+    axes.set_ylim(len(cells), 0)
+    for y, line in enumerate(cells):
+        for x, value in enumerate(line):
+            shown = "–" if value is None else f"{100 * value:.0f}"
+            dark = value is not None and (value < _DARK_BELOW or value > _DARK_ABOVE)
+            ink = "white" if dark else "black"
+            axes.text(x + 0.5, y + 0.5, shown, ha="center", va="center_baseline", fontsize=8, color=ink)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _mean(values: Sequence[float]) -> tuple[float | None, tuple[float, float] | None]:
+    return (sum(values) / len(values), interval(values)) if values else (None, None)
+
+
+def _put(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,189 @@
+"""The systems under test: a selector of longctx, and the model's own ``generate`` on all of the text or on its ends.
+
+Owns what each is given and what it reports of what it read. Knows no task, no row and no score.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import longctx
+from longctx.errors import DoesNotFit, UsageError
+
+_SEAM = 2  # tokens that two ends may count more where they were cut
+_LONGEST_TOKEN = 16  # characters; of a text that has longer ones, less is kept
+Progress = Callable[[str, int, int], None]
+PLAIN = ("full", "truncated")
+# The words around text and question, the same that a reader puts there.
+_TURN = "Answer the question with the text below. Answer briefly.\n\nText:\n{text}\n\nQuestion: {question}"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer; ``read`` are the characters of the document that the model saw when answering, None: not known."""
+
+    text: str
+    read: tuple[tuple[int, int], ...] | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def turn(text: str, question: str) -> str:
+    """The prompt as the user's turn of a conversation."""
+    return _TURN.format(text=text, question=question)
+
+
+class System(Protocol):
+    """Answers one question about one text. ``settings`` must be the same for its rows to be compared.
+
+    Raises DoesNotFit or EndpointError when it cannot answer.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+
+    def answer(self, document: longctx.Document, question: str) -> Said: ...
+
+
+class Books:
+    """The latest document, compiled once for all selectors and questions."""
+
+    def __init__(self, reader: longctx.Reader, progress: Progress | None = None) -> None:
+        self.reader, self.progress = reader, progress or False
+        self._latest: tuple[longctx.Document, Any] | None = None
+
+    def __call__(self, document: longctx.Document) -> tuple[Any, float]:
+        """The compiled document, and the seconds that compiling took now."""
+        if self._latest is not None and self._latest[0] is document:
+            return self._latest[1], 0.0
+        self._latest = None  # two long documents are never held at once
+        started = time.perf_counter()
+        book = self.reader.compile(document, progress=self.progress)
+        self._latest = (document, book)
+        return book, time.perf_counter() - started
+
+
+@dataclass(frozen=True, slots=True)
+class Selecting:
+    """A selector within its budget, and the model on what it kept."""
+
+    books: Books
+    selector: str
+    budget_tokens: int
+    max_new_tokens: int
+    reading: Mapping[str, Any]  # how the reader was made
+
+    @property
+    def name(self) -> str:
+        return self.selector
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {
+            **model_settings(self.books.reader, self.max_new_tokens),
+            "budget": self.budget_tokens,
+            **self.reading,
+        }
+
+    def answer(self, document: longctx.Document, question: str) -> Said:
+        book, compiling = self.books(document)
+        answer = self.books.reader.ask(
+            book,
+            question,
+            budget_tokens=self.budget_tokens,
+            max_new_tokens=self.max_new_tokens,
+            selector=self.selector,
+            progress=self.books.progress,
+        )
+        spans = tuple((span.start, span.end) for span in answer.selection.spans)
+        timings = {name.removesuffix("_seconds"): seconds for name, seconds in answer.timings.items()}
+        return Said(answer.text, spans, dict(answer.usage), {**timings, "compile": compiling}, tuple(answer.warnings))
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Hugging Face ``generate``, greedy. ``full`` is refused beyond the window; ``truncated`` keeps both ends."""
+
+    reader: longctx.Reader
+    name: str  # one of PLAIN
+    max_new_tokens: int
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return model_settings(self.reader, self.max_new_tokens)
+
+    def answer(self, document: longctx.Document, question: str) -> Said:
+        import torch
+
+        model, tokenizer = self.reader.model, self.reader.tokenizer
+        read = self._read(document.text, question)
+        text = "".join(document.text[a:b] for a, b in read)
+        prompt = self.reader.prompt(text, question)
+        room = self.reader.window - self.max_new_tokens
+        if len(prompt) > room:
+            raise DoesNotFit(
+                f"the prompt has {len(prompt):,} tokens and {self.max_new_tokens} new ones are asked for, but the "
+                f"model's window is {self.reader.window:,}: plain generation reads no more."
+            )
+        started = time.perf_counter()
+        ids = torch.tensor([prompt], device=model.device)
+        with torch.inference_mode():
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=self.max_new_tokens,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            )
+        new = out[0, len(prompt) :].tolist()
+        said = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
+        facts = {"prompt_tokens": len(prompt), "new_tokens": len(new)}
+        return Said(said, read, facts, {"decode": time.perf_counter() - started})
+
+    def _read(self, text: str, question: str) -> tuple[tuple[int, int], ...]:
+        """The characters that are read: all, or as much of both ends as the window holds."""
+        if self.name == "full" or not text:
+            return ((0, len(text)),)
+        half = (self.reader.longest_selection(question, self.max_new_tokens) - _SEAM) // 2
+        chars = half * _LONGEST_TOKEN
+        if len(text) <= 2 * chars:
+            starts = self._starts(text)
+            if len(starts) <= 2 * half:
+                return ((0, len(text)),)
+            return ((0, starts[half]), (starts[-half], len(text)))
+        head, tail = self._starts(text[:chars]), self._starts(text[-chars:])
+        end = head[half] if len(head) > half else chars
+        return ((0, end), (len(text) - chars + tail[-half:][0], len(text)))
+
+    def _starts(self, text: str) -> list[int]:
+        """The character at which each token begins."""
+        found = self.reader.tokenizer(
+            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
+        )
+        return [start for start, _ in found["offset_mapping"]]
+
+
+def model_settings(reader: longctx.Reader, max_new_tokens: int) -> dict[str, Any]:
+    """What tells one model from another, and how long its answers may be."""
+    return {
+        "fingerprint": reader.fingerprint[:16],
+        "dtype": str(reader.model.dtype).removeprefix("torch."),
+        "device": str(reader.model.device),
+        "max_new_tokens": max_new_tokens,
+    }
+
+
+def check_plain(names: Sequence[str]) -> None:
+    """Raises UsageError for a name that is not in PLAIN."""
+    for name in names:
+        if name not in PLAIN:
+            raise UsageError(f"--plain {name!r} is not one of {', '.join(PLAIN)}.")

@@ -1,0 +1,1 @@
+"""What is planted and asked; one file per needle task, found by its name."""

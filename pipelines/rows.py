@@ -1,0 +1,92 @@
+"""A file of result rows that a run adds to, so that an interrupted run goes on where it ended.
+
+Owns the file: which rows it holds, what they were made with, and its last line. Knows no job: a row is a JSON object
+of ``made_with`` and the fields that tell it from every other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from longctx.errors import ArtifactError
+
+Row = dict[str, Any]
+Key = tuple[Any, ...]
+
+
+class Rows:
+    """The rows of ``path`` by key, in the order of the file."""
+
+    def __init__(self, path: Path, identity: Sequence[str], expected: Callable[[Row], Mapping[str, Any]]) -> None:
+        """``expected`` says what a row of the file must have been made with to stand beside those to come.
+
+        Raises ArtifactError, before anything is written, for a row of other settings or a file of no rows at all. A
+        last line that was cut short, and rows marked ``again``, are not taken over: they are made once more.
+        """
+        self._path, self._identity = path, tuple(identity)
+        held = read(path) if path.exists() else []
+        for number, row in enumerate(held, 1):
+            if missing := [name for name in (*identity, "made_with") if name not in row]:
+                raise ArtifactError(f"{path}, line {number} has no {', '.join(missing)}. Nothing was changed.")
+            if apart := differences(row["made_with"], expected(row)):
+                raise ArtifactError(
+                    f"{path}, line {number} was made with other settings: {'; '.join(apart)}. Name another --out; "
+                    "nothing was changed."
+                )
+        self.rows: dict[Key, Row] = {self.key(row): row for row in held if not row.get("again")}
+        self._clean = path.exists() and len(self.rows) == len(held) and path.read_bytes().endswith(b"\n")
+
+    def __contains__(self, row: Mapping[str, Any]) -> bool:
+        return self.key(row) in self.rows
+
+    def key(self, row: Mapping[str, Any]) -> Key:
+        return tuple(row[name] for name in self._identity)
+
+    def add(self, row: Row) -> None:
+        """Afterwards the row is on the disk, as a whole line."""
+        if not self._clean:
+            self._rewrite()
+        with self._path.open("a", encoding="ascii") as file:
+            file.write(_line(row))
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows[self.key(row)] = row
+
+    def _rewrite(self) -> None:
+        """The rows taken over and nothing else, in a file that appears whole or not at all."""
+        part = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
+        try:
+            part.write_text("".join(map(_line, self.rows.values())), encoding="ascii")
+            part.replace(self._path)
+        finally:
+            part.unlink(missing_ok=True)
+        self._clean = True
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a file, without a last line that was cut short. Raises ArtifactError for what is no row."""
+    found: list[Row] = []
+    data = path.read_bytes()
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ArtifactError(f"{path}, line {number} is no row of results. Nothing was changed.") from error
+        if not hasattr(row, "keys"):
+            raise ArtifactError(f"{path}, line {number} is no row of results. Nothing was changed.")
+        found.append(row)
+    return found
+
+
+def differences(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What each setting was and is, for every one that differs."""
+    keys = [*now, *(key for key in held if key not in now)]
+    return [f"{key} was {held.get(key)!r} and is {now.get(key)!r}" for key in keys if held.get(key) != now.get(key)]
+
+
+def _line(row: Row) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

@@ -1,0 +1,416 @@
+"""``longctx needle`` with a tiny model: rows, recipes, interruptions, refusals, the forecast and what is written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from test_endpoint import GOOD, Server
+from typer.testing import CliRunner
+
+from longctx import Document, Reader
+from longctx.cli import app
+from longctx.commands import forecast
+from longctx.errors import ArtifactError, DoesNotFit, EndpointError, UsageError
+from longctx.pipelines import needle, needle_grid, needle_report
+from longctx.pipelines.haystack import Haystack, counter, digest, sources
+from longctx.pipelines.needle_systems import Books, Plain, Said, Selecting, turn
+from longctx.pipelines.rows import Row, read
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+TIMES = {"seconds", "date"}
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    return Reader(
+        tiny.model(num_hidden_layers=2), tiny.tokenizer("system"), encoder=None, calibration=None, segment_tokens=128
+    )
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """Says the sentence that holds the last words of the question, after ``limit`` answers nothing more."""
+
+    name: str = "oracle"
+    says: Callable[[str, str], str] = lambda text, question: text
+    settings = {"max_new_tokens": 8}
+
+    def answer(self, document: Document, question: str) -> Said:
+        return Said(self.says(document.text, question), ((0, len(document.text)),))
+
+
+def grid(**changes: Any) -> needle_grid.Grid:
+    return needle_grid.Grid(**{"tasks": ("number",), "lengths": (600,), "depths": 3, **changes})
+
+
+def made(
+    reader: Reader, out: Path, asked: needle_grid.Grid, systems: Sequence[Any], haystack: Sequence[Path] = ()
+) -> list[Row]:
+    out.mkdir(exist_ok=True)
+    count = counter(reader.tokenizer)
+    common = needle.made_with(asked, "tiny", "abc", ["python"])
+    rows = needle.rows_of(out, systems, common)
+    needle.run(asked, systems, Haystack(sources(haystack), count), count, rows, common, {"machine": "m"})
+    return read(out / needle.ROWS)
+
+
+def selecting(reader: Reader, selector: str = "bm25") -> Selecting:
+    return Selecting(Books(reader), selector, 150, 4, {"splitter": "auto"})
+
+
+def timeless(rows: Sequence[Row]) -> list[Row]:
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def test_what_was_kept_and_what_was_said_are_told_apart(reader: Reader, tmp_path: Path) -> None:
+    rows = made(reader, tmp_path, grid(), [selecting(reader), selecting(reader, "head")])
+    assert [row["system"] for row in rows] == ["bm25", "head"] * 3
+    assert [row["kept"] for row in rows if row["system"] == "bm25"] == [1.0, 1.0, 1.0]
+    # the head keeps the first units and so the first needle alone
+    assert [row["kept"] for row in rows if row["system"] == "head"] == [1.0, 0.0, 0.0]
+    assert {row["said"] for row in rows} == {0.0}  # a random model
+    assert all(row["facts"]["selected_tokens"] <= 150 for row in rows)
+    assert all(400 <= row["document_tokens"] <= 600 for row in rows)
+    for row in rows:
+        start, end = row["evidence"][0]
+        assert row["kept"] == float(any(a <= start and end <= b for a, b in row["read"]))
+
+
+def test_a_reader_of_everything_says_everything(reader: Reader, tmp_path: Path) -> None:
+    tasks = ("number", "multivalue", "tracking", "common_words", "passkey")
+    rows = made(reader, tmp_path, grid(tasks=tasks), [Oracle()])
+    assert [row["said"] for row in rows] == [1.0] * 13  # three depths each, and common words once
+    assert {row["kept"] for row in rows if row["task"] != "common_words"} == {1.0}
+    assert {row["kept"] for row in rows if row["task"] == "common_words"} == {None}
+    nothing = made(reader, tmp_path / "no", grid(), [Oracle(says=lambda text, question: question)])
+    assert [row["said"] for row in nothing] == [0.0] * 3
+
+
+def test_every_prompt_is_made_again_from_its_row(reader: Reader, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def keep(text: str, question: str) -> str:
+        asked.append(turn(text, question))
+        return ""
+
+    made(reader, tmp_path, grid(tasks=("multikey", "needles_only", "common_words"), seeds=(0, 1)), [Oracle(says=keep)])
+    assert len(asked) == 14
+    assert [needle.rebuild(tmp_path / needle.ROWS, number, []) for number in range(1, 15)] == asked
+
+
+def test_a_row_that_was_changed_or_another_haystack_is_refused(reader: Reader, tmp_path: Path) -> None:
+    hay = tmp_path / "hay.txt"
+    hay.write_text(" ".join(f"In week {i} the market was quiet." for i in range(400)))
+    (row, *_) = made(reader, tmp_path, grid(), [Oracle()], [hay])
+    path = tmp_path / needle.ROWS
+    assert digest(needle.rebuild(path, 1, [hay])) == row["recipe"]["prompt_sha256"]
+    with pytest.raises(ArtifactError, match="another haystack"):
+        needle.rebuild(path, 1, [])
+    row["recipe"]["inserted"][0][0] += 1
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ArtifactError, match="damaged"):
+        needle.rebuild(path, 1, [hay])
+    with pytest.raises(UsageError, match="no row 2"):
+        needle.rebuild(path, 2, [hay])
+    del row["recipe"]
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ArtifactError, match="recipe"):
+        needle.rebuild(path, 1, [hay])
+
+
+def test_an_interrupted_run_that_goes_on_equals_one_that_was_not(reader: Reader, tmp_path: Path) -> None:
+    asked = grid(seeds=(0, 1), tasks=("number", "passkey"))
+    whole = made(reader, tmp_path / "whole", asked, [selecting(reader)])
+    left = iter(range(5))
+
+    def stop(text: str, question: str) -> str:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return ""
+
+    with pytest.raises(KeyboardInterrupt):
+        made(reader, tmp_path / "parts", asked, [selecting(reader), Oracle(says=stop)])
+    path = tmp_path / "parts" / needle.ROWS
+    path.write_bytes(path.read_bytes()[:-30])
+    again = made(reader, tmp_path / "parts", asked, [selecting(reader)])
+    assert timeless([row for row in again if row["system"] == "bm25"]) == timeless(whole)
+    assert made(reader, tmp_path / "whole", asked, [selecting(reader)]) == whole, "nothing is made twice"
+
+
+def test_rows_of_other_settings_are_refused_with_the_difference(reader: Reader, tmp_path: Path) -> None:
+    made(reader, tmp_path, grid(), [selecting(reader)])
+    before = (tmp_path / needle.ROWS).read_bytes()
+    with pytest.raises(ArtifactError, match="depths was 3 and is 5"):
+        made(reader, tmp_path, grid(depths=5), [selecting(reader)])
+    with pytest.raises(ArtifactError, match="budget was 150 and is 99"):
+        made(reader, tmp_path, grid(), [Selecting(Books(reader), "bm25", 99, 4, {"splitter": "auto"})])
+    assert (tmp_path / needle.ROWS).read_bytes() == before
+    made(
+        reader, tmp_path, grid(lengths=(600, 900), tasks=("number", "uuid")), [Oracle()]
+    )  # more of the same is welcome
+
+
+def test_facts_are_the_same_together_and_alone(reader: Reader, tmp_path: Path) -> None:
+    alone = made(reader, tmp_path / "alone", grid(tasks=("multikey",)), [Oracle()])
+    together = made(reader, tmp_path / "together", grid(tasks=("multikey",), together=True), [Oracle()])
+    for one, other in zip(alone, together, strict=True):
+        assert (one["question"], one["answers"], one["depth"]) == (other["question"], other["answers"], other["depth"])
+    # 15 other keys beside each fact: planted ones, or planted ones and the other facts
+    assert {len(row["recipe"]["inserted"]) for row in [*alone, *together]} == {16}
+    assert len({row["recipe"]["haystack_sha256"] for row in together}) == 1
+    assert len({json.dumps(row["recipe"]["inserted"]) for row in together}) == 1
+    apart = made(reader, tmp_path / "key", grid(tasks=("passkey",), together=True), [Oracle()])
+    assert {len(row["recipe"]["inserted"]) for row in apart} == {1}, "a text has one pass key"
+
+
+def test_a_distractor_of_several_sentences_is_planted_whole(reader: Reader, tmp_path: Path) -> None:
+    rows = made(reader, tmp_path, grid(tasks=("tracking:hops=2",), distractors=2, together=True), [Oracle()])
+    # three facts are distractors to one another, so that none need be planted
+    assert {len(row["recipe"]["inserted"]) for row in rows} == {9}
+    rows = made(reader, tmp_path / "alone", grid(tasks=("tracking:hops=2",), distractors=2), [Oracle()])
+    assert {len(row["recipe"]["inserted"]) for row in rows} == {9}
+    said = " ".join(string for _, string in rows[0]["recipe"]["inserted"])
+    assert len(re.findall(r"gets the value \d", said)) == 3 and len(re.findall("of variable", said)) == 6
+
+
+def test_facts_whose_keys_stand_in_the_haystack_are_drawn_anew_and_the_row_says_so(
+    reader: Reader, tmp_path: Path
+) -> None:
+    (first, *_) = made(reader, tmp_path / "a", grid(), [Oracle()])
+    hay = tmp_path / "hay.txt"
+    name = re.search("number of (.*)[?]", first["question"])
+    assert name is not None
+    hay.write_text(f"Once there was {name[1]}. " + " ".join(f"In week {i} it rained." for i in range(400)))
+    (row, *_) = made(reader, tmp_path / "b", grid(), [Oracle()], [hay])
+    assert (first["recipe"]["draws"], row["recipe"]["draws"]) == (1, 2)
+    assert name[1] not in row["question"]
+
+
+def test_plain_generation_reads_all_or_both_ends_and_refuses_what_the_window_does_not_hold(reader: Reader) -> None:
+    text = "".join(f"In week {i} the market was quiet. " for i in range(900))
+    document, question = Document.from_text(text, "t"), "When was it quiet?"
+    short = Document.from_text(text[:300], "s")
+    assert Plain(reader, "full", 4).answer(short, question).read == ((0, 300),)
+    with pytest.raises(DoesNotFit, match="window is 4,096"):
+        Plain(reader, "full", 4).answer(document, question)
+    said = Plain(reader, "truncated", 4).answer(document, question)
+    assert said.read is not None
+    (_, end), (start, last) = said.read
+    assert 0 < end < start < last == len(text)
+    assert reader.window - 8 <= said.facts["prompt_tokens"] + 4 <= reader.window
+
+
+def test_plain_generation_says_what_reading_everything_says(reader: Reader) -> None:
+    document = Document.from_text("The lamp of Odette stands in room 4711. It rained.", "t")
+    plain = Plain(reader, "full", 6).answer(document, "Where is the lamp?")
+    assert plain.text == reader.ask(document, "Where is the lamp?", selector="all", max_new_tokens=6).text
+
+
+@pytest.mark.parametrize("template", ["system", "no_system", "base"])
+def test_a_server_is_given_the_words_that_a_reader_gives_its_model(template: str) -> None:
+    tokenizer = tiny.tokenizer(template)
+    reader = Reader(tiny.model(num_hidden_layers=1), tokenizer, encoder=None, calibration=None)
+    shown = tokenizer.decode(reader.prompt("It rained.", "Was it dry?"))
+    assert turn("It rained.", "Was it dry?") in shown
+
+
+def test_a_server_that_fails_marks_its_rows_ends_the_run_and_is_asked_again_later(
+    reader: Reader, tmp_path: Path
+) -> None:
+    def gone(text: str, question: str) -> str:
+        raise EndpointError("no answer", 3, refused=False)
+
+    with pytest.raises(EndpointError):
+        made(reader, tmp_path, grid(depths=5), [Oracle(says=gone)])
+    failed = read(tmp_path / needle.ROWS)
+    assert len(failed) == 3 and {row["error"]["kind"] for row in failed} == {"EndpointError"}
+    assert failed[0]["facts"] == {"retries": 3} and failed[0]["said"] is None
+    rows = made(reader, tmp_path, grid(depths=5), [Oracle()])
+    assert [row["said"] for row in rows] == [1.0] * 5
+
+
+def test_a_length_that_plain_generation_refuses_is_a_row_with_the_reason(reader: Reader, tmp_path: Path) -> None:
+    hay = tmp_path / "hay.txt"
+    hay.write_text(" ".join(f"In week {i} the market was quiet." for i in range(900)))
+    rows = made(reader, tmp_path, grid(lengths=(4200,), depths=1), [Plain(reader, "full", 4)], [hay])
+    assert rows[0]["error"]["kind"] == "DoesNotFit" and rows[0]["kept"] is None and not rows[0].get("again")
+    (line,) = needle_report.summary(rows)
+    assert (line.rows, line.refused, line.kept, line.said_interval) == (1, 1, None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tasks": ("number", "number")}, "--task"),
+        ({"lengths": ()}, "--lengths"),
+        ({"depths": 0}, "--depths"),
+        ({"tasks": ("nonsense",)}, "no needle named"),
+        ({"tasks": ("latent",), "distractors": 3}, "no distractors"),
+    ],
+)
+def test_grids_that_cannot_be_are_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        grid(**changes)
+
+
+def test_depths_reach_from_one_end_to_the_other() -> None:
+    assert grid(depths=1).shares == [0.5]
+    assert grid(depths=5).shares == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+# What is written
+
+
+@pytest.fixture
+def rows(reader: Reader, tmp_path: Path) -> list[Row]:
+    nasty = Oracle(name="<b>loud</b>", says=lambda text, question: f"<script>alert(1)</script> {text[:9000]}")
+    return made(reader, tmp_path, grid(tasks=("number", "common_words"), lengths=(600, 900)), [nasty])
+
+
+def test_the_summary_is_the_mean_of_the_rows(rows: list[Row]) -> None:
+    lines = needle_report.summary(rows)
+    assert [(line.task, line.length, line.rows) for line in lines] == [
+        ("number", 600, 3), ("common_words", 600, 1), ("number", 900, 3), ("common_words", 900, 1)
+    ]  # fmt: skip
+    assert (lines[0].kept, lines[0].said) == (1.0, 1.0)
+    assert lines[0].kept_interval == pytest.approx((0.4385, 1.0), abs=1e-4)  # Wilson, 3 of 3
+    assert lines[1].kept is None
+
+
+def test_files_hold_every_row_and_the_page_fetches_nothing_and_runs_nothing(rows: list[Row], tmp_path: Path) -> None:
+    written = needle_report.write(tmp_path, rows)
+    listed = list(csv.DictReader(written.files["csv"].read_text(encoding="utf-8").splitlines()))
+    assert [row["question"] for row in listed] == [row["question"] for row in rows]
+    assert written.files["png"].read_bytes().startswith(b"\x89PNG")
+    page = written.files["html"].read_text(encoding="utf-8")
+    assert "<script" not in page and "<b>loud" not in page and "&lt;b&gt;loud" in page
+    assert re.findall(r"(?:src|href)=.{6}", page) == ["src='data:"]
+    for row in rows:
+        assert row["question"] in page
+    png = written.files["png"].read_bytes()
+    needle_report.write(tmp_path, rows)
+    assert written.files["png"].read_bytes() == png, "the same rows make the same picture"
+
+
+def test_cells_are_means_over_seeds_and_empty_where_nothing_was_measured() -> None:
+    def row(seed: int, depth: float, kept: float | None, said: float | None) -> Row:
+        return {"depth": depth, "length": 9, "seed": seed, "kept": kept, "said": said}
+
+    cells = needle_report.grid([row(0, 1.0, 1.0, 0.5), row(1, 1.0, 0.0, 1.0), row(0, 0.0, None, 0.0)], [9, 10])
+    assert cells.depths == (0.0, 1.0)
+    assert cells.cells == {"kept": [[None, None], [0.5, None]], "said": [[0.0, None], [0.75, None]]}
+
+
+# The command
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tmp_path / "model", num_hidden_layers=2)
+    (tmp_path / "fast.toml").write_text('calibration = "none"\nencoder = "none"\nsegment_tokens = 128\nbudget = 150\n')
+    monkeypatch.setattr(forecast, "speed_of", lambda dtype: forecast.Speed(1e9, 1e9))
+    return tmp_path
+
+
+def call(*words: str) -> Any:
+    return CliRunner().invoke(app, ["needle", *words], prog_name="longctx")
+
+
+COMMON = ("--model", "model", "--config", "fast.toml", "--max-new-tokens", "4", "--out", "out", "--depths", "2")
+
+
+def test_one_command_makes_rows_table_picture_and_page_and_another_the_prompt(folder: Path) -> None:
+    ran = call("--lengths", "0.5k", "--selector", "bm25", "--plain", "full", "--json", "--quiet", *COMMON)
+    assert ran.exit_code == 0, ran.output
+    told = json.loads(ran.stdout)
+    assert (told["rows"], told["before"]) == (4, 0)
+    assert [line["system"] for line in told["summary"]] == ["full", "bm25"]
+    assert {Path(path).name for path in told["files"].values()} == {
+        f"needle.{e}" for e in ("jsonl", "csv", "png", "html")
+    }
+    assert all((folder / path).is_file() for path in told["files"].values())
+    held = read(folder / "out" / "needle.jsonl")
+    assert str(folder) not in json.dumps(held) and held[0]["made_with"]["model"] == "model"
+    again = call("--lengths", "500", "--selector", "bm25", "--plain", "full", "--json", "--quiet", *COMMON)
+    assert json.loads(again.stdout)["before"] == 4
+    prompt = call("rebuild", "out/needle.jsonl", "--row", "2")
+    assert prompt.exit_code == 0 and held[1]["question"] in prompt.stdout
+    assert (
+        digest(json.loads(call("rebuild", "out/needle.jsonl", "--row", "2", "--json").stdout)["prompt"])
+        == (held[1]["recipe"]["prompt_sha256"])
+    )
+
+
+def test_a_dry_run_tells_what_it_takes_and_makes_no_row(folder: Path) -> None:
+    words = ("--lengths", "500,9k", "--selector", "bm25", "--plain", "full", "--task", "number", "--task", "passkey")
+    ran = call(*words, "--dry-run", *COMMON)
+    assert ran.exit_code == 0, ran.output
+    assert "500 tokens: 4 texts, 8 rows" in ran.stdout and "9,000 tokens" in ran.stdout
+    assert "beyond the window: full" in ran.stdout and "about" in ran.stdout
+    assert not (folder / "out" / "needle.jsonl").exists()
+    found = json.loads(call(*words, "--dry-run", "--json", *COMMON).stdout)["forecast"]
+    assert [work["tokens"] for work in found] == [2000, 36000]
+    assert found[1]["peak_bytes"] >= found[0]["peak_bytes"] > 0 and found[1]["seconds"] > found[0]["seconds"] > 0
+    assert found[1]["refused"] == ["full"]
+
+
+def test_a_length_that_memory_does_not_hold_is_refused_before_anything_starts(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast, "free_bytes", lambda: 1000)
+    ran = call("--lengths", "500", "--selector", "bm25", *COMMON)
+    assert ran.exit_code == 3 and "500 tokens need" in ran.stderr and "1 kB are free" in ran.stderr
+    assert not (folder / "out" / "needle.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--lengths", "500", "--task", "nonsense"), 2, "no needle named 'nonsense'"),
+        (("--lengths", "many"), 2, "--lengths"),
+        (("--lengths", "500", "--plain", "half"), 2, "--plain 'half'"),
+        (("--lengths", "500", "--selector", "nonsense"), 2, "no selector named"),
+        (("--lengths", "500", "--selector", "bm25", "--selector", "bm25"), 2, "named twice"),
+        (("--lengths", "90k", "--haystack", "fast.toml"), 2, "90,000 are asked for"),
+        (("--lengths", "500", "--endpoint", "http://localhost:1/v1"), 2, "--endpoint-model"),
+        ((), 2, "--lengths and --out"),
+    ],
+)
+def test_what_cannot_be_asked_ends_with_a_code_and_one_message(
+    folder: Path, words: tuple[str, ...], code: int, said: str
+) -> None:
+    ran = call(*words, *COMMON)
+    assert (ran.exit_code, "Traceback" in ran.output) == (code, False) and said in ran.stderr
+
+
+def test_a_server_can_be_the_only_system_and_the_model_gives_its_tokenizer_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server()
+    try:
+        server.replies = [(200, GOOD, {})]
+        (folder / "model" / "model.safetensors").write_bytes(b"no weights")
+        ran = call("--lengths", "500", "--endpoint", server.url, "--endpoint-model", "m", "--json", "--quiet", *COMMON)
+    finally:
+        server.close()
+    assert ran.exit_code == 0, ran.output
+    held = read(folder / "out" / "needle.jsonl")
+    assert [row["answer"] for row in held] == ["Room 4711.", "Room 4711."] and held[0]["kept"] is None
+    assert len(server.asked) == 2 and held[0]["question"] in server.asked[0][2]["messages"][0]["content"]
+
+
+def test_the_embedded_model_finds_a_needle(embedded_reader: Any, tmp_path: Path) -> None:
+    asked = grid(tasks=("single",), lengths=(1500,), depths=2, together=True)
+    rows = made(embedded_reader, tmp_path, asked, [Selecting(Books(embedded_reader), "auto", 300, 20, {})])
+    assert [row["kept"] for row in rows] == [1.0, 1.0]
+    assert sum(row["said"] for row in rows) >= 1.0, [row["answer"] for row in rows]

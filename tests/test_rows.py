@@ -1,0 +1,72 @@
+"""A file of rows: taken over when it was made the same way, refused with the difference when it was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longctx.errors import ArtifactError
+from longctx.pipelines.rows import Row, Rows
+
+
+def rows(path: Path, version: str = "1") -> Rows:
+    def expected(row: Row) -> dict[str, Any]:
+        return {**row["made_with"], "version": version}
+
+    return Rows(path, ("task", "fact"), expected)
+
+
+def row(fact: int, **more: Any) -> Row:
+    return {"task": "t", "fact": fact, "made_with": {"version": "1", "depths": 3}, **more}
+
+
+def test_rows_are_found_again_in_the_order_they_were_added(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    file = rows(path)
+    file.add(row(2))
+    file.add(row(1))
+    again = rows(path)
+    assert list(again.rows.values()) == [row(2), row(1)]
+    assert row(1) in again and row(3) not in again
+    assert path.read_bytes().count(b"\n") == 2
+
+
+def test_a_last_line_that_was_cut_short_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for fact in (1, 2):
+        rows(path).add(row(fact))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    held = rows(path)
+    assert row(1) in held and row(2) not in held
+    assert path.read_bytes() == whole[:-9], "opening a file changes nothing"
+    held.add(row(2))
+    assert path.read_bytes() == whole
+
+
+def test_rows_marked_to_be_made_again_leave_the_file_with_the_next_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows(path).add(row(1, again=True))
+    held = rows(path)
+    assert row(1) not in held
+    held.add(row(1, answer="now"))
+    assert list(rows(path).rows.values()) == [row(1, answer="now")]
+
+
+def test_rows_of_another_version_are_refused_with_the_difference(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows(path).add(row(1))
+    before = path.read_bytes()
+    with pytest.raises(ArtifactError, match=r"line 1 was made with other settings: version was '1' and is '2'"):
+        rows(path, version="2")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["no json", "[1]", '{"task": "t", "fact": 1}'])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(ArtifactError, match="line 1"):
+        rows(path)
