@@ -29,6 +29,8 @@ _NAMES = {
     "dense:neighbours=0.5": "dense, neighbours",
     "dense:bm25=1,neighbours=0.5": "bm25 + dense, neighbours",
     "auto:model=false": "auto without the model",
+    "auto:likelihood=1.5": "auto, question likelihood weighing 1.5",
+    "auto:sample=32": "auto, 32 segments as the sample",
     "xl3m:signal=question_likelihood": "xl3m, question likelihood",
     "xl3m:signal=entropy": "xl3m, entropy (as published)",
     "xl3m:signal=gain": "xl3m, gain",
@@ -141,8 +143,8 @@ def _against(rows: Sequence[Row], sets: Sequence[str], budgets: Sequence[int]) -
                 )
     both = [name for name in ("loogle", "qmsum") if name in sets]
     small = [budget for budget in budgets if budget <= 1024]
-    if len(both) == 2 and small:
-        best, differences = _average(rows, both, small)
+    best, differences = _average(rows, both, small) if len(both) == 2 and small else ("", {})
+    if best:
         lines += [
             "",
             f"Average over {' and '.join(both)} at {' and '.join(map(str, small))} tokens: auto "
@@ -176,7 +178,10 @@ def _best(rows: Sequence[Row], sets: Sequence[str], budgets: Sequence[int]) -> t
 
 
 def _average(rows: Sequence[Row], sets: Sequence[str], budgets: Sequence[int]) -> tuple[str, dict[str, float]]:
-    """Mean over cells (set, budget) of the mean difference, against the row whose mean over cells is highest."""
+    """Mean over cells (set, budget) of the mean difference, against the row whose mean over cells is highest.
+
+    The row's name is empty where no row without a model has them all.
+    """
     rng = np.random.default_rng(0)
     best, best_mean, best_cells = "", -1.0, []
     for selector in _WITHOUT_MODEL:
@@ -185,6 +190,8 @@ def _average(rows: Sequence[Row], sets: Sequence[str], budgets: Sequence[int]) -
             mean = float(np.mean([cell[:, 0].mean() for cell in cells]))
             if mean > best_mean:
                 best, best_mean, best_cells = selector, mean, cells
+    if not best:
+        return best, {}
     draws = np.zeros(_DRAWS)
     for cell in best_cells:
         difference = cell[:, 1] - cell[:, 0]

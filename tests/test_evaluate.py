@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from longctx.pipelines.evaluate import run_selection
-from longctx.pipelines.selection_report import write_figures
+from longctx.pipelines.selection_report import write_figures, write_report
 from longctx.pipelines.selection_sets import Question, kept_share
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,6 +53,22 @@ def test_partial_facts_count_by_their_characters_and_others_only_whole() -> None
     assert kept_share(Question("?", (place,), partial=True), [(0, 15)]) == pytest.approx(0.5)
     assert kept_share(Question("?", (place,)), [(0, 15)]) == 0.0
     assert kept_share(Question("?", (place, ((30, 40), (0, 5)))), [(0, 20)]) == 1.0
+
+
+def test_a_page_of_auto_alone_compares_it_with_nothing(tmp_path: Path) -> None:
+    about = {"model": "m", "fingerprint": "f", "longctx": "0", "torch": "0", "transformers": "0", "machine": "m"}
+    row = about | {
+        "date": "2026-01-01",
+        "document": "d",
+        "question": 0,
+        "selector": "auto",
+        "budget": 512,
+        "recall": 1.0,
+    }
+    rows = [row | {"set": name} for name in ("loogle", "qmsum")]
+    (tmp_path / "selection-m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    page = write_report(tmp_path, tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "| auto | 100.0 | 100.0 | 1/1 |" in page and "Average over" not in page
 
 
 def test_the_table_of_figures_needs_its_mark(tmp_path: Path) -> None:
