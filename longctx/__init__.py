@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longctx.documents.reader import read
+    from longctx.drafts import Generation
     from longctx.errors import LongctxError
+    from longctx.generation import generate, speculative
     from longctx.reader import Reader
     from longctx.types import Answer, Citation, Document, Event, Page, SelectedSpan, Selection, Step
 
@@ -21,13 +23,16 @@ _HOMES = {
     "Citation": "longctx.types",
     "Document": "longctx.types",
     "Event": "longctx.types",
+    "Generation": "longctx.drafts",
     "LongctxError": "longctx.errors",
     "Page": "longctx.types",
     "Reader": "longctx.reader",
     "SelectedSpan": "longctx.types",
     "Selection": "longctx.types",
     "Step": "longctx.types",
+    "generate": "longctx.generation",
     "read": "longctx.documents.reader",
+    "speculative": "longctx.generation",
 }
 
 __all__ = [
@@ -35,13 +40,16 @@ __all__ = [
     "Citation",
     "Document",
     "Event",
+    "Generation",
     "LongctxError",
     "Page",
     "Reader",
     "SelectedSpan",
     "Selection",
     "Step",
+    "generate",
     "read",
+    "speculative",
 ]
 
 

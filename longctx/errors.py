@@ -10,6 +10,7 @@ LongctxError
 │   └── ParseLimit        a file that would take more time, memory or output than allowed
 ├── ModelError            a model that cannot be loaded or used
 ├── CacheError            a KV cache in a state that the request cannot use
+├── DraftError            a drafter that failed, or proposed what is no draft
 ├── MissingExtra          an optional package is not installed
 ├── EndpointError        a server that does not answer, or not as asked
 ├── ArtifactError         a stored file that is damaged or does not belong (exit code 4)
@@ -66,6 +67,10 @@ class ModelError(LongctxError):
 
 class CacheError(LongctxError):
     """A KV cache in a state that the request cannot use."""
+
+
+class DraftError(LongctxError):
+    """A drafter failed. What was committed before its round stands, and decoding can go on from there."""
 
 
 class MissingExtra(LongctxError):

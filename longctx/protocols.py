@@ -1,6 +1,6 @@
-"""The verbs: what splitters, selectors and the things handed to them can be asked. One page, no code.
+"""The verbs: what splitters, selectors, drafters and the things handed to them can be asked. One page, no code.
 
-Knows the nouns of ``types`` and nothing else. Protocols are satisfied by shape; nothing here is inherited.
+Knows the nouns of ``types`` and ``drafts`` only. Protocols are satisfied by shape; nothing here is inherited.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from longctx.drafts import Budget, Draft, DraftSource, Rows, Verified
 from longctx.types import EncodedDocument, Inquiry, Reading, Scores, Span, Unit
 
 Progress = Callable[[str, int, int], None]
@@ -137,3 +138,53 @@ class Selector(Protocol):
     @property
     def baseline(self) -> bool: ...
     def score(self, question: str, corpus: Corpus, budget_tokens: int) -> Scores: ...
+
+
+class Target(Protocol):
+    """A model and the cache of one request: verifies rows of tokens, and keeps those that were accepted."""
+
+    @property
+    def rows(self) -> Rows:
+        """What one pass can verify; a row must be a tree node's only where this is ``tree``."""
+        ...
+
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        ...
+
+    def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> Any:
+        """Logits [wanted, vocab] of the last ``wanted`` rows of one pass, each row seeing the cache and its path.
+
+        ``parents`` are indices of earlier rows, -1 for a row right behind the cache. The rows stay pending until
+        ``commit`` or ``rollback``.
+        """
+        ...
+
+    def commit(self, rows: Sequence[int]) -> None:
+        """Afterwards the cache holds the pending ``rows``, a path in order, and no others."""
+        ...
+
+    def rollback(self) -> None:
+        """Afterwards the cache is as it was before the pending rows."""
+        ...
+
+
+class Drafting(Protocol):
+    """A drafter at work on one request. Moves only when it observes committed tokens."""
+
+    def propose(self, budget: Budget) -> Draft:
+        """What may follow the committed tokens; the same until the next ``observe``."""
+        ...
+
+    def observe(self, verified: Verified) -> None:
+        """Learns what was committed."""
+        ...
+
+
+class Drafter(Protocol):
+    """A method that proposes tokens. Frozen: all options are fields; what it learns lives in its Drafting."""
+
+    def begin(self, source: DraftSource) -> Drafting: ...

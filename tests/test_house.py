@@ -21,22 +21,24 @@ PIPELINES = ROOT / "pipelines"
 
 # Room or module -> what it may import of longctx besides itself. Imports go one way: down this table.
 NOUNS = {"types", "errors"}
-VERBS = NOUNS | {"protocols", "options"}
-METHODS = VERBS | {"plugins", "kernels", "segments"}
+VERBS = NOUNS | {"drafts", "protocols", "options"}
+METHODS = VERBS | {"plugins", "kernels", "segments", "suffixes"}
 ROOMS = {"segmenters", "kv", "drafters", "decoding", "store", "documents"}
 COMPILED = {"calibration", "cite", "compiled", "cut", "lexical", "questions", "resources", "segments", "synthetic"}
 WIRING = METHODS | ROOMS | COMPILED | {"backend"}
 MAY_IMPORT = {
     "errors": set(),
     "types": {"errors"},
+    "drafts": NOUNS,
     "options": NOUNS,
-    "protocols": NOUNS | {"options"},
+    "protocols": NOUNS | {"drafts", "options"},
     "plugins": NOUNS,
     "kernels": NOUNS,
     "synthetic": NOUNS,
     "calibration": VERBS | {"synthetic"},
     "cut": NOUNS,
     "segments": NOUNS,
+    "suffixes": NOUNS,
     "questions": NOUNS,
     "console": VERBS,
     "cite": NOUNS | {"lexical", "segmenters"},
@@ -63,7 +65,7 @@ MAY_IMPORT = {
     "cli": NOUNS | {"commands"},
     "__main__": {"cli"},
     "pipelines": {"", "types", "errors", "plugins"},
-    "": WIRING | {"reader", "contexts", "generation"},  # longctx/__init__.py, for type checkers only
+    "": WIRING | {"drafts", "reader", "contexts", "generation"},  # longctx/__init__.py, for type checkers only
 }
 ONLY_BACKEND = {"transformers", "sentence_transformers", "tokenizers", "gguf", "accelerate"}
 FORBIDDEN = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}

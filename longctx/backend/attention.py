@@ -18,10 +18,12 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from longctx.backend.rows import Rows
 from longctx.errors import ModelError
 
 NAME = "longctx"
 TAP = "longctx_tap"  # the keyword by which a Tap travels through the model's forward to every attention layer
+ROWS = "longctx_rows"  # the same for the Rows of a pass that verifies drafted tokens
 _LOCK = threading.RLock()  # which attention a model uses is a switch on its configuration: one pass at a time
 _BLOCK = 256  # query rows per block where scores are materialised (soft caps and sinks)
 
@@ -101,13 +103,21 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention output [batch, queries, heads, dim], equal to stock attention.
 
-    A Tap in ``kwargs`` sees the layer first. Raises StopReading when the Tap asks for it.
+    A Tap in ``kwargs`` sees the layer first; Rows say who sees what in place of the mask. Raises StopReading when the
+    Tap asks for it.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     tap: Tap | None = kwargs.get(TAP)
     if tap is not None:
-        rows = _Rows(query, key, attention_mask, scale, softcap, s_aux)
-        tap.see(int(module.layer_idx), rows)  # type: ignore[arg-type]
+        seen = _Rows(query, key, attention_mask, scale, softcap, s_aux)
+        tap.see(int(module.layer_idx), seen)  # type: ignore[arg-type]
+    rows: Rows | None = kwargs.get(ROWS)
+    if rows is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        plain = softcap is None and s_aux is None
+        if plain and 1 < query.shape[2] < key.shape[2] and rows.whole(layer):
+            return rows.attend(query, key, value, scale).transpose(1, 2).contiguous(), None
+        attention_mask = rows.mask(layer, key.shape[2])
     dropped = dropout if module.training else 0.0
     if softcap is not None or s_aux is not None:
         out = _explicit(query, key, value, attention_mask, scale, softcap, s_aux)

@@ -1,0 +1,84 @@
+"""Attention in parts: rows over a long prefix and over one another, each with the log of its denominator, then merged.
+
+The one place where partial attentions are computed and joined. With l the log of the sum of exponentials of the scores
+over a part's keys, the joint output is the mean of the parts' outputs weighted by exp(l). Queries that share a KV head
+are rows beside each other, so keys and values are never repeated. Knows no cache and no tree.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_BLOCK = 1 << 24  # scores held at once where no kernel gives the log of the denominator
+
+
+class Part(NamedTuple):
+    """What rows see in some of the keys."""
+
+    out: Tensor  # float32 [batch, kv_heads, rows, dim]
+    log: Tensor  # float32 [batch, kv_heads, rows], the log of the softmax's denominator; -inf where nothing is seen
+
+
+def part(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> Part:
+    """Attention of rows [batch, kv_heads, rows, dim] over keys and values [batch, kv_heads, keys, dim].
+
+    ``mask``: bool [rows, keys], true where a row sees a key; None: all see all.
+    """
+    if query.device.type == "cpu" and value.shape[-1] == query.shape[-1]:
+        bias = None if mask is None else _bias(mask, query.dtype)
+        out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, False, attn_mask=bias, scale=scale
+        )
+        return Part(out.float(), log)
+    if query.device.type == "cuda" and mask is None and query.element_size() == 2 and query.shape[-1] <= 256:
+        out, log = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, scale=scale)[:2]
+        return Part(out.float(), log[..., : query.shape[2]])
+    step = max(1, _BLOCK // max(1, query.shape[1] * key.shape[2]))
+    blocks = [
+        _explicit(query[:, :, at : at + step], key, value, scale, None if mask is None else mask[at : at + step])
+        for at in range(0, query.shape[2], step)
+    ]
+    return Part(torch.cat([block.out for block in blocks], 2), torch.cat([block.log for block in blocks], 2))
+
+
+def causal_part(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Part:
+    """Row i of [batch, heads, rows, dim] over the first i + 1 of as many keys; the result is folded as by ``fold``."""
+    kv_heads, count = key.shape[1], query.shape[2]
+    groups = query.shape[1] // kv_heads
+    if query.device.type == "cpu" and value.shape[-1] == query.shape[-1]:
+        out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, True, scale=scale)
+        return Part(fold(out.float(), kv_heads), log.reshape(len(log), kv_heads, -1))
+    mask = torch.ones(count, count, dtype=torch.bool, device=query.device).tril_()
+    return part(fold(query, kv_heads), key, value, scale, mask.repeat(groups, 1))
+
+
+def merge(parts: list[Part]) -> Tensor:
+    """The attention over the keys of all ``parts`` together, float32 [batch, kv_heads, rows, dim]."""
+    logs = torch.stack([p.log for p in parts])
+    weights = (logs - logs.logsumexp(0)).exp()
+    out = parts[0].out * weights[0].unsqueeze(-1)
+    for index in range(1, len(parts)):
+        out = out + parts[index].out * weights[index].unsqueeze(-1)
+    return out
+
+
+def fold(query: Tensor, kv_heads: int) -> Tensor:
+    """[batch, heads, rows, dim] as [batch, kv_heads, heads // kv_heads * rows, dim]."""
+    batch, heads, rows, dim = query.shape
+    return query.reshape(batch, kv_heads, heads // kv_heads * rows, dim)
+
+
+def _explicit(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> Part:
+    scores = (query.float() @ key.float().transpose(-1, -2)) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    log = scores.logsumexp(-1)
+    weights = (scores - log.clamp_min(torch.finfo(log.dtype).min).unsqueeze(-1)).exp()
+    return Part(weights @ value.float(), log)
+
+
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)

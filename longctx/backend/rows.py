@@ -1,0 +1,83 @@
+"""How the rows of one pass see the cache and each other: what the attention function asks while a tree is verified.
+
+Owns positions, windows and masks. Knows no token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from longctx.backend.parts import causal_part, fold, merge, part
+
+
+class Rows:
+    """Rows behind ``start`` tokens of cache; row i stands below row ``parents[i]``, -1 for the end of the cache.
+
+    ``windows`` has each layer's sliding window, None where a layer sees everything. ``positions`` are [rows].
+    """
+
+    def __init__(self, parents: Sequence[int], start: int, windows: Sequence[int | None], device: torch.device) -> None:
+        self.start, self.windows = start, windows
+        self.count = len(parents)
+        self.is_chain = list(parents) == list(range(-1, self.count - 1))
+        if self.is_chain:
+            depths = torch.arange(self.count)
+            self._seen: Tensor | None = None
+        else:
+            depths, seen = torch.zeros(self.count, dtype=torch.long), torch.eye(self.count, dtype=torch.bool)
+            for row, parent in enumerate(parents):
+                if parent >= 0:
+                    depths[row] = depths[parent] + 1
+                    seen[row] |= seen[parent]
+            self._seen = seen.to(device)
+        self.positions = start + depths.to(device)
+        self._masks: dict[tuple[int | None, int], Tensor] = {}
+
+    def whole(self, layer: int) -> bool:
+        """Whether every row sees every slot before the rows in ``layer``."""
+        window = self.windows[layer]
+        return window is None or self.start + self.count <= window
+
+    def mask(self, layer: int, keys: int) -> Tensor | None:
+        """bool [1, 1, rows, keys], the last keys being the rows' own; None where a causal mask says the same."""
+        window = None if self.whole(layer) else self.windows[layer]
+        if window is None and (self.count == 1 or (self.is_chain and keys == self.count)):
+            return None
+        if (window, keys) not in self._masks:
+            self._masks[window, keys] = self._made(window, keys)
+        return self._masks[window, keys][None, None]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of the rows over everything before them and over their own paths, as [batch, heads, rows, dim]."""
+        batch, heads, count, dim = query.shape
+        kv_heads, prefix = key.shape[1], key.shape[2] - count
+        folded = fold(query, kv_heads)
+        before = part(folded, key[:, :, :prefix], value[:, :, :prefix], scale)
+        if self.is_chain:
+            own = causal_part(query, key[:, :, prefix:], value[:, :, prefix:], scale)
+        else:
+            seen = self._own(heads // kv_heads)
+            own = part(folded, key[:, :, prefix:], value[:, :, prefix:], scale, seen)
+        return merge([before, own]).to(query.dtype).view(batch, heads, count, -1)
+
+    def _own(self, groups: int) -> Tensor:
+        """bool [groups * rows, rows]: which rows a row sees."""
+        key = (-groups, self.count)
+        if key not in self._masks:
+            self._masks[key] = self._made(None, self.count).repeat(groups, 1)
+        return self._masks[key]
+
+    def _made(self, window: int | None, keys: int) -> Tensor:
+        device = self.positions.device
+        seen = self._seen
+        if seen is None:
+            seen = torch.ones(self.count, self.count, dtype=torch.bool, device=device).tril_()
+        prefix = keys - self.count
+        mask = torch.cat((torch.ones(self.count, prefix, dtype=torch.bool, device=device), seen), 1)
+        if window is not None:
+            places = torch.cat((torch.arange(self.start - prefix, self.start, device=device), self.positions))
+            mask &= places[None] > self.positions[:, None] - window
+        return mask

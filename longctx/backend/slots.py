@@ -1,0 +1,99 @@
+"""The cache of one generation: buffers made once, rows written in place, and rows that were not accepted taken back.
+
+Owns slots and which tokens they hold. A sliding layer drops what no later token can see. Knows no tree and no method;
+any attention implementation can read it, as every layer hands out plain views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from longctx.backend.caches import _Layer
+
+_SPARE = 256  # slots by which a full buffer grows at least
+
+
+class _Slots(_Layer):  # type: ignore[no-untyped-call]
+    """``keys`` and ``values`` [1, kv_heads, capacity, dim], of which the first ``used`` slots hold tokens.
+
+    ``dropped`` tokens before them are gone: only of a layer with a ``window``, and only those no later row can see.
+    """
+
+    def __init__(self, reserve: int, window: int | None) -> None:
+        super().__init__()
+        self.window, self.used, self.dropped = window, 0, 0
+        self.is_sliding = window is not None
+        self._reserve = reserve if window is None else min(reserve, 2 * window + _SPARE)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        stop = self.used + key_states.shape[2]
+        if self.keys is None or self.values is None:
+            size = max(self._reserve, stop)
+            self.keys, self.values = _wider(key_states, 0, size), _wider(value_states, 0, size)
+        elif stop > self.keys.shape[2]:
+            size = max(stop + _SPARE, self.keys.shape[2] * 3 // 2)
+            self.keys, self.values = _wider(self.keys, self.used, size), _wider(self.values, self.used, size)
+        self.keys[:, :, self.used : stop] = key_states
+        self.values[:, :, self.used : stop] = value_states
+        self.used = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def keep(self, start: int, rows: Sequence[int]) -> None:
+        """Of the tokens from logical position ``start`` on, only ``rows`` stay, in that order."""
+        if self.keys is None or self.values is None:
+            return
+        first = start - self.dropped
+        count = len(rows)
+        if list(rows) != list(range(count)):
+            index = first + torch.as_tensor(list(rows), device=self.keys.device)
+            self.keys[:, :, first : first + count] = self.keys.index_select(2, index)
+            self.values[:, :, first : first + count] = self.values.index_select(2, index)
+        self.used = first + count
+        if self.window is not None and self.used >= 2 * self.window:
+            self._drop(self.used - self.window + 1)
+
+    def _drop(self, count: int) -> None:
+        assert self.keys is not None and self.values is not None
+        left = self.used - count
+        self.keys[:, :, :left] = self.keys[:, :, count : self.used].clone()
+        self.values[:, :, :left] = self.values[:, :, count : self.used].clone()
+        self.used, self.dropped = left, self.dropped + count
+
+    def get_seq_length(self) -> int:
+        return self.dropped + self.used
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.used + query_length, self.dropped
+
+
+class SlotCache(Cache):
+    """The cache of a model whose layers all keep keys and values; ``reserve`` slots are made before they are needed."""
+
+    def __init__(self, config: Any, reserve: int) -> None:
+        self.windows = windows(config)
+        self._slots = [_Slots(reserve, window) for window in self.windows]
+        super().__init__(layers=list(self._slots))
+
+    def keep(self, start: int, rows: Sequence[int]) -> None:
+        """Of the tokens from position ``start`` on, only ``rows`` (counted from there) stay, in that order."""
+        for layer in self._slots:
+            layer.keep(start, rows)
+
+
+def windows(config: Any) -> tuple[int | None, ...]:
+    """The sliding window of every layer, None for one that sees everything."""
+    layers: list[Any] = DynamicCache(config=config).layers
+    return tuple(layer.sliding_window if layer.is_sliding else None for layer in layers)
+
+
+def _wider(states: Tensor, used: int, size: int) -> Tensor:
+    batch, heads, _, dim = states.shape
+    wider = states.new_empty(batch, heads, size, dim)
+    wider[:, :, :used] = states[:, :, :used]
+    return wider

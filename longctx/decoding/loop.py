@@ -1,0 +1,201 @@
+"""The one draft-verify loop: prompt in, committed tokens out, several per pass of the model where drafts are right.
+
+Owns the order of a round and what is committed when. Drafting changes how many passes are made, never what comes out.
+Plain decoding is the same loop without drafters. Knows the model, drafters, rule and controller by their protocols.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+
+import torch
+
+from longctx.decoding.acceptance import Rule
+from longctx.decoding.controller import Controller
+from longctx.decoding.laws import Laws, Processor
+from longctx.decoding.tree import TokenTree, merge
+from longctx.drafts import Draft, Stats, Verified
+from longctx.errors import DraftError, LongctxError
+from longctx.protocols import Drafting, Progress, Target
+
+_PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
+
+Ends = Callable[[Sequence[int]], bool]
+"""Whether generation is over after these new tokens; asked after every single one."""
+
+
+class Decoding:
+    """One request: ``committed`` tokens, of which all but the pending ones are in the target's cache."""
+
+    def __init__(
+        self,
+        target: Target,
+        prompt: Sequence[int],
+        rule: Rule,
+        drafters: Sequence[tuple[str, Drafting]],
+        controller: Controller,
+        *,
+        max_new_tokens: int,
+        ends: Ends = lambda new: False,
+        processors: Sequence[Processor] = (),
+        progress: Progress | None = None,
+    ) -> None:
+        self.committed = list(prompt)
+        self.done = max_new_tokens < 1
+        self._target, self._rule, self._controller = target, rule, controller
+        self._drafters = tuple(drafters) if target.rows != "off" else ()
+        self._prompt_tokens, self._limit = len(prompt), max_new_tokens
+        self._ends, self._processors, self._progress = ends, processors, progress
+        self._ids = torch.tensor([self.committed]) if processors else None  # [1, tokens]
+        self._unseen: list[list[Verified]] = [[] for _ in self._drafters]  # told to a drafter before it proposes
+        self._rounds = 0
+        self._seconds = dict.fromkeys(("prefill", "draft", "verify", "commit"), 0.0)
+        self._drafted, self._accepted = Counter[str](), Counter[str]()
+        self._all_drafted = self._all_accepted = 0
+
+    @property
+    def new(self) -> list[int]:
+        """The tokens generated so far."""
+        return self.committed[self._prompt_tokens :]
+
+    def run(self) -> Iterator[int]:
+        """Committed tokens as they come, the one that ends the generation included."""
+        self.prefill()
+        while not self.done:
+            yield from self.round()
+
+    def prefill(self) -> None:
+        """Afterwards at most one piece of the prompt is not in the cache; it is the first round's."""
+        started = time.perf_counter()
+        while (left := self.committed[self._target.length :]) and len(left) > _PIECE:
+            piece = left[:_PIECE]
+            self._target.score(piece, range(-1, len(piece) - 1), 1)
+            self._target.commit(range(len(piece)))
+            self._report()
+        self._seconds["prefill"] += time.perf_counter() - started
+
+    def round(self) -> list[int]:
+        """One draft, one pass, and what it committed. When a drafter or the model fails, all is as it was before."""
+        times = [time.perf_counter()]
+        pending = self.committed[self._target.length :]
+        tree = self._draft() if len(pending) == 1 else merge((), 0, 0)
+        times.append(time.perf_counter())
+        tokens, path = self._verify(pending, tree)
+        times.append(time.perf_counter())
+        kept = self._clip(tokens)
+        # the last kept token is the next anchor: it has no slot yet
+        rows = [*range(len(pending)), *(len(pending) + node for node in path[: len(kept) - 1])]
+        self._target.commit(rows)
+        self.committed += kept
+        if self._ids is not None:
+            self._ids = torch.cat((self._ids, torch.tensor([kept])), 1)
+        self._count(tree, path[: len(kept)])
+        for unseen in self._unseen:
+            unseen.append(Verified(tuple(kept)))
+        times.append(time.perf_counter())
+        first = self._rounds == 1 and len(pending) > 1
+        phases = ("prefill", "prefill", "commit") if first else ("draft", "verify", "commit")
+        for phase, a, b in zip(phases, times, times[1:], strict=False):
+            self._seconds[phase] += b - a
+        if first:
+            self._report()
+        return kept
+
+    @property
+    def stats(self) -> Stats:
+        return Stats(
+            rounds=self._rounds,
+            tokens=len(self.committed) - self._prompt_tokens,
+            drafted=self._all_drafted,
+            accepted=self._all_accepted,
+            drafted_by_source=dict(self._drafted),
+            accepted_by_source=dict(self._accepted),
+            seconds=self._seconds.copy(),
+            rows=self._target.rows,
+        )
+
+    def _draft(self) -> TokenTree:
+        left = self._limit - (len(self.committed) - self._prompt_tokens)
+        budget = self._controller.plan(left - 1) if self._drafters and left > 1 else None
+        if budget is None:
+            return merge((), 0, 0)
+        drafts = []
+        for (name, drafter), unseen in zip(self._drafters, self._unseen, strict=True):
+            with _Guard(name):
+                while unseen:
+                    drafter.observe(unseen.pop(0))
+                drafts.append(_checked(drafter.propose(budget)))
+        tree = merge(drafts, budget.depth, self._target.vocabulary)
+        if self._target.rows == "chain":
+            tree = tree.chain()
+        return self._controller.cut(tree).best_path_first()
+
+    def _verify(self, pending: Sequence[int], tree: TokenTree) -> tuple[list[int], list[int]]:
+        """The tokens that follow by the rule, and the nodes among them."""
+        anchor = len(pending) - 1
+        parents = [*range(-1, anchor), *(anchor if p < 0 else len(pending) + p for p in tree.parents.tolist())]
+        logits = self._target.score([*pending, *tree.tokens.tolist()], parents, 1 + len(tree))
+        ids = self._ids.to(logits.device) if self._ids is not None else None
+        settled = False
+        try:
+            path, last = self._rule.walk(tree, Laws(logits, tree, len(self.committed), ids, self._processors))
+            settled = True
+        finally:
+            if not settled:
+                self._target.rollback()
+        return [*tree.tokens[path].tolist(), last], path
+
+    def _clip(self, tokens: list[int]) -> list[int]:
+        """``tokens`` up to the one that ends the generation; they are never more than the limit leaves."""
+        new = self.new
+        for count, token in enumerate(tokens, 1):
+            new.append(token)
+            if self._ends(new) or len(new) >= self._limit:
+                self.done = True
+                return tokens[:count]
+        return tokens
+
+    def _count(self, tree: TokenTree, path: Sequence[int]) -> None:
+        self._rounds += 1
+        self._all_drafted += len(tree)
+        self._all_accepted += len(path)
+        for source, (name, _) in enumerate(self._drafters):
+            mine = (tree.sources >> source) & 1
+            self._drafted[name] += int(mine.sum())
+            self._accepted[name] += int(mine[list(path)].sum())
+
+    def _report(self) -> None:
+        if self._progress is not None:
+            self._progress("prompt", self._target.length, self._prompt_tokens)
+
+
+class _Guard:
+    """Turns whatever a drafter raises into a DraftError: a plug-in may fail in any way."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, LongctxError):
+            raise DraftError(
+                f"the drafter {self.name!r} failed ({type(error).__name__}: {error}). Leave it out of drafters=; the "
+                "tokens so far stand."
+            ) from error
+
+
+def _checked(draft: Draft) -> Draft:
+    """``draft`` where its arrays agree. Raises ValueError otherwise."""
+    nodes = len(draft.tokens)
+    shapes = {"tokens": draft.tokens.shape, "parents": draft.parents.shape, "values": draft.values.shape}
+    if any(shape != (nodes,) for shape in shapes.values()):
+        raise ValueError(f"a draft needs one token, parent and value a node, not {shapes}")
+    if any(not -1 <= parent < node for node, parent in enumerate(draft.parents.tolist())):
+        raise ValueError("every node's parent must be -1 or an earlier node")
+    return draft

@@ -1,0 +1,113 @@
+"""Where the latest tokens stood before: the longest ends of a context that occur in a text, and their places.
+
+Owns the index of a text that does not change (a suffix array of the reversed text) and the search in one that grows.
+Knows tokens only.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+LONGEST = 64  # tokens up to which matches are told apart
+
+
+class SuffixIndex:
+    """A text of n tokens in 12 bytes a token.
+
+    Holds the suffix array of the reversed text (Manber and Myers 1993): read backwards, the end of a context is the
+    beginning of such suffixes, so that all places of an end stand together and those of a longer end within them.
+    Suffixes are ordered by their first LONGEST tokens; equal ones by place, the last of the text first.
+    """
+
+    def __init__(self, tokens: Sequence[int] | NDArray[np.integer]) -> None:
+        self.tokens = np.ascontiguousarray(tokens, dtype=np.int32)
+        backwards = self.tokens[::-1].copy()
+        self._order = _suffix_array(backwards, LONGEST).data  # reading one number of a memoryview is quickest
+        self._backwards = backwards.data
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def matches(self, context: Sequence[int], most: int) -> list[tuple[int, int]]:
+        """Up to ``most`` places as (place, length), longest first: the ``length`` tokens before ``place`` are the last
+        of ``context``, at most LONGEST of them, and the token at ``place`` follows.
+
+        Where an end has more places than are left to give, they are taken evenly from all of them.
+        """
+        ranges = self._ranges(context)
+        found: dict[int, int] = {}
+        for length in range(len(ranges), 0, -1):
+            low, high = ranges[length - 1]
+            step = -(-(high - low) // (most - len(found)))
+            for at in range(low, high, step):
+                place = len(self) - self._order[at]
+                if place < len(self):
+                    found.setdefault(place, length)
+            if len(found) >= most:
+                break
+        return list(found.items())[:most]
+
+    def _ranges(self, context: Sequence[int]) -> list[tuple[int, int]]:
+        """Where the places of the last 1, 2, ... tokens of ``context`` stand in the suffix array; none are empty."""
+        order, text, size = self._order, self._backwards, len(self)
+        ranges: list[tuple[int, int]] = []
+        low, high = 0, size
+        for depth, token in enumerate(reversed(context[-LONGEST:])):
+
+            def at(slot: int, depth: int = depth) -> int:
+                place = order[slot] + depth
+                return text[place] if place < size else -1  # the shorter of two suffixes stands first
+
+            low = bisect_left(range(size), token, low, high, key=at)
+            high = bisect_right(range(size), token, low, high, key=at)
+            if low == high:
+                break
+            ranges.append((low, high))
+        return ranges
+
+
+def recent_matches(tokens: NDArray[np.int32], most: int) -> list[tuple[int, int]]:
+    """The same as ``SuffixIndex.matches`` for the end of ``tokens`` within ``tokens``, the latest places first.
+
+    Compares with every place: for texts of thousands of tokens that is quicker than keeping an index of them.
+    """
+    if len(tokens) < 2:
+        return []
+    places = np.flatnonzero(tokens[:-1] == tokens[-1])[::-1] + 1  # the place after each occurrence of the last token
+    lengths = np.ones(len(places), dtype=np.int64)
+    alive = np.arange(len(places))
+    for length in range(1, min(LONGEST, len(tokens) - 1)):
+        before = places[alive] - 1 - length
+        alive = alive[(before >= 0) & (tokens[before] == tokens[-1 - length])]
+        if not len(alive):
+            break
+        lengths[alive] += 1
+    chosen = np.argsort(-lengths, kind="stable")[:most]
+    return list(zip(places[chosen].tolist(), lengths[chosen].tolist(), strict=True))
+
+
+def _suffix_array(text: NDArray[np.int32], longest: int) -> NDArray[np.int32]:
+    """The places of ``text`` ordered by the ``longest`` tokens that begin there, by doubling the compared length."""
+    size = len(text)
+    order = np.argsort(text, kind="stable")
+    rank = _ranks(text, order)
+    compared = 1
+    while compared < longest and size and rank[order[-1]] < size - 1:
+        key = rank * (size + 1)
+        key[:-compared] += rank[compared:] + 1
+        order = np.argsort(key, kind="stable")
+        rank = _ranks(key, order)
+        compared *= 2
+    return order.astype(np.int32)
+
+
+def _ranks(key: NDArray[np.integer], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The rank of every place, equal for equal keys."""
+    sorted_key = key[order]
+    rank = np.empty(len(key), dtype=np.int64)
+    rank[order] = np.concatenate(([0], np.cumsum(sorted_key[1:] != sorted_key[:-1]))) if len(key) else 0
+    return rank
