@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longctx.types import Guarantee
 
-Rows = Literal["tree", "chain", "off"]
+Kind = Literal["tree", "chain", "off"]
 """What a model can verify in one pass: a tree of tokens, a chain of them, or the next token only."""
 
 
@@ -78,9 +78,19 @@ class DraftSource:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What one round settled: ``tokens`` were committed, the last of them is the new anchor."""
+    """What one round settled: ``tokens`` were committed, the last of them is the new anchor.
+
+    ``rows`` are the tokens of the pass and ``parents`` their places in it, the anchor first with parent -1.
+    ``accepted`` are the rows that were kept, in order, the anchor among them. ``tops`` and ``chances`` are the
+    likeliest tokens after every row and their probabilities, before any processor, where a drafter ``needs`` them.
+    """
 
     tokens: tuple[int, ...]
+    rows: NDArray[np.int64]  # [rows]
+    parents: NDArray[np.int64]  # [rows]
+    accepted: tuple[int, ...]
+    tops: NDArray[np.int64] | None = None  # [rows, needs]
+    chances: NDArray[np.float32] | None = None  # [rows, needs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +107,44 @@ class Stats:
     drafted_by_source: Mapping[str, int] = field(default_factory=dict)
     accepted_by_source: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
-    rows: Rows = "off"
-    reason: str = ""
+    rows: Kind = "off"
 
     @property
     def tokens_per_round(self) -> float:
         return self.tokens / self.rounds if self.rounds else 0.0
+
+    def facts(self) -> dict[str, Any]:
+        """The counts as they stand in a trace."""
+        seconds = {f"{phase}_seconds": value for phase, value in self.seconds.items()}
+        return {
+            "new_tokens": self.tokens,
+            "rounds": self.rounds,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "accepted_by_source": self.accepted_by_source,
+            "verified": self.rows,
+            **seconds,
+        }
+
+    def __add__(self, other: Stats) -> Stats:
+        """The counts of two sequences together."""
+        return Stats(
+            self.rounds + other.rounds,
+            self.tokens + other.tokens,
+            self.drafted + other.drafted,
+            self.accepted + other.accepted,
+            _sum(self.drafted_by_source, other.drafted_by_source),
+            _sum(self.accepted_by_source, other.accepted_by_source),
+            _sum(self.seconds, other.seconds),
+            other.rows,
+        )
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _sum(one: Mapping[str, Number], other: Mapping[str, Number]) -> dict[str, Number]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,30 +7,34 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from longctx import plugins
+from longctx.backend.capability import open_target
+from longctx.backend.outputs import refuse, result, rows_of
 from longctx.backend.stopping import ends, stop_strings
-from longctx.backend.target import RowTarget
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
-from longctx.decoding.acceptance import Greedy, Rule, SharedNoise
+from longctx.decoding.acceptance import Greedy, Residual, Rule, SharedNoise
 from longctx.decoding.controller import Fixed
-from longctx.decoding.loop import Decoding
+from longctx.decoding.laws import Processor, Temperature
+from longctx.decoding.loop import Decoding, Ends
 from longctx.drafts import DraftSource, Generation, Stats
 from longctx.errors import BadOption, EmptyInput
-from longctx.protocols import Drafter
+from longctx.protocols import Drafter, Progress
 from longctx.types import Document, Guarantee
 
 Drafters = str | Sequence[str | Drafter]
 Source = Document | CompiledDocument | None
+Stack = Sequence[tuple[str, Drafter]]
+Acceptance = Literal["shared-noise", "residual"]
 
 AUTO: tuple[str, ...] = ("document",)
-_ROWS = 64  # rows of the largest draft
+_AHEAD = 4096  # slots made for new tokens before there are any; a longer answer makes more when it comes to that
 
 
 def generate(
@@ -44,28 +48,45 @@ def generate(
     temperature: float = 0.0,
     seed: int | None = None,
     stop: Sequence[str] = (),
+    acceptance: Acceptance = "shared-noise",
     **options: Any,
 ) -> Generation:
-    """What ``model.generate`` would say to ``input_ids`` [tokens] or [batch, tokens], in fewer passes of the model.
+    """What ``model.generate`` says to ``input_ids`` [tokens] or [batch, tokens], in fewer passes of the model.
 
     ``document`` is what the answer may copy from (None: the prompt). Temperature 0 takes the likeliest token; above it
-    the same ``seed`` draws the same tokens with drafting on and off. Generation ends with the token that completes one
-    of ``stop``. ``options`` go to ``model.generate``.
+    the same ``seed`` draws the same tokens with drafting on and off. The generation ends with the token that completes
+    one of ``stop``. ``options`` go to ``model.generate``. Raises BadOption for options that cannot be had together with
+    drafting, such as beams, and DraftError where a drafter fails.
     """
+    if temperature < 0 or max_new_tokens < 1:
+        raise BadOption(
+            f"temperature={temperature} must not be negative and max_new_tokens={max_new_tokens} must be at least 1."
+        )
     prompts = torch.as_tensor(input_ids, device=model.device)
     prompts = prompts[None] if prompts.ndim == 1 else prompts
-    kept: list[Stats] = []
+    if not prompts.numel():
+        raise EmptyInput("the prompt has no tokens.")
+    made: list[tuple[Stats, tuple[str, ...]]] = []
+    decode = speculative(
+        drafters,
+        document,
+        seed=seed,
+        tokenizer=tokenizer,
+        acceptance=acceptance,
+        on_end=lambda stats, warnings: made.append((stats, warnings)),
+    )
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     sequences = model.generate(
         prompts,
-        custom_generate=speculative(drafters, document, seed=seed, tokenizer=tokenizer, on_stats=kept.append),
+        custom_generate=decode,
         stopping_criteria=stop_strings(tokenizer, stop),
         max_new_tokens=max_new_tokens,
         **sampling,
         **options,
     )
     texts = tuple(_text(tokenizer, row, stop) for row in sequences[:, prompts.shape[1] :])
-    return Generation(sequences, texts, kept[0], _guarantee(model, temperature))
+    (stats, warnings) = made[0]
+    return Generation(sequences, texts, stats, guarantee(model, temperature), warnings)
 
 
 def speculative(
@@ -74,13 +95,16 @@ def speculative(
     *,
     seed: int | None = None,
     tokenizer: Any = None,
-    on_stats: Callable[[Stats], None] | None = None,
+    acceptance: Acceptance = "shared-noise",
+    streamer: Any = None,
+    on_end: Callable[[Stats, tuple[str, ...]], None] | None = None,
 ) -> Callable[..., Any]:
     """A function for ``model.generate(custom_generate=...)`` that decodes with drafts and changes nothing else.
 
-    ``tokenizer`` is needed where ``document`` is not compiled yet. ``on_stats`` is called when the generation is done.
+    ``tokenizer`` is needed where ``document`` is not compiled yet. ``streamer`` gets committed tokens as Hugging Face's
+    streamers do; ``on_end`` the counts and warnings when the generation is done.
     """
-    chosen = resolve(drafters)
+    stack = resolve(drafters)
     copied = _tokens(document, tokenizer)
     number = secrets.randbits(63) if seed is None else seed
 
@@ -91,29 +115,73 @@ def speculative(
         stopping_criteria: Any = (),
         generation_config: Any = None,
         **kwargs: Any,
-    ) -> torch.Tensor:
-        rule: Rule = SharedNoise(number) if generation_config.do_sample else Greedy()
-        prompt = input_ids[0].tolist()
-        limit = generation_config.max_length - len(prompt)
-        target = RowTarget(model, len(prompt) + limit + _ROWS)
-        source = DraftSource(np.asarray(prompt, dtype=np.int32), target.vocabulary, copied)
-        decoding = Decoding(
-            target,
-            prompt,
-            rule,
-            [(name, drafter.begin(source)) for name, drafter in chosen],
-            Fixed(),
-            max_new_tokens=limit,
-            ends=ends(stopping_criteria, prompt),
-            processors=tuple(logits_processor),
-        )
-        for _ in decoding.run():
-            pass
-        if on_stats is not None:
-            on_stats(decoding.stats)
-        return torch.tensor([decoding.committed], device=input_ids.device)
+    ) -> Any:
+        refuse(generation_config)
+        prompts, cache = rows_of(input_ids, kwargs)
+        rule = _rule(acceptance, number) if generation_config.do_sample else Greedy()
+        answers: list[list[int]] = []
+        stats = Stats()
+        warnings: tuple[str, ...] = ()
+        for prompt in prompts:
+            decoding, warnings = begin(
+                model,
+                prompt,
+                stack,
+                rule,
+                max_new_tokens=generation_config.max_length - input_ids.shape[1],
+                copied=copied,
+                ends=ends(stopping_criteria, prompt),
+                processors=tuple(logits_processor),
+                cache=cache,
+            )
+            for token in decoding.run():
+                if streamer is not None:
+                    streamer.put(torch.tensor([token]))
+            answers.append(decoding.new)
+            stats = stats + decoding.stats
+        if streamer is not None:
+            streamer.end()
+        if on_end is not None:
+            on_end(stats, warnings)
+        return result(input_ids, answers, generation_config, cache)
 
     return decode
+
+
+def begin(
+    model: Any,
+    prompt: Sequence[int],
+    stack: Stack,
+    rule: Rule,
+    *,
+    max_new_tokens: int,
+    copied: NDArray[np.int32] | None = None,
+    ends: Ends = lambda new: False,
+    processors: Sequence[Processor] = (),
+    cache: Any = None,
+    progress: Progress | None = None,
+) -> tuple[Decoding, tuple[str, ...]]:
+    """A request ready to run, and what is done otherwise than was asked. ``copied`` is the document to draft from."""
+    target, reason = open_target(model, len(prompt) + min(max_new_tokens, _AHEAD), cache)
+    warnings: tuple[str, ...] = ()
+    if stack and target.rows == "off":
+        warnings = (f"decoded one token at a time, without drafts: {reason}.",)
+    elif stack and target.rows == "chain":
+        warnings = (f"drafts are verified as chains, not as trees: {reason}.",)
+    source = DraftSource(np.asarray(prompt, dtype=np.int32), target.vocabulary, copied)
+    decoding = Decoding(
+        target,
+        prompt,
+        rule,
+        [(name, drafter.begin(source)) for name, drafter in stack] if target.rows != "off" else (),
+        Fixed(),
+        max_new_tokens=max_new_tokens,
+        needs=max((drafter.needs for _, drafter in stack), default=0),
+        ends=ends,
+        processors=processors,
+        progress=progress,
+    )
+    return decoding, warnings
 
 
 def resolve(drafters: Drafters) -> list[tuple[str, Drafter]]:
@@ -125,6 +193,26 @@ def resolve(drafters: Drafters) -> list[tuple[str, Drafter]]:
     if len(set(names)) < len(names):
         raise BadOption(f"a drafter is named twice: {', '.join(names)}.")
     return found
+
+
+def drawing(temperature: float, seed: int | None) -> tuple[Rule, tuple[Processor, ...]]:
+    """The rule and the processors that draw from the model's own law at ``temperature``; 0 takes the likeliest."""
+    if temperature == 0:
+        return Greedy(), ()
+    return SharedNoise(secrets.randbits(63) if seed is None else seed), (Temperature(temperature),)
+
+
+def guarantee(model: Any, temperature: float) -> Guarantee:
+    """What drafting leaves unchanged: every token in wide floats and without drawing, else their law up to rounding."""
+    wide = model.dtype in (torch.float32, torch.float64)
+    return "exact" if wide and temperature == 0 else "exact-up-to-float"
+
+
+def _rule(acceptance: Acceptance, seed: int) -> Rule:
+    rules: dict[str, Rule] = {"shared-noise": SharedNoise(seed), "residual": Residual(seed)}
+    if acceptance not in rules:
+        raise BadOption(f"acceptance={acceptance!r} is not one of {', '.join(rules)}.")
+    return rules[acceptance]
 
 
 def _name(drafter: str | Drafter) -> str:
@@ -147,8 +235,3 @@ def _text(tokenizer: Any, new: torch.Tensor, stop: Sequence[str]) -> str:
     text = str(tokenizer.decode(new.tolist(), skip_special_tokens=True))
     cuts = [at for at in (text.find(ending) for ending in stop) if at >= 0]
     return text[: min(cuts)] if cuts else text
-
-
-def _guarantee(model: Any, temperature: float) -> Guarantee:
-    wide = model.dtype in (torch.float32, torch.float64)
-    return "exact" if wide and temperature == 0 else "exact-up-to-float"

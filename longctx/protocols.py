@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx.drafts import Budget, Draft, DraftSource, Rows, Verified
+from longctx.drafts import Budget, Draft, DraftSource, Kind, Verified
 from longctx.types import EncodedDocument, Inquiry, Reading, Scores, Span, Unit
 
 Progress = Callable[[str, int, int], None]
@@ -144,7 +144,7 @@ class Target(Protocol):
     """A model and the cache of one request: verifies rows of tokens, and keeps those that were accepted."""
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> Kind:
         """What one pass can verify; a row must be a tree node's only where this is ``tree``."""
         ...
 
@@ -185,6 +185,11 @@ class Drafting(Protocol):
 
 
 class Drafter(Protocol):
-    """A method that proposes tokens. Frozen: all options are fields; what it learns lives in its Drafting."""
+    """A method that proposes tokens. Frozen: all options are fields; what it learns lives in its Drafting.
 
+    ``needs`` is how many of the likeliest tokens after every verified row it wants to be told.
+    """
+
+    @property
+    def needs(self) -> int: ...
     def begin(self, source: DraftSource) -> Drafting: ...

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from longctx import plugins, selecting
-from longctx.backend.decode import decode
+from longctx.answering import Request, Said, answer
 from longctx.backend.model import Loaded, from_pretrained, wrap
 from longctx.backend.probe import Probe, bytes_per_token
 from longctx.backend.tokens import Tokens
@@ -23,11 +22,11 @@ from longctx.cite import cite
 from longctx.compiled import CompiledDocument, Memory
 from longctx.console import bar
 from longctx.errors import BadOption, CacheError, EmptyInput
+from longctx.generation import Drafters, guarantee, resolve
 from longctx.indexing import documents_of, encode
 from longctx.protocols import Progress, Selector
 from longctx.resources import Calibrator, Encoders
 from longctx.room import Room
-from longctx.saying import say
 from longctx.segments import group
 from longctx.streaming import events
 from longctx.types import Answer, Document, Event, Selection, Step
@@ -37,18 +36,6 @@ Source = Document | Sequence[Document] | CompiledDocument
 SEGMENT_TOKENS = 512
 MEMORY_BYTES = 512 * 2**20
 NOTHING = "The text says nothing about this."
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What one answer was asked for."""
-
-    question: str
-    budget_tokens: int
-    selector: str | Selector
-    max_new_tokens: int = 0
-    temperature: float = 0.0
-    seed: int | None = None
 
 
 class Reader:
@@ -149,7 +136,7 @@ class Reader:
         """The spans worth reading for ``question``: verbatim, in document order, within ``budget_tokens``."""
         report = self._report(progress)
         self._check(question, budget_tokens, 0, selector)
-        return self._select(self._index(documents, report), _Request(question, budget_tokens, selector), report)
+        return self._select(self._index(documents, report), Request(question, budget_tokens, selector), report)
 
     def prompt(self, text: str, question: str) -> list[int]:
         """The ids that the model is given to answer ``question`` from ``text``, in its own chat template."""
@@ -168,12 +155,16 @@ class Reader:
         budget_tokens: int = 2048,
         max_new_tokens: int = 128,
         selector: str | Selector = "auto",
+        drafters: Drafters = "auto",
         temperature: float = 0.0,
         seed: int | None = None,
         progress: bool | Progress = False,
     ) -> Answer:
-        """What the model says to ``question`` after reading the spans selected for it, with citations."""
-        request = _Request(question, budget_tokens, selector, max_new_tokens, temperature, seed)
+        """What the model says to ``question`` after reading the spans selected for it, with citations.
+
+        ``drafters`` make it say that in fewer passes and change nothing of it; ``[]`` decodes token by token.
+        """
+        request = Request(question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters)
         return self._answer(documents, request, self._report(progress), lambda text: None)
 
     def stream(
@@ -184,6 +175,7 @@ class Reader:
         budget_tokens: int = 2048,
         max_new_tokens: int = 128,
         selector: str | Selector = "auto",
+        drafters: Drafters = "auto",
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Iterator[Event]:
@@ -191,11 +183,11 @@ class Reader:
 
         Work stops within one batch when the caller stops listening.
         """
-        request = _Request(question, budget_tokens, selector, max_new_tokens, temperature, seed)
+        request = Request(question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters)
         return events(lambda report, emit: self._answer(documents, request, report, emit))
 
     def _answer(
-        self, documents: Source, request: _Request, report: Progress | None, emit: Callable[[str], None]
+        self, documents: Source, request: Request, report: Progress | None, emit: Callable[[str], None]
     ) -> Answer:
         """Compile, select, decode, cite: each timed, and what it did kept in the trace."""
         question = request.question
@@ -205,18 +197,22 @@ class Reader:
                 f"max_new_tokens={request.max_new_tokens} must be at least 1."
             )
         self._check(question, request.budget_tokens, request.max_new_tokens, request.selector)
+        resolve(request.drafters)
         times = [time.perf_counter()]
         book = self._index(documents, report)
         times.append(time.perf_counter())
         selection = self._select(book, request, report)
         times.append(time.perf_counter())
-        text, prompt_tokens, new = NOTHING, 0, 0
+        prompt_tokens, said = 0, Said(NOTHING)
         if selection.spans:
             prompt = self.prompt(selection.text, question)
             prompt_tokens = len(prompt)
-            text, new = self._say(prompt, request, report, emit)
+            self._room.check_prompt(len(prompt), request.max_new_tokens)
+            said = answer(self.model, self._tokens, prompt, request, report, emit)
         times.append(time.perf_counter())
-        citations = cite(text, question, book.documents, selection.spans, book.index.weight) if selection.spans else ()
+        citations = (
+            cite(said.text, question, book.documents, selection.spans, book.index.weight) if selection.spans else ()
+        )
         times.append(time.perf_counter())
         names = ("compile", "select", "decode", "cite")
         timings = {f"{name}_seconds": b - a for name, a, b in zip(names, times, times[1:], strict=False)}
@@ -227,17 +223,20 @@ class Reader:
             "dropped_tokens": selection.dropped_tokens,
             "selection_tokens_read": selection.tokens_read,
             "prompt_tokens": prompt_tokens,
-            "new_tokens": new,
+            "new_tokens": said.tokens,
         }
         trace = (
             Step("compile", timings["compile_seconds"], {"units": len(book.units), "segments": len(book.segments)}),
             *selection.trace,
-            Step("decode", timings["decode_seconds"], {"prompt_tokens": prompt_tokens, "new_tokens": new}),
+            Step("decode", timings["decode_seconds"], {"prompt_tokens": prompt_tokens, **said.stats.facts()}),
             Step("cite", timings["cite_seconds"], {"citations": len(citations)}),
         )
-        return Answer(text, citations, selection, usage, timings, "approximate", selection.warnings, trace)
+        whole = selection.spans and not selection.dropped_tokens
+        promise = guarantee(self.model, request.temperature) if whole else "approximate"
+        warnings = (*selection.warnings, *said.warnings)
+        return Answer(said.text, citations, selection, usage, timings, promise, warnings, trace)
 
-    def _select(self, book: CompiledDocument, request: _Request, report: Progress | None) -> Selection:
+    def _select(self, book: CompiledDocument, request: Request, report: Progress | None) -> Selection:
         """The selection of one request; everything at once is held against the window, as its length is known now."""
         question, selector = request.question, request.selector
         with book.reporting(report):
@@ -247,15 +246,6 @@ class Reader:
             fixed = self._frame.tokens + self._count(question)
             self._room.check_prompt(selection.tokens + fixed, request.max_new_tokens)
         return selection
-
-    def _say(
-        self, prompt: list[int], request: _Request, report: Progress | None, emit: Callable[[str], None]
-    ) -> tuple[str, int]:
-        """The model's answer and its tokens; text is handed to ``emit`` as soon as its characters are whole."""
-        self._room.check_prompt(len(prompt), request.max_new_tokens)
-        stops = self._tokens.stops(getattr(self.model.generation_config, "eos_token_id", None))
-        limit, heat, seed = request.max_new_tokens, request.temperature, request.seed
-        return say(decode(self.model, prompt, limit, stops, heat, seed, report), self._tokens.decode, emit)
 
     def _check(self, question: str, budget_tokens: int, max_new_tokens: int, selector: str | Selector) -> None:
         """What can be refused before any work is done."""

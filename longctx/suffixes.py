@@ -42,14 +42,15 @@ class SuffixIndex:
         found: dict[int, int] = {}
         for length in range(len(ranges), 0, -1):
             low, high = ranges[length - 1]
-            step = -(-(high - low) // (most - len(found)))
-            for at in range(low, high, step):
-                place = len(self) - self._order[at]
-                if place < len(self):
-                    found.setdefault(place, length)
-            if len(found) >= most:
+            looked = range(low, high) if high - low <= 4 * most else _evenly(low, high, 4 * most)
+            places = (len(self) - self._order[at] for at in looked)
+            fresh = [place for place in places if place < len(self) and place not in found]
+            room = most - len(found)
+            for at in range(len(fresh)) if len(fresh) <= room else _evenly(0, len(fresh), room):
+                found[fresh[at]] = length
+            if len(found) == most:
                 break
-        return list(found.items())[:most]
+        return list(found.items())
 
     def _ranges(self, context: Sequence[int]) -> list[tuple[int, int]]:
         """Where the places of the last 1, 2, ... tokens of ``context`` stand in the suffix array; none are empty."""
@@ -68,6 +69,11 @@ class SuffixIndex:
                 break
             ranges.append((low, high))
         return ranges
+
+
+def _evenly(low: int, high: int, count: int) -> list[int]:
+    """``count`` numbers of [low, high), spread over all of it."""
+    return [low + i * (high - low) // count for i in range(count)]
 
 
 def recent_matches(tokens: NDArray[np.int32], most: int) -> list[tuple[int, int]]:

@@ -236,8 +236,13 @@ def installed(model: PreTrainedModel) -> Iterator[None]:
             model.set_attn_implementation(before)
 
 
+def _switches(config: Any) -> bool:
+    """Whether a configuration inside another chooses an attention implementation at all."""
+    return config is not None and config._attn_implementation is not None
+
+
 def _implementations(config: Any) -> dict[str, Any]:
     """The attention implementations of a configuration and those inside it, in the form that sets them again."""
     parts = {name: getattr(config, name, None) for name in config.sub_configs}
-    inner = {name: _implementations(part) for name, part in parts.items() if part is not None}
+    inner = {name: _implementations(part) for name, part in parts.items() if _switches(part)}
     return {"": config._attn_implementation, **inner}

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
-from longctx.backend.attention import ROWS, installed
+from longctx.backend.attention import ROWS, alone, installed
 from longctx.backend.rows import Rows
 from longctx.backend.slots import SlotCache
-from longctx.drafts import Rows as Kind
-from longctx.errors import CacheError
+from longctx.drafts import Kind
+from longctx.errors import CacheError, ModelError
 
 
 class RowTarget:
@@ -28,52 +28,116 @@ class RowTarget:
     rows: Kind = "tree"
 
     def __init__(self, model: PreTrainedModel, reserve: int) -> None:
-        self._model = model
         config = model.config.get_text_config(decoder=True)
         self.vocabulary = int(config.vocab_size)
-        self._cache = SlotCache(config, reserve)
-        self._pending = 0
         self.length = 0
-        self._none = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=model.device)  # keeps the model from making a mask
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._model, self._cache, self._pending = model, SlotCache(config, reserve), 0
+        self._fixed = _arguments(model)
+        self._fixed["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # keeps the model from making one
 
-    @torch.inference_mode()
     def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> Tensor:
         """Logits [wanted, vocab] of the last ``wanted`` rows; the rows are pending until ``commit`` or ``rollback``."""
         _nothing_pending(self._pending)
-        device = self._model.device
-        rows = Rows(parents, self.length, self._cache.windows, device)
-        extra: dict[str, Any] = {ROWS: rows, "attention_mask": self._none}
-        if self._keeps:
-            extra["logits_to_keep"] = wanted
-        settled = False
+        rows = Rows(parents, self.length, self._cache.windows, self._model.device)
+        extra = {**self._fixed, ROWS: rows, "past_key_values": self._cache}
         self._pending = len(tokens)
+        settled = False
         try:
-            with installed(self._model):
-                out = self._model(
-                    input_ids=torch.tensor([list(tokens)], device=device),
-                    position_ids=rows.positions[None],
-                    past_key_values=self._cache,
-                    use_cache=True,
-                    **extra,
-                )
+            with torch.inference_mode(), installed(self._model):
+                logits = _forward(self._model, tokens, rows.positions, wanted, extra)
             settled = True
         finally:
             if not settled:
                 self.rollback()
-        logits: Tensor = out.logits[0, -wanted:]
         return logits
 
-    @torch.inference_mode()
     def commit(self, rows: Sequence[int]) -> None:
         """Afterwards the cache holds the pending ``rows``, a path in order, and no others."""
-        self._cache.keep(self.length, rows)
+        with torch.inference_mode():
+            self._cache.keep(self.length, rows)
         self.length += len(rows)
         self._pending = 0
 
     def rollback(self) -> None:
         """Afterwards the cache is as it was before the pending rows."""
         self.commit(())
+
+
+class StockTarget:
+    """Verifies chains, or with ``rows="off"`` single tokens, over a cache of transformers: by default an empty one.
+
+    Where ``rows`` is off nothing can be taken back, so that every pending row must be committed.
+    """
+
+    def __init__(self, model: PreTrainedModel, rows: Kind, cache: Any = None) -> None:
+        self.rows: Kind = rows
+        config = model.config.get_text_config(decoder=True)
+        self.vocabulary = int(config.vocab_size)
+        self._model, self._pending = model, 0
+        self._cache: Any = DynamicCache(config=model.config) if cache is None else cache
+        self.length = int(self._cache.get_seq_length()) if cache is not None else 0
+        self._fixed, self._recording = _arguments(model), False
+        self._fixed[_cache_name(model)] = self._cache
+
+    @property
+    def croppable(self) -> bool:
+        """Whether the cache can take tokens back; known once it holds some."""
+        return bool(self._cache.is_croppable)
+
+    def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> Tensor:
+        """Logits [wanted, vocab] of the last ``wanted`` rows, which must be a chain."""
+        _nothing_pending(self._pending)
+        if list(parents) != list(range(-1, len(tokens) - 1)):
+            raise CacheError("this model's cache verifies one token after another, and the rows are a tree.")
+        if wanted > 1 and self.rows == "chain" and not self._recording:
+            # from now on sliding and convolution layers keep what a crop brings back; not in prefill, for its memory
+            self._cache.activate_past_recording()
+            self._recording = True
+        positions = torch.arange(self.length, self.length + len(tokens), device=self._model.device)
+        self._pending = len(tokens)
+        with torch.inference_mode(), alone(self._model):
+            return _forward(self._model, tokens, positions, wanted, self._fixed)
+
+    def commit(self, rows: Sequence[int]) -> None:
+        """Afterwards the cache holds the first of the pending rows, as many as ``rows``."""
+        left_out = self._pending - len(rows)
+        if left_out and self.rows == "off":
+            raise CacheError("this model's cache takes nothing back, and a row was not committed.")
+        if self._recording or left_out:
+            self._cache.crop(-left_out)
+        self.length += len(rows)
+        self._pending = 0
+
+    def rollback(self) -> None:
+        """Afterwards the cache is as it was before the pending rows; where ``rows`` is off it cannot be used again."""
+        if self.rows != "off":
+            self.commit(())
+
+
+def _forward(
+    model: PreTrainedModel, tokens: Sequence[int], positions: Tensor, wanted: int, extra: dict[str, Any]
+) -> Tensor:
+    given = {name: v.to(model.device) if isinstance(v, Tensor) else v for name, v in extra.items()}
+    if "logits_to_keep" in given:
+        given["logits_to_keep"] = wanted
+    if "position_ids" in given:
+        given["position_ids"] = positions[None]
+    out = model(input_ids=torch.tensor([list(tokens)], device=model.device), use_cache=True, **given)
+    logits: Tensor = out.logits[0, -wanted:]
+    return logits
+
+
+def _arguments(model: PreTrainedModel) -> dict[str, Any]:
+    """Those of the optional arguments of a pass that this model takes."""
+    return dict.fromkeys({"position_ids", "logits_to_keep"} & inspect.signature(model.forward).parameters.keys())
+
+
+def _cache_name(model: PreTrainedModel) -> str:
+    known = inspect.signature(model.forward).parameters
+    for name in ("past_key_values", "cache_params"):
+        if name in known:
+            return name
+    raise ModelError(f"{type(model).__name__} takes no cache, so that it cannot decode token by token.")
 
 
 def _nothing_pending(rows: int) -> None:

@@ -174,6 +174,6 @@ def _layer_weights(model: Report) -> int:
 
 
 def _piece() -> int:
-    from longctx.backend.decode import _PIECE
+    from longctx.decoding.loop import PIECE
 
-    return _PIECE
+    return PIECE

@@ -6,6 +6,7 @@ Owns the rows of logits of one round. Knows no rule: what is done with a law is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -16,6 +17,16 @@ from longctx.errors import ModelError
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """Changes logits [1, vocab] of the token after ids [1, tokens], as Hugging Face's logits processors do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """A processor that divides logits by ``value``, above 0; the likeliest stays at 0, so that nothing overflows."""
+
+    value: float
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        return (logits - logits.max(-1, keepdim=True).values) / self.value
 
 
 class Laws:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
+import numpy as np
 import torch
 
 from longctx.decoding.acceptance import Rule
@@ -21,7 +22,7 @@ from longctx.drafts import Draft, Stats, Verified
 from longctx.errors import DraftError, LongctxError
 from longctx.protocols import Drafting, Progress, Target
 
-_PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
+PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
 
 Ends = Callable[[Sequence[int]], bool]
 """Whether generation is over after these new tokens; asked after every single one."""
@@ -35,10 +36,11 @@ class Decoding:
         target: Target,
         prompt: Sequence[int],
         rule: Rule,
-        drafters: Sequence[tuple[str, Drafting]],
+        drafters: Sequence[tuple[str, Drafting]],  # names and drafters at work, in the order of their proposals
         controller: Controller,
         *,
         max_new_tokens: int,
+        needs: int = 0,
         ends: Ends = lambda new: False,
         processors: Sequence[Processor] = (),
         progress: Progress | None = None,
@@ -47,7 +49,7 @@ class Decoding:
         self.done = max_new_tokens < 1
         self._target, self._rule, self._controller = target, rule, controller
         self._drafters = tuple(drafters) if target.rows != "off" else ()
-        self._prompt_tokens, self._limit = len(prompt), max_new_tokens
+        self._prompt_tokens, self._limit, self._needs = len(prompt), max_new_tokens, needs
         self._ends, self._processors, self._progress = ends, processors, progress
         self._ids = torch.tensor([self.committed]) if processors else None  # [1, tokens]
         self._unseen: list[list[Verified]] = [[] for _ in self._drafters]  # told to a drafter before it proposes
@@ -70,8 +72,8 @@ class Decoding:
     def prefill(self) -> None:
         """Afterwards at most one piece of the prompt is not in the cache; it is the first round's."""
         started = time.perf_counter()
-        while (left := self.committed[self._target.length :]) and len(left) > _PIECE:
-            piece = left[:_PIECE]
+        while (left := self.committed[self._target.length :]) and len(left) > PIECE:
+            piece = left[:PIECE]
             self._target.score(piece, range(-1, len(piece) - 1), 1)
             self._target.commit(range(len(piece)))
             self._report()
@@ -83,7 +85,7 @@ class Decoding:
         pending = self.committed[self._target.length :]
         tree = self._draft() if len(pending) == 1 else merge((), 0, 0)
         times.append(time.perf_counter())
-        tokens, path = self._verify(pending, tree)
+        tokens, path, logits = self._verify(pending, tree)
         times.append(time.perf_counter())
         kept = self._clip(tokens)
         # the last kept token is the next anchor: it has no slot yet
@@ -93,8 +95,9 @@ class Decoding:
         if self._ids is not None:
             self._ids = torch.cat((self._ids, torch.tensor([kept])), 1)
         self._count(tree, path[: len(kept)])
+        verified = self._verified(tree, path[: len(kept) - 1], kept, logits)
         for unseen in self._unseen:
-            unseen.append(Verified(tuple(kept)))
+            unseen.append(verified)
         times.append(time.perf_counter())
         first = self._rounds == 1 and len(pending) > 1
         phases = ("prefill", "prefill", "commit") if first else ("draft", "verify", "commit")
@@ -133,8 +136,8 @@ class Decoding:
             tree = tree.chain()
         return self._controller.cut(tree).best_path_first()
 
-    def _verify(self, pending: Sequence[int], tree: TokenTree) -> tuple[list[int], list[int]]:
-        """The tokens that follow by the rule, and the nodes among them."""
+    def _verify(self, pending: Sequence[int], tree: TokenTree) -> tuple[list[int], list[int], torch.Tensor]:
+        """The tokens that follow by the rule, the nodes among them, and the logits of anchor and nodes."""
         anchor = len(pending) - 1
         parents = [*range(-1, anchor), *(anchor if p < 0 else len(pending) + p for p in tree.parents.tolist())]
         logits = self._target.score([*pending, *tree.tokens.tolist()], parents, 1 + len(tree))
@@ -146,7 +149,20 @@ class Decoding:
         finally:
             if not settled:
                 self._target.rollback()
-        return [*tree.tokens[path].tolist(), last], path
+        return [*tree.tokens[path].tolist(), last], path, logits
+
+    def _verified(self, tree: TokenTree, path: Sequence[int], kept: Sequence[int], logits: torch.Tensor) -> Verified:
+        """What drafters are told of a round; the likeliest tokens only where one of them asks."""
+        anchor = self.committed[-len(kept) - 1]
+        rows = np.concatenate(([anchor], tree.tokens))
+        parents = np.concatenate(([-1], tree.parents + 1))
+        accepted = (0, *(node + 1 for node in path))
+        if not self._needs or not self._drafters:
+            return Verified(tuple(kept), rows, parents, accepted)
+        wide = logits.float()
+        values, tops = wide.topk(min(self._needs, wide.shape[-1]), -1)
+        chances = (values - wide.logsumexp(-1, keepdim=True)).exp()
+        return Verified(tuple(kept), rows, parents, accepted, tops.cpu().numpy(), chances.cpu().numpy())
 
     def _clip(self, tokens: list[int]) -> list[int]:
         """``tokens`` up to the one that ends the generation; they are never more than the limit leaves."""

@@ -7,11 +7,10 @@ the answer counts for more. Costs no pass of any model and no training.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import ClassVar
 
 from longctx.drafters._copying import Place, grow
+from longctx.drafters._history import History
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 from longctx.suffixes import LONGEST, SuffixIndex, recent_matches
 
@@ -21,40 +20,30 @@ class Document:
     """``places`` bounds how many earlier places of each text vote in one round."""
 
     places: int = 48
+    needs: ClassVar[int] = 0
 
     def begin(self, source: DraftSource) -> Copying:
         return Copying(source, self.places)
 
 
 class Copying:
-    """The drafter at work: an index of the document, and the tokens of prompt and answer, which grow."""
+    """The drafter at work: an index of the document, and the tokens of prompt and answer."""
 
     def __init__(self, source: DraftSource, places: int) -> None:
         self._places = places
         self._index = SuffixIndex(source.prompt if source.document is None else source.document)
         # where the prompt is the document, its end alone is kept again, so that a match may reach across it
-        own = source.prompt[-LONGEST:] if source.document is None else source.prompt
-        self._tokens, self._count = own.astype(np.int32), len(own)
+        self._history = History(source.prompt[-LONGEST:] if source.document is None else source.prompt)
 
     def propose(self, budget: Budget) -> Draft:
-        recent = self._tokens[: self._count]
+        recent = self._history.tokens
         in_document = self._index.matches(recent[-LONGEST:].tolist(), self._places)
         places = [Place(self._index.tokens, at, length, True) for at, length in in_document]
         places += [Place(recent, at, length, False) for at, length in recent_matches(recent, self._places)]
         return grow(places, budget)
 
     def observe(self, verified: Verified) -> None:
-        count = self._count + len(verified.tokens)
-        if count > len(self._tokens):
-            self._tokens = _longer(self._tokens, 2 * count)
-        self._tokens[self._count : count] = verified.tokens
-        self._count = count
-
-
-def _longer(tokens: NDArray[np.int32], size: int) -> NDArray[np.int32]:
-    more = np.zeros(size, dtype=np.int32)
-    more[: len(tokens)] = tokens
-    return more
+        self._history.append(verified.tokens)
 
 
 PLUGIN = Document

@@ -1,0 +1,152 @@
+"""What a model can verify in one pass, found by trying it: a tree of tokens, a chain of them, or the next token only.
+
+Owns the trial. A tree of a few tokens must say at every node what the stock model says of its path, and a cache that
+took rows back must go on as if they had never been there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+from longctx.backend.attention import alone
+from longctx.backend.target import RowTarget, StockTarget
+from longctx.drafts import Kind
+from longctx.errors import ModelError
+from longctx.protocols import Target
+
+_PREFIX = 6
+_PARENTS = (-1, 0, 1, 1, 0, 4, 2, -1, 7, 7, 8, 5)  # a tree of twelve rows behind the prefix, its first row the anchor
+_KEPT = (0, 4, 5)  # a path through it that is not its first rows
+_WIDE, _HALF = 1e-3, 0.1  # how far logits may be apart, as a share of their size, in float32 and in half precision
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """``rows`` is what can be verified; where that is not a tree, ``reason`` says what was tried and went wrong."""
+
+    rows: Kind
+    reason: str = ""
+
+
+# a memo, not state: the same model always gives the same answer, which costs a few short passes to find
+_FOUND: WeakKeyDictionary[PreTrainedModel, Capability] = WeakKeyDictionary()
+
+
+def capability(model: PreTrainedModel) -> Capability:
+    """What ``model`` can verify in one pass; found once for every model object."""
+    if model not in _FOUND:
+        _FOUND[model] = _tried(model)
+    return _FOUND[model]
+
+
+def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tuple[Target, str]:
+    """The best verifier for ``model`` with ``reserve`` slots, and why it verifies no trees where it does not.
+
+    A ``cache`` of the caller that holds tokens, or is not transformers' own dynamic one, is used as it is.
+    """
+    found = capability(model)
+    if cache is None or _untouched(cache):
+        if found.rows == "tree":
+            return RowTarget(model, reserve), ""
+        return StockTarget(model, found.rows), found.reason
+    # quantised layers call themselves croppable, but forget only what they have not quantised yet
+    if type(cache) is DynamicCache and cache.is_croppable and found.rows != "off":
+        return StockTarget(model, "chain", cache), "the cache is the caller's"
+    return StockTarget(model, "off", cache), f"the caller's {type(cache).__name__} cannot take tokens back"
+
+
+def _untouched(cache: Any) -> bool:
+    """Whether a cache is one that generate made by itself, which nobody will look at again."""
+    return type(cache) is DynamicCache and not cache.get_seq_length() and not getattr(cache, "_is_user_defined", False)
+
+
+def _tried(model: PreTrainedModel) -> Capability:
+    kinds, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
+    other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    reason = f"it has {', '.join(other)} layers" if other else _no_tree(model)
+    if not reason:
+        return Capability("tree")
+    stock = StockTarget(model, "chain")
+    _fill(stock, model)
+    if not stock.croppable:
+        return Capability("off", f"{reason}, and its cache cannot take tokens back")
+    if not _agrees(model, StockTarget(model, "chain"), range(-1, len(_PARENTS) - 1), range(4)):
+        return Capability("off", f"{reason}, and after tokens were taken back it goes on otherwise")
+    return Capability("chain", reason)
+
+
+def _no_tree(model: PreTrainedModel) -> str:
+    """Why the model cannot verify a tree; empty where it can."""
+    try:
+        target = RowTarget(model, _PREFIX + len(_PARENTS))
+        agrees = _agrees(model, target, _PARENTS, _KEPT)
+    except ModelError:
+        return "its attention does not go through the attention interface"
+    except (RuntimeError, TypeError) as error:  # a pass that is not made for our arguments
+        return f"its layers do not take the rows of a tree ({type(error).__name__}: {error})"
+    return "" if agrees else "it says other things of a tree of tokens than of its paths"
+
+
+def _agrees(model: PreTrainedModel, target: Target, parents: Sequence[int], kept: Sequence[int]) -> bool:
+    """Whether every row says what the stock model says of its path, and so does what follows the kept rows."""
+    prefix = _fill(target, model)
+    tokens = _ids(model, len(parents) + 1, start=_PREFIX)
+    rows, after = tokens[:-1], tokens[-1]
+    paths = [_path(row, parents) for row in range(len(parents))]
+    seen = target.score(rows, parents, len(rows))
+    target.commit(kept)
+    behind = target.score([after], [-1], 1)
+    target.rollback()
+    texts = [[*prefix, *(rows[i] for i in path)] for path in paths]
+    texts.append([*prefix, *(rows[i] for i in kept), after])
+    expected = _stock(model, texts)
+    apart = _apart(seen, expected[:-1]).sort().values
+    limit = _WIDE if seen.element_size() > 2 else _HALF
+    # one row of many may be further off: rounding can send a token to other experts
+    return bool(apart[-2] < limit) and bool(_apart(behind, expected[-1:]) < limit)
+
+
+def _apart(found: Tensor, expected: Tensor) -> Tensor:
+    """How far rows of logits are from what they should be, as a share of their size, [rows]."""
+    apart = (found.double() - expected.double()).square().mean(-1).sqrt()
+    size = expected.double().square().mean(-1).sqrt()
+    return apart / size
+
+
+def _stock(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
+    """What the model says after each text, [texts, vocab], by one plain pass without a cache."""
+    width = max(map(len, texts))
+    # padding stands to the right of a causal row, where no token of the row can see it
+    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=model.device)
+    with torch.inference_mode(), alone(model):
+        logits = model(input_ids=ids, use_cache=False).logits
+    return torch.stack([row[len(text) - 1] for row, text in zip(logits, texts, strict=True)])
+
+
+def _fill(target: Target, model: PreTrainedModel) -> list[int]:
+    prefix = _ids(model, _PREFIX)
+    target.score(prefix, range(-1, _PREFIX - 1), 1)
+    target.commit(range(_PREFIX))
+    return prefix
+
+
+def _ids(model: PreTrainedModel, count: int, start: int = 0) -> list[int]:
+    """Ids from the middle half of the vocabulary, where no special tokens stand."""
+    size = int(model.config.get_text_config(decoder=True).vocab_size)
+    return [size // 4 + (7919 * (start + i) + 13) % max(1, size // 2) for i in range(count)]
+
+
+def _path(row: int, parents: Sequence[int]) -> list[int]:
+    path = []
+    while row >= 0:
+        path.append(row)
+        row = parents[row]
+    return path[::-1]

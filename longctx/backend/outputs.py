@@ -1,0 +1,61 @@
+"""What Hugging Face's generate hands to a decoding function of one's own, and what it expects back.
+
+Owns padding and the shape of the result. Knows no draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from longctx.errors import BadOption, CacheError
+
+_REFUSED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+
+
+def refuse(config: GenerationConfig) -> None:
+    """Raises BadOption for what a loop of drafts cannot give."""
+    if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
+        raise BadOption(
+            f"num_beams={config.num_beams} and num_return_sequences={config.num_return_sequences} must be 1: drafts "
+            "speed up one sequence a prompt."
+        )
+    asked = [name for name in _REFUSED if getattr(config, name, None) and config.return_dict_in_generate]
+    if asked:
+        raise BadOption(f"{', '.join(asked)} cannot be had together with drafts; call generate without them.")
+
+
+def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], Any]:
+    """The prompts without their padding, and the cache of the caller.
+
+    Raises CacheError where the cache holds tokens that the prompt lacks, or more than one prompt shares it.
+    """
+    mask = given.get("attention_mask")
+    cache = given.get("past_key_values", given.get("cache_params"))
+    held = int(cache.get_seq_length()) if cache is not None else 0
+    if held and (len(input_ids) > 1 or mask is not None or held >= input_ids.shape[1]):
+        raise CacheError(
+            f"the cache holds {held} tokens: give one prompt of more tokens than that, those in the cache first, and "
+            "no padding."
+        )
+    if mask is None:
+        return input_ids.tolist(), cache
+    return [row[kept.bool()].tolist() for row, kept in zip(input_ids, mask, strict=True)], cache
+
+
+def result(prompts: Tensor, answers: Sequence[Sequence[int]], config: GenerationConfig, cache: Any) -> Any:
+    """Prompts with their answers behind them, the shorter ones padded, as ``generate`` returns them."""
+    longest = max(map(len, answers))
+    pad = config.pad_token_id
+    filled = [[*answer, *[pad if pad is not None else 0] * (longest - len(answer))] for answer in answers]
+    new = torch.tensor(filled, dtype=prompts.dtype, device=prompts.device).reshape(len(answers), longest)
+    sequences: Any = torch.cat((prompts, new), 1)
+    if config.return_dict_in_generate:
+        own = cache if cache is not None and cache.get_seq_length() else None  # else nothing was put into it
+        return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=own)
+    return sequences

@@ -1,0 +1,336 @@
+"""Rules of acceptance: the law of what comes out is the model's, summed over every branch, whatever was drafted.
+
+Mistakes that were published in other implementations stand here as mutants; each must be caught.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from longctx.decoding.acceptance import Greedy, Residual, Rule, SharedNoise, offers
+from longctx.decoding.laws import Laws, Temperature
+from longctx.decoding.noise import gumbel
+from longctx.decoding.tree import TokenTree, merge
+from longctx.drafts import Draft, Draw
+from longctx.errors import ModelError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+VOCAB = 5
+Law = NDArray[np.float64]
+Offers = Callable[[TokenTree, int, Law], tuple[list[int], list[float], Law]]
+
+
+def law(rng: np.random.Generator) -> Law:
+    weights = rng.exponential(size=VOCAB) ** 2
+    return np.asarray(weights / weights.sum())
+
+
+def without(q: Law, token: int) -> Law:
+    left = q.copy()
+    left[token] = 0.0
+    return left / left.sum()
+
+
+def drawings(q: Law, count: int, replace: bool) -> list[tuple[float, tuple[int, ...], tuple[Law, ...]]]:
+    """Every way of drawing ``count`` siblings from q: its chance, the tokens, and the law each was drawn from."""
+    ways: list[tuple[float, tuple[int, ...], tuple[Law, ...]]] = [(1.0, (), ())]
+    for _ in range(count):
+        longer = []
+        for chance, tokens, laws in ways:
+            now = q
+            if not replace:
+                for token in tokens:
+                    now = without(now, token)
+            longer += [
+                (chance * now[token], (*tokens, token), (*laws, now)) for token in range(VOCAB) if now[token] > 0
+            ]
+        ways = longer
+    return ways
+
+
+def siblings(tokens: Sequence[int], laws: Sequence[Law], points: Sequence[int] = ()) -> Draft:
+    """Children of the anchor: the drawn ones first in the arrays, proposed ones behind."""
+    everything = [*tokens, *points]
+    ids = np.arange(VOCAB)
+    draws = tuple(Draw(node, ids[q > 0], q[q > 0]) for node, q in enumerate(laws))
+    count = len(everything)
+    return Draft(np.asarray(everything, np.int64), np.full(count, -1), np.linspace(0.9, 0.1, count), draws)
+
+
+def emitted(tree: TokenTree, p: Law, rule: Offers = offers) -> Law:
+    """The law of the next token, every branch of the walk summed."""
+    children, chances, rest = rule(tree, -1, p)
+    out, reached = np.zeros(VOCAB), 1.0
+    for child, chance in zip(children, chances, strict=True):
+        out[tree.tokens[child]] += reached * chance
+        reached *= 1.0 - chance
+    return out + reached * rest
+
+
+def averaged(p: Law, ways: Sequence[tuple[float, Sequence[Draft]]], rule: Offers = offers) -> Law:
+    return sum((chance * emitted(merge(many, 1, VOCAB), p, rule) for chance, many in ways), start=np.zeros(VOCAB))
+
+
+def schemes(rng: np.random.Generator) -> dict[str, list[tuple[float, list[Draft]]]]:
+    """Ways of drafting one level, each as all its outcomes with their chances."""
+    q, other = law(rng), law(rng)
+    one = drawings(q, 1, True)
+    two = drawings(q, 2, False)
+    points = rng.permutation(VOCAB)[:2].tolist()
+    return {
+        "one draw": [(c, [siblings(t, laws)]) for c, t, laws in one],
+        "two draws with replacement": [
+            (c, [siblings(t[:1], laws[:1]), siblings(t[1:], laws[1:])]) for c, t, laws in drawings(q, 2, True)
+        ],
+        "two draws without replacement": [(c, [siblings(t, laws)]) for c, t, laws in two],
+        "three draws without replacement": [(c, [siblings(t, laws)]) for c, t, laws in drawings(q, 3, False)],
+        "proposals": [(1.0, [siblings((), (), points)])],
+        "a draw and proposals that may repeat it": [
+            (c, [siblings(t, laws), siblings((), (), points)]) for c, t, laws in one
+        ],
+        "proposals before a draw that may repeat them": [
+            (c, [siblings((), (), points), siblings(t, laws)]) for c, t, laws in one
+        ],
+        "draws of two drafters that may agree": [
+            (c * d, [siblings(t, laws), siblings(u, others)])
+            for (c, t, laws), (d, u, others) in itertools.product(two, drawings(other, 1, True))
+        ],
+    }
+
+
+NAMES = list(schemes(np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_residual_rule_emits_the_law_of_the_model(name: str) -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(2):
+        p = law(rng)
+        np.testing.assert_allclose(averaged(p, schemes(rng)[name]), p, rtol=0, atol=1e-12)
+
+
+def chain_law(p: Sequence[Law], q: Sequence[Law]) -> Law:
+    """The joint law of two tokens and what follows, drafted as a chain of two draws, by every branch."""
+    joint = np.zeros((VOCAB, VOCAB))
+    for first, second in itertools.product(range(VOCAB), repeat=2):
+        chance = q[0][first] * q[1][second]
+        ids = np.arange(VOCAB)
+        draft = Draft(
+            np.asarray([first, second]),
+            np.asarray([-1, 0]),
+            np.asarray([0.9, 0.5]),
+            (Draw(0, ids, q[0]), Draw(1, ids, q[1])),
+        )
+        tree = merge([draft], 2, VOCAB)
+        _, (a,), rest = offers(tree, -1, p[0])
+        for token in range(VOCAB):
+            joint[token] += chance * (1 - a) * rest[token] * p[1]  # the second token comes from a round of its own
+        _, (b,), last = offers(tree, 0, p[1])
+        joint[first] += chance * a * (1 - b) * last
+        joint[first, second] += chance * a * b
+    return joint
+
+
+def test_a_chain_emits_the_joint_law() -> None:
+    rng = np.random.default_rng(3)
+    p, q = [law(rng), law(rng)], [law(rng), law(rng)]
+    np.testing.assert_allclose(chain_law(p, q), np.outer(p[0], p[1]), rtol=0, atol=1e-12)
+
+
+def ratio_on_proposals(tree: TokenTree, node: int, p: Law) -> tuple[list[int], list[float], Law]:
+    """Published mistake: a proposed child accepted by the drafter's probability, as if it had been drawn."""
+    q = np.asarray([0.6, 0.3, 0.1, 0.0, 0.0])
+    children = list(tree.children.get(node, {}).values())
+    token = int(tree.tokens[children[0]])
+    left = np.maximum(p - q, 0)
+    return children[:1], [min(1.0, p[token] / q[token])], left / left.sum()
+
+
+def no_residual(tree: TokenTree, node: int, p: Law) -> tuple[list[int], list[float], Law]:
+    """Published mistake: after a rejection the token is drawn from the model's law itself."""
+    children, chances, _ = offers(tree, node, p)
+    return children, chances, p
+
+
+def repeated_draw_dropped(tree: TokenTree, node: int, p: Law) -> tuple[list[int], list[float], Law]:
+    """Published mistake: a draw that repeats a rejected token is skipped without its residual step."""
+    seen: set[int] = set()
+    kept = [d for d in tree.draws if d.node not in seen and not seen.add(d.node)]  # type: ignore[func-returns-value]
+    merged = TokenTree(tree.tokens, tree.parents, tree.depths, tree.values, tree.sources, tuple(kept))
+    return offers(merged, node, p)
+
+
+def draws_by_value(tree: TokenTree, node: int, p: Law) -> tuple[list[int], list[float], Law]:
+    """Published mistake: drawn siblings tried in the order of their probability instead of draw order."""
+    tidy = sorted(tree.draws, key=lambda draw: -float(draw.probabilities[draw.ids == tree.tokens[draw.node]].sum()))
+    return offers(TokenTree(tree.tokens, tree.parents, tree.depths, tree.values, tree.sources, tuple(tidy)), node, p)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "name"),
+    [
+        (ratio_on_proposals, "proposals"),
+        (no_residual, "one draw"),
+        (repeated_draw_dropped, "two draws with replacement"),
+        (draws_by_value, "two draws without replacement"),
+    ],
+)
+def test_published_mistakes_are_caught(mutant: Offers, name: str) -> None:
+    rng = np.random.default_rng(7)
+    worst = 0.0
+    for _ in range(2):
+        p = law(rng)
+        ways = schemes(rng)[name]
+        if mutant is ratio_on_proposals:
+            ways = [(1.0, [siblings((), (), [0])])]
+        worst = max(worst, float(np.abs(averaged(p, ways, mutant) - p).max()))
+    assert worst > 1e-3
+
+
+def test_a_cut_by_value_of_what_was_drawn_stays_exact_because_the_rest_are_proposals() -> None:
+    rng = np.random.default_rng(5)
+    p, q = law(rng), law(rng)
+    ways = drawings(q, 2, False)
+    out = np.zeros(VOCAB)
+    kept_laws = np.zeros(VOCAB)
+    for chance, tokens, laws in ways:
+        draft = siblings(tokens, laws)
+        worth = np.sort([float(q[token]) for token in tokens])[::-1]
+        draft = Draft(draft.tokens, draft.parents, np.asarray([q[t] for t in tokens]), draft.draws)
+        tree = merge([draft], 1, VOCAB).best(1)
+        out += chance * emitted(tree, p)
+        token = int(tree.tokens[0])
+        biased = siblings([token], [q])
+        kept_laws += chance * emitted(merge([biased], 1, VOCAB), p)
+        assert worth[0] == q[token]
+    np.testing.assert_allclose(out, p, rtol=0, atol=1e-12)
+    assert np.abs(kept_laws - p).max() > 1e-3, "the wrong way would not be noticed"
+
+
+# --- the rules themselves, on rows of logits ---
+
+
+def random_tree(rng: np.random.Generator, size: int) -> TokenTree:
+    parents = np.asarray([rng.integers(-1, node) if node else -1 for node in range(size)])
+    return merge([Draft(rng.integers(0, VOCAB, size), parents, rng.random(size))], 9, VOCAB)
+
+
+def rows(tree: TokenTree, seed: int) -> torch.Tensor:
+    return 2 * torch.randn(1 + len(tree), VOCAB, generator=torch.Generator().manual_seed(seed))
+
+
+def stepwise(tree: TokenTree, logits: torch.Tensor, choose: Callable[[torch.Tensor, int], int]) -> list[int]:
+    """Plain decoding along the tree: one token at a time until one was not drafted."""
+    tokens: list[int] = []
+    node = -1
+    while True:
+        token = choose(logits[node + 1], len(tokens))
+        tokens.append(token)
+        below = [c for c in range(len(tree)) if tree.parents[c] == node and tree.tokens[c] == token]
+        if not below:
+            return tokens
+        node = below[0]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_greedy_and_shared_noise_commit_what_plain_decoding_says(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    tree = random_tree(rng, 14)
+    logits = rows(tree, seed)
+
+    def committed(rule: Rule) -> list[int]:
+        path, token = rule.walk(tree, Laws(logits, tree, 30))
+        assert path == tree.path(path[-1]) if path else True
+        return [*tree.tokens[path].tolist(), token]
+
+    assert committed(Greedy()) == stepwise(tree, logits, lambda row, _: int(row.argmax()))
+
+    def draw(row: torch.Tensor, step: int) -> int:
+        return int((row + gumbel(seed, 30 + step, VOCAB, row.device)).argmax())
+
+    assert committed(SharedNoise(seed)) == stepwise(tree, logits, draw)
+
+
+def test_shared_noise_follows_the_law_and_differs_between_seeds_and_positions() -> None:
+    logits = torch.tensor([[1.0, 0.0, -1.0, 2.0, 0.5]])
+    none = merge([], 0, VOCAB)
+    counts = np.zeros(VOCAB)
+    for position in range(1000):
+        counts[SharedNoise(11).walk(none, Laws(logits, none, position))[1]] += 1
+    np.testing.assert_allclose(counts / 1000, logits.softmax(-1)[0].numpy(), atol=0.05)
+    first = [[SharedNoise(s).walk(none, Laws(logits, none, t))[1] for t in range(40)] for s in (1, 2, 1)]
+    assert first[0] == first[2] != first[1]
+
+
+def test_the_residual_rule_on_logits_follows_the_law() -> None:
+    """The walk itself, with its own random numbers: a drawn child and a proposal below it."""
+    rng = np.random.default_rng(0)
+    q, p = law(rng), [law(rng), law(rng)]
+    counts = np.zeros(VOCAB)
+    for position in range(500):
+        token = int(rng.choice(VOCAB, p=q))
+        tree = merge([siblings([token], [q], [(token + 1) % VOCAB])], 1, VOCAB)
+        logits = torch.tensor(np.log(np.stack([p[0], *[p[1]] * len(tree)])))
+        path, last = Residual(3).walk(tree, Laws(logits, tree, 2 * position))
+        counts[tree.tokens[path[0]] if path else last] += 1
+    np.testing.assert_allclose(counts / 500, p[0], atol=0.08)
+
+
+def test_a_rejection_that_is_only_rounding_leaves_a_law() -> None:
+    p = np.asarray([0.5, 0.5, 0.0, 0.0, 0.0])
+    _, chances, rest = offers(merge([siblings([0], [p])], 1, VOCAB), -1, p)
+    assert chances == [1.0] and np.isfinite(rest).all() and rest.sum() == pytest.approx(1)
+
+
+def test_a_temperature_may_vanish_or_be_vast_without_overflow() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0, 3.5, 0.0]])
+    none = merge([], 0, VOCAB)
+
+    def draw(heat: float, position: int) -> int:
+        laws = Laws(logits, none, position, torch.zeros(1, 1), (Temperature(heat),))
+        return SharedNoise(0).walk(none, laws)[1]
+
+    assert {draw(1e-40, t) for t in range(50)} == {3}
+    assert {draw(1e30, t) for t in range(80)} == set(range(VOCAB))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "-inf everywhere"])
+@pytest.mark.parametrize("rule", [Greedy(), SharedNoise(0), Residual(0)])
+def test_numbers_that_are_not_finite_are_an_error_at_their_position(value: object, rule: Rule) -> None:
+    tree = merge([Draft.chain([1, 2], [0.9, 0.8])], 2, VOCAB)
+    logits = torch.full((3, VOCAB), -5.0)
+    logits[0, 1] = 50.0  # the first token is surely accepted
+    if value == "-inf everywhere":
+        logits[1] = -torch.inf
+    else:
+        logits[1, 4] = value  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="position 8 is not finite"):
+        rule.walk(tree, Laws(logits, tree, 7))
+
+
+def test_a_token_that_the_model_forbids_is_no_error_and_never_drawn() -> None:
+    none = merge([], 0, VOCAB)
+    logits = torch.zeros(1, VOCAB)
+    logits[0, 2] = -torch.inf
+    assert all(SharedNoise(0).walk(none, Laws(logits, none, t))[1] != 2 for t in range(60))
+
+
+def test_processors_see_the_committed_ids_and_the_nodes_own_path() -> None:
+    tree = merge([Draft(np.asarray([1, 2, 3]), np.asarray([-1, 0, 0]), np.asarray([0.9, 0.8, 0.7]))], 3, VOCAB)
+    seen: list[list[int]] = []
+
+    def look(ids: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        seen.append(ids[0].tolist())
+        return row
+
+    logits = torch.zeros(4, VOCAB)
+    logits[0, 1] = logits[1, 3] = 9.0
+    path, _ = Greedy().walk(tree, Laws(logits, tree, 2, torch.tensor([[4, 0]]), (look,)))
+    assert path == [0, 2]
+    assert seen == [[4, 0], [4, 0, 1], [4, 0, 1, 3]]

@@ -1,0 +1,258 @@
+"""``generate`` and ``speculative`` against Hugging Face's own generate: the same tokens, in fewer passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+import longctx
+from longctx import Document
+from longctx.drafts import Budget, Draft, DraftSource, Verified
+from longctx.errors import BadOption, CacheError, DraftError, EmptyInput, UnknownMethod
+from longctx.generation import guarantee
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOKENIZER = tiny.tokenizer()
+PROMPT = torch.randint(4, 470, (1, 9), generator=torch.Generator().manual_seed(1)).repeat(1, 3)
+OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "eos_token_id": None, "pad_token_id": 1}
+
+
+def plain(model: Any, prompt: torch.Tensor = PROMPT, **options: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.generate(prompt, do_sample=False, **OPTIONS | options)  # type: ignore[no-any-return]
+
+
+class Oracle:
+    """Knows the answer, and hides it among wrong siblings; ``wrong`` makes every token another one."""
+
+    needs = 0
+
+    def __init__(self, answer: list[int], wrong: bool = False) -> None:
+        self.answer, self.wrong = answer, wrong
+
+    def begin(self, source: DraftSource) -> Oracle:
+        self.said = 0
+        return self
+
+    def propose(self, budget: Budget) -> Draft:
+        truth = [token + self.wrong for token in self.answer[self.said : self.said + 5]]
+        siblings = [5, 6, 7]
+        tokens = [*siblings, *truth]
+        parents = [-1, -1, -1, *([-1, *range(3, len(tokens) - 1)] if truth else [])]
+        return Draft(np.asarray(tokens), np.asarray(parents), np.linspace(0.9, 0.5, len(tokens)))
+
+    def observe(self, verified: Verified) -> None:
+        self.said += len(verified.tokens)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_tokens_are_hugging_faces_and_right_drafts_save_passes(family: str, wrong: bool) -> None:
+    model = tiny.model(family)
+    expected = plain(model)
+    oracle = Oracle(expected[0, PROMPT.shape[1] :].tolist(), wrong)
+    out = longctx.generate(model, TOKENIZER, PROMPT, drafters=[oracle], **OPTIONS)
+    assert torch.equal(out.sequences, expected)
+    if wrong:
+        assert out.stats.accepted <= 1 and out.stats.rounds >= 23
+    else:
+        assert out.stats.rounds < 10 and out.stats.accepted == 24 - out.stats.rounds
+    assert out.stats.accepted == out.stats.accepted_by_source["oracle"]
+    assert out.text == TOKENIZER.decode(out.sequences[0, PROMPT.shape[1] :], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1.4},
+        {"no_repeat_ngram_size": 2},
+        {"min_new_tokens": 20, "eos_token_id": 300},
+        {"bad_words_ids": [[7], [9, 12]]},
+        {"max_new_tokens": 1},
+        {"max_new_tokens": 3},
+    ],
+)
+def test_options_of_generate_hold_for_drafted_tokens(options: dict[str, Any]) -> None:
+    model = tiny.model("qwen2")
+    expected = plain(model, **options)
+    oracle = Oracle(expected[0, PROMPT.shape[1] :].tolist())
+    out = longctx.generate(model, TOKENIZER, PROMPT, drafters=[oracle, "document", "ngram"], **OPTIONS | options)
+    assert torch.equal(out.sequences, expected)
+
+
+def test_an_end_inside_a_draft_ends_there() -> None:
+    model = tiny.model()
+    full = plain(model)[0, PROMPT.shape[1] :].tolist()
+    eos = full[7]
+    expected = plain(model, eos_token_id=[eos, 479])
+    out = longctx.generate(model, TOKENIZER, PROMPT, drafters=[Oracle(full)], **OPTIONS | {"eos_token_id": [eos, 479]})
+    assert torch.equal(out.sequences, expected) and out.sequences.shape[1] == PROMPT.shape[1] + full.index(eos) + 1
+
+
+@pytest.mark.parametrize("at", [1, 6, 13])
+def test_a_stop_string_ends_with_its_token_also_across_rounds(at: int) -> None:
+    model = tiny.model()
+    full = plain(model)[0, PROMPT.shape[1] :].tolist()
+    stop = TOKENIZER.decode(full[at : at + 2])
+    with torch.inference_mode():
+        expected = model.generate(PROMPT, do_sample=False, stop_strings=[stop], tokenizer=TOKENIZER, **OPTIONS)
+    for drafters in ([Oracle(full)], []):
+        out = longctx.generate(model, TOKENIZER, PROMPT, drafters=drafters, stop=[stop], **OPTIONS)  # type: ignore[arg-type]
+        assert torch.equal(out.sequences, expected)
+        assert stop not in out.text and TOKENIZER.decode(full).startswith(out.text)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_one_seed_draws_the_same_tokens_with_drafting_on_and_off(family: str) -> None:
+    model = tiny.model(family)
+
+    def drawn(seed: int | None, drafters: Any, **options: Any) -> list[int]:
+        given = OPTIONS | {"temperature": 0.9, "seed": seed} | options
+        return longctx.generate(model, TOKENIZER, PROMPT, drafters=drafters, **given).sequences[0].tolist()  # type: ignore[no-any-return]
+
+    off = drawn(3, [])
+    truth = off[PROMPT.shape[1] :]
+    for drafters in ([Oracle(truth)], "auto", ["ngram", "recycling", "lookup"], ["ngram:drawn=true"]):
+        assert drawn(3, drafters) == off
+    assert drawn(4, []) != off and drawn(None, []) != drawn(None, [])
+    assert drawn(3, ["document"], top_k=5, top_p=0.8) == drawn(3, [], top_k=5, top_p=0.8)
+    assert drawn(3, ["ngram:drawn=true"], acceptance="residual") == drawn(
+        3, ["ngram:drawn=true"], acceptance="residual"
+    )
+    state = torch.get_rng_state()
+    drawn(3, "auto")
+    assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers were used up"
+
+
+def test_speculative_stands_in_for_generates_own_decoding() -> None:
+    model = tiny.model()
+    ended: list[Any] = []
+    streamed: list[int] = []
+
+    class Streamer:
+        def put(self, tokens: torch.Tensor) -> None:
+            streamed.extend(tokens.tolist())
+
+        def end(self) -> None:
+            streamed.append(-1)
+
+    decode = longctx.speculative(["document"], on_end=lambda *what: ended.append(what), streamer=Streamer())
+    given: dict[str, Any] = {"attention_mask": torch.ones_like(PROMPT), "do_sample": False, **OPTIONS}
+    out = model.generate(PROMPT, custom_generate=decode, return_dict_in_generate=True, **given)
+    expected = plain(model)
+    assert torch.equal(out.sequences, expected)
+    assert streamed == [*expected[0, PROMPT.shape[1] :].tolist(), -1]
+    assert ended[0][0].tokens == 24 and ended[0][1] == ()
+
+
+def test_a_batch_of_padded_prompts_gives_each_its_own_answer() -> None:
+    model = tiny.model()
+    long, short = PROMPT[0].tolist(), PROMPT[0, 3:10].tolist()
+    batch = torch.tensor([long, [1] * (len(long) - len(short)) + short])
+    mask = torch.tensor([[1] * len(long), [0] * (len(long) - len(short)) + [1] * len(short)])
+    alone = [plain(model, torch.tensor([row]), eos_token_id=None)[0, len(row) :].tolist() for row in (long, short)]
+    eos = alone[1][5]
+    out = longctx.generate(
+        model, TOKENIZER, batch, drafters=["document"], attention_mask=mask, **OPTIONS | {"eos_token_id": eos}
+    )
+    for row, answer in zip(out.sequences[:, len(long) :].tolist(), alone, strict=True):
+        kept = answer[: answer.index(eos) + 1] if eos in answer else answer
+        assert row[: len(kept)] == kept and set(row[len(kept) :]) <= {1}
+    assert len(out.texts) == 2 and out.stats.tokens == sum(len(a[: a.index(eos) + 1] if eos in a else a) for a in alone)
+
+
+def test_a_filled_cache_of_the_caller_is_continued_and_filled_further() -> None:
+    model = tiny.model()
+    expected = plain(model)
+
+    def filled() -> DynamicCache:
+        cache = DynamicCache(config=model.config)
+        with torch.inference_mode():
+            model(PROMPT[:, :12], past_key_values=cache)
+        return cache
+
+    cache = filled()
+    out = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], past_key_values=cache, **OPTIONS)
+    assert torch.equal(out.sequences, expected)
+    assert cache.get_seq_length() == expected.shape[1] - 1 and "caller" in out.warnings[0]
+    with pytest.raises(CacheError, match="12 tokens"):
+        longctx.generate(model, TOKENIZER, PROMPT[:, :12], past_key_values=filled(), **OPTIONS)
+
+
+def test_a_document_is_what_the_answer_copies_from() -> None:
+    model = tiny.model()
+    expected = plain(model)
+    text = TOKENIZER.decode(expected[0, PROMPT.shape[1] :])
+    document = Document.from_text(text)
+    out = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], document=document, **OPTIONS)
+    without = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], **OPTIONS)
+    assert torch.equal(out.sequences, expected) and torch.equal(without.sequences, expected)
+    if TOKENIZER(text, add_special_tokens=False)["input_ids"] == expected[0, PROMPT.shape[1] :].tolist():
+        assert out.stats.accepted > without.stats.accepted
+    with pytest.raises(EmptyInput, match="is empty"):
+        longctx.generate(model, TOKENIZER, PROMPT, document=Document.from_text(""))
+    with pytest.raises(BadOption, match="tokenizer="):
+        longctx.speculative(document=document)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"num_beams": 2}, BadOption, "num_beams=2"),
+        ({"return_dict_in_generate": True, "output_logits": True}, BadOption, "output_logits"),
+        ({"temperature": -1.0}, BadOption, "temperature=-1"),
+        ({"max_new_tokens": 0}, BadOption, "max_new_tokens=0"),
+        ({"drafters": ["document", "document"]}, BadOption, "named twice"),
+        ({"drafters": ["nonsense"]}, UnknownMethod, "no drafter named 'nonsense'"),
+        ({"drafters": ["document:places=x"]}, BadOption, "places"),
+        ({"acceptance": "hope", "temperature": 1.0}, BadOption, "acceptance='hope'"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(options: dict[str, Any], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        longctx.generate(tiny.model(), TOKENIZER, PROMPT, **OPTIONS | options)
+    with pytest.raises(EmptyInput, match="no tokens"):
+        longctx.generate(tiny.model(), TOKENIZER, torch.zeros(1, 0, dtype=torch.long))
+
+
+def test_a_drafter_that_raises_is_an_error_of_its_name() -> None:
+    class Broken(Oracle):
+        def propose(self, budget: Budget) -> Draft:
+            raise ZeroDivisionError("no")
+
+    with pytest.raises(DraftError, match="'broken' failed .ZeroDivisionError: no."):
+        longctx.generate(tiny.model(), TOKENIZER, PROMPT, drafters=[Broken([])], **OPTIONS)
+
+
+def test_the_guarantee_is_exact_in_wide_floats_and_without_drawing_only() -> None:
+    assert guarantee(tiny.model(), 0.0) == "exact"
+    assert guarantee(tiny.model(), 0.5) == "exact-up-to-float"
+    assert guarantee(tiny.model(dtype=torch.bfloat16), 0.0) == "exact-up-to-float"
+
+
+def test_a_model_in_training_mode_decodes_without_dropout_and_stays_in_training_mode() -> None:
+    model = tiny.model(attention_dropout=0.5)
+    expected = plain(model)
+    model.train()
+    out = longctx.generate(model, TOKENIZER, PROMPT, **OPTIONS)
+    assert torch.equal(out.sequences, expected)
+    assert all(module.training for module in model.modules())
+    assert model.config._attn_implementation == "eager"
+
+
+def test_the_embedded_model_repeats_a_text_in_a_fraction_of_the_passes(embedded_folder: Any) -> None:
+    model = AutoModelForCausalLM.from_pretrained(embedded_folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(embedded_folder)
+    text = "The harbour of Port Ellis was dredged in 1931 by the brothers Hugo and Emil Lindqvist, hired twice."
+    turn = [{"role": "user", "content": f"{text}\n\nRepeat this text word for word."}]
+    prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        expected = model.generate(prompt, do_sample=False, max_new_tokens=32)
+    out = longctx.generate(model, tokenizer, prompt, max_new_tokens=32)
+    assert torch.equal(out.sequences, expected)
+    assert out.stats.tokens_per_round > 2 and out.guarantee == "exact"

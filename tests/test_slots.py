@@ -1,0 +1,195 @@
+"""Verified rows against plain passes: attention in parts, the preallocated cache, what is kept and taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from longctx.backend import slots
+from longctx.backend.parts import causal_part, fold, merge, part
+from longctx.backend.rows import Rows
+from longctx.backend.target import RowTarget, StockTarget
+from longctx.errors import CacheError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+IDS = torch.randint(4, 470, (60,), generator=torch.Generator().manual_seed(0)).tolist()
+PARENTS = (-1, 0, 1, 1, 0, 4, 2, -1, 7, 7, 8, 5)  # a tree of rows with two of them behind the cache
+
+
+def tensors(*shape: int, seed: int = 0) -> torch.Tensor:
+    return 3 * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def plainly(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Softmax attention in float64 with keys repeated for every query head: [batch, heads, rows, dim]."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.double().repeat_interleave(groups, 1), value.double().repeat_interleave(groups, 1)
+    scores = (query.double() @ key.transpose(-1, -2)) * 0.3
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("wide_values", [False, True])  # values of another width are not for the fused kernel
+@pytest.mark.parametrize("parents", [(-1,), (-1, 0, 1), PARENTS])
+def test_parts_of_the_keys_merge_to_the_whole(parents: Sequence[int], wide_values: bool) -> None:
+    count, prefix = len(parents), 37
+    query, key = tensors(1, 6, count, 16), tensors(1, 2, prefix + count, 16, seed=1)
+    value = tensors(1, 2, prefix + count, 24 if wide_values else 16, seed=2)
+    rows = Rows(parents, prefix, [None], torch.device("cpu"))
+    seen = torch.cat((torch.ones(count, prefix, dtype=torch.bool), ancestors(parents)), 1)
+    out = rows.attend(query, key, value, 0.3)
+    torch.testing.assert_close(out.double(), plainly(query, key, value, seen), rtol=0, atol=2e-5)
+
+
+def ancestors(parents: Sequence[int]) -> torch.Tensor:
+    seen = torch.eye(len(parents), dtype=torch.bool)
+    for row, parent in enumerate(parents):
+        while parent >= 0:
+            seen[row, parent] = True
+            parent = parents[parent]
+    return seen
+
+
+def test_parts_may_be_any_and_one_may_see_nothing() -> None:
+    query, key, value = tensors(1, 4, 5, 8), tensors(1, 2, 30, 8, seed=1), tensors(1, 2, 30, 8, seed=2)
+    folded = fold(query, 2)
+    expected = plainly(query, key, value, torch.ones(5, 30, dtype=torch.bool))
+    cuts = [0, 1, 13, 30]
+    parts = [part(folded, key[:, :, a:b], value[:, :, a:b], 0.3) for a, b in zip(cuts, cuts[1:], strict=False)]
+    blind = parts[0]._replace(log=torch.full_like(parts[0].log, -torch.inf))
+    for many in (parts, parts[::-1], [blind, *parts]):
+        torch.testing.assert_close(merge(many).view(1, 4, 5, 8).double(), expected, rtol=0, atol=2e-5)
+    huge = 400 * query  # scores in the thousands
+    out = merge(
+        [
+            part(fold(huge, 2), key[:, :, :9], value[:, :, :9], 0.3),
+            part(fold(huge, 2), key[:, :, 9:], value[:, :, 9:], 0.3),
+        ]
+    )
+    torch.testing.assert_close(
+        out.view(1, 4, 5, 8).double(), plainly(huge, key, value, torch.ones(5, 30, dtype=torch.bool)), rtol=0, atol=1e-3
+    )
+
+
+def test_a_causal_part_is_a_masked_one() -> None:
+    query, key, value = tensors(1, 6, 7, 8), tensors(1, 2, 7, 8, seed=1), tensors(1, 2, 7, 8, seed=2)
+    own = causal_part(query, key, value, 0.3)
+    mask = torch.ones(7, 7, dtype=torch.bool).tril()
+    masked = part(fold(query, 2), key, value, 0.3, mask.repeat(3, 1))
+    torch.testing.assert_close(own.out, masked.out, rtol=0, atol=1e-5)
+    torch.testing.assert_close(own.log, masked.log, rtol=0, atol=1e-5)
+
+
+def says(model: object, text: Sequence[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([list(text)]), use_cache=False).logits[0, -1]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("prefix", [0, 5, 31])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_row_of_a_tree_says_what_the_model_says_of_its_path(family: str, prefix: int) -> None:
+    """Prefixes shorter and longer than the sliding window; the tree is deeper than half of it."""
+    model = tiny.model(family)
+    target = RowTarget(model, 8)  # fewer slots than there will be tokens: the buffers grow
+    target.score(IDS[: prefix + 1], range(-1, prefix), 1)
+    target.commit(range(prefix + 1))
+    rows = IDS[40 : 40 + len(PARENTS)]
+    seen = target.score(rows, PARENTS, len(rows))
+    for row in range(len(rows)):
+        path, at = [], row
+        while at >= 0:
+            path.append(rows[at])
+            at = PARENTS[at]
+        expected = says(model, [*IDS[: prefix + 1], *path[::-1]])
+        torch.testing.assert_close(seen[row], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kept", [(), (0,), (0, 1, 2, 6), (0, 4, 5, 11), (7, 8, 10)])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3", "gpt_neox"])
+def test_after_a_commit_the_cache_is_that_of_the_kept_path(family: str, kept: Sequence[int]) -> None:
+    model = tiny.model(family)
+    rows = IDS[40 : 40 + len(PARENTS)]
+
+    def fed(*passes: Sequence[int]) -> RowTarget:
+        target = RowTarget(model, 200)
+        for tokens in passes:
+            target.score(tokens, range(-1, len(tokens) - 1), 1)
+            target.commit(range(len(tokens)))
+        return target
+
+    target = fed(IDS[:20])
+    target.score(rows, PARENTS, 3)
+    target.commit(kept)
+    straight = fed(IDS[:20], *([[rows[i] for i in kept]] if kept else []))
+    assert target.length == straight.length == 20 + len(kept)
+    for one, other in zip(target._cache._slots, straight._cache._slots, strict=True):
+        assert (one.used, one.dropped) == (other.used, other.dropped)
+        assert one.keys is not None and other.keys is not None
+        torch.testing.assert_close(one.keys[:, :, : one.used], other.keys[:, :, : other.used], rtol=0, atol=1e-4)
+    after = IDS[55:58]
+    torch.testing.assert_close(
+        target.score(after, (-1, 0, 1), 3), straight.score(after, (-1, 0, 1), 3), rtol=0, atol=1e-3
+    )
+
+
+def test_a_sliding_layer_holds_a_few_windows_however_long_the_text() -> None:
+    model = tiny.model("mistral")
+    target = RowTarget(model, 4000)
+    generator = np.random.default_rng(0)
+    for _ in range(60):
+        target.score(generator.integers(4, 470, 5).tolist(), (-1, 0, 1, 1, 0), 1)
+        target.commit((0, 1, 3))
+    layer = target._cache._slots[0]
+    assert layer.get_seq_length() == target.length == 180
+    assert layer.used < 2 * tiny.SLIDING and layer.keys is not None
+    assert layer.keys.shape[2] <= 2 * tiny.SLIDING + slots._SPARE
+
+
+def test_a_failing_pass_leaves_the_cache_as_it_was() -> None:
+    model = tiny.model("llama")
+    target = RowTarget(model, 100)
+    target.score(IDS[:9], range(-1, 8), 1)
+    target.commit(range(9))
+    expected = target.score(IDS[9:11], (-1, 0), 2)
+    target.rollback()
+    hook = model.model.layers[2].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        target.score(IDS[20:24], (-1, 0, 1, 2), 1)
+    hook.remove()
+    assert target.length == 9
+    torch.testing.assert_close(target.score(IDS[9:11], (-1, 0), 2), expected, rtol=0, atol=1e-5)
+    with pytest.raises(CacheError, match="2 rows .* neither"):
+        target.score(IDS[:1], (-1,), 1)
+    assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_stock_cache_verifies_chains_and_takes_them_back(family: str) -> None:
+    model = tiny.model(family)
+    target = StockTarget(model, "chain")
+    target.score(IDS[:20], range(-1, 19), 1)
+    target.commit(range(20))
+    for _ in range(3):
+        seen = target.score(IDS[40:46], range(-1, 5), 6)
+        for row in range(6):
+            expected = says(model, [*IDS[:20], *IDS[40 : 41 + row]])
+            torch.testing.assert_close(seen[row], expected, rtol=1e-3, atol=1e-3)
+        target.rollback()
+    target.score(IDS[40:46], range(-1, 5), 6)
+    target.commit(range(2))
+    torch.testing.assert_close(
+        target.score([9], (-1,), 1)[0], says(model, [*IDS[:20], *IDS[40:42], 9]), rtol=1e-3, atol=1e-3
+    )
+    target.commit((0,))
+    with pytest.raises(CacheError, match="one token after another"):
+        target.score([5, 6, 7], (-1, 0, 0), 3)
+
+
+def test_a_cache_that_takes_nothing_back_says_so() -> None:
+    target = StockTarget(tiny.model("llama"), "off")
+    target.score(IDS[:4], range(-1, 3), 1)
+    with pytest.raises(CacheError, match="takes nothing back"):
+        target.commit(range(3))
