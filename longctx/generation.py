@@ -20,7 +20,7 @@ from longctx.backend.stopping import ends, stop_strings
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
 from longctx.decoding.acceptance import Greedy, Residual, Rule, SharedNoise
-from longctx.decoding.controller import Fixed
+from longctx.decoding.control import Controller
 from longctx.decoding.laws import Processor, Temperature
 from longctx.decoding.loop import Decoding, Ends
 from longctx.drafts import DraftSource, Generation, Stats
@@ -34,6 +34,7 @@ Stack = Sequence[tuple[str, Drafter]]
 Acceptance = Literal["shared-noise", "residual"]
 
 AUTO: tuple[str, ...] = ("document",)
+CONTROLLER = "goodput"
 _AHEAD = 4096  # slots made for new tokens before there are any; a longer answer makes more when it comes to that
 
 
@@ -49,14 +50,15 @@ def generate(
     seed: int | None = None,
     stop: Sequence[str] = (),
     acceptance: Acceptance = "shared-noise",
+    controller: str | Controller = CONTROLLER,
     **options: Any,
 ) -> Generation:
     """What ``model.generate`` says to ``input_ids`` [tokens] or [batch, tokens], in fewer passes of the model.
 
     ``document`` is what the answer may copy from (None: the prompt). Temperature 0 takes the likeliest token; above it
     the same ``seed`` draws the same tokens with drafting on and off. The generation ends with the token that completes
-    one of ``stop``. ``options`` go to ``model.generate``. Raises BadOption for options that cannot be had together with
-    drafting, such as beams, and DraftError where a drafter fails.
+    one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``. Raises BadOption
+    for options that cannot be had together with drafting, such as beams, and DraftError where a drafter fails.
     """
     if temperature < 0 or max_new_tokens < 1:
         raise BadOption(
@@ -73,6 +75,7 @@ def generate(
         seed=seed,
         tokenizer=tokenizer,
         acceptance=acceptance,
+        controller=controller,
         on_end=lambda stats, warnings: made.append((stats, warnings)),
     )
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
@@ -96,6 +99,7 @@ def speculative(
     seed: int | None = None,
     tokenizer: Any = None,
     acceptance: Acceptance = "shared-noise",
+    controller: str | Controller = CONTROLLER,
     streamer: Any = None,
     on_end: Callable[[Stats, tuple[str, ...]], None] | None = None,
 ) -> Callable[..., Any]:
@@ -128,6 +132,7 @@ def speculative(
                 prompt,
                 stack,
                 rule,
+                controller=controller,
                 max_new_tokens=generation_config.max_length - input_ids.shape[1],
                 copied=copied,
                 ends=ends(stopping_criteria, prompt),
@@ -155,6 +160,7 @@ def begin(
     rule: Rule,
     *,
     max_new_tokens: int,
+    controller: str | Controller = CONTROLLER,
     copied: NDArray[np.int32] | None = None,
     ends: Ends = lambda new: False,
     processors: Sequence[Processor] = (),
@@ -174,7 +180,7 @@ def begin(
         prompt,
         rule,
         [(name, drafter.begin(source)) for name, drafter in stack] if target.rows != "off" else (),
-        Fixed(),
+        plugins.resolve("controllers", controller).begin(),
         max_new_tokens=max_new_tokens,
         needs=max((drafter.needs for _, drafter in stack), default=0),
         ends=ends,

@@ -22,6 +22,7 @@ ROOMS = {
     "kv": "kv",
     "drafters": "drafters",
     "needles": "pipelines/needles",
+    "controllers": "decoding/controllers",
 }
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 

@@ -1,7 +1,7 @@
 """The one draft-verify loop: prompt in, committed tokens out, several per pass of the model where drafts are right.
 
 Owns the order of a round and what is committed when. Drafting changes how many passes are made, never what comes out.
-Plain decoding is the same loop without drafters. Knows the model, drafters, rule and controller by their protocols.
+Plain decoding is the same loop without drafters. Knows the model, drafters, rule and control by their protocols.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from longctx.decoding.acceptance import Rule
-from longctx.decoding.controller import Controller
+from longctx.decoding.control import Control
 from longctx.decoding.laws import Laws, Processor
 from longctx.decoding.tree import TokenTree, merge
 from longctx.drafts import Draft, Stats, Verified
@@ -37,7 +37,7 @@ class Decoding:
         prompt: Sequence[int],
         rule: Rule,
         drafters: Sequence[tuple[str, Drafting]],  # names and drafters at work, in the order of their proposals
-        controller: Controller,
+        control: Control,
         *,
         max_new_tokens: int,
         needs: int = 0,
@@ -47,12 +47,13 @@ class Decoding:
     ) -> None:
         self.committed = list(prompt)
         self.done = max_new_tokens < 1
-        self._target, self._rule, self._controller = target, rule, controller
+        self._target, self._rule, self._control = target, rule, control
         self._drafters = tuple(drafters) if target.rows != "off" else ()
         self._prompt_tokens, self._limit, self._needs = len(prompt), max_new_tokens, needs
         self._ends, self._processors, self._progress = ends, processors, progress
         self._ids = torch.tensor([self.committed]) if processors else None  # [1, tokens]
         self._unseen: list[list[Verified]] = [[] for _ in self._drafters]  # told to a drafter before it proposes
+        self._asked = bool(self._drafters)  # whether this round was drafted for
         self._rounds = 0
         self._seconds = dict.fromkeys(("prefill", "draft", "verify", "commit"), 0.0)
         self._drafted, self._accepted = Counter[str](), Counter[str]()
@@ -95,6 +96,8 @@ class Decoding:
         if self._ids is not None:
             self._ids = torch.cat((self._ids, torch.tensor([kept])), 1)
         self._count(tree, path[: len(kept)])
+        if len(pending) == 1:
+            self._control.feedback(kept, 1 + len(tree), times[2] - times[1])
         verified = self._verified(tree, path[: len(kept) - 1], kept, logits)
         for unseen in self._unseen:
             unseen.append(verified)
@@ -122,7 +125,8 @@ class Decoding:
 
     def _draft(self) -> TokenTree:
         left = self._limit - (len(self.committed) - self._prompt_tokens)
-        budget = self._controller.plan(left - 1) if self._drafters and left > 1 else None
+        budget = self._control.plan(left - 1) if self._drafters and left > 1 else None
+        self._asked = budget is not None
         if budget is None:
             return merge((), 0, 0)
         drafts = []
@@ -134,7 +138,7 @@ class Decoding:
         tree = merge(drafts, budget.depth, self._target.vocabulary)
         if self._target.rows == "chain":
             tree = tree.chain()
-        return self._controller.cut(tree).best_path_first()
+        return self._control.cut(tree).best_path_first()
 
     def _verify(self, pending: Sequence[int], tree: TokenTree) -> tuple[list[int], list[int], torch.Tensor]:
         """The tokens that follow by the rule, the nodes among them, and the logits of anchor and nodes."""
@@ -157,7 +161,7 @@ class Decoding:
         rows = np.concatenate(([anchor], tree.tokens))
         parents = np.concatenate(([-1], tree.parents + 1))
         accepted = (0, *(node + 1 for node in path))
-        if not self._needs or not self._drafters:
+        if not self._needs or not self._asked:
             return Verified(tuple(kept), rows, parents, accepted)
         wide = logits.float()
         values, tops = wide.topk(min(self._needs, wide.shape[-1]), -1)

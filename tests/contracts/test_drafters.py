@@ -13,7 +13,7 @@ from scripted import VOCAB, Scripted, plainly
 import longctx
 from longctx import plugins
 from longctx.decoding.acceptance import Greedy, Residual, SharedNoise
-from longctx.decoding.controller import Fixed
+from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.loop import Decoding
 from longctx.drafts import Budget, DraftSource
 
@@ -98,6 +98,8 @@ def test_every_drafter_and_all_of_them_leave_a_models_answer_as_it_is(family: st
             expected = model.generate(prompt, do_sample=False, repetition_penalty=penalty, **options)
         stacks = [NAMES] if penalty > 1 else [[name] for name in NAMES]
         for drafters in stacks:
-            out = longctx.generate(model, tokenizer, prompt, drafters=drafters, repetition_penalty=penalty, **options)
+            out = longctx.generate(
+                model, tokenizer, prompt, drafters=drafters, repetition_penalty=penalty, controller="fixed", **options
+            )
             assert torch.equal(out.sequences, expected), drafters
             assert out.stats.rows == "tree" and out.guarantee == "exact" and out.warnings == ()

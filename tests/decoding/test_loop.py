@@ -11,7 +11,7 @@ from scripted import VOCAB, Scripted, Telling, garbage, half, nothing, plainly, 
 
 from longctx.decoding import loop as module
 from longctx.decoding.acceptance import Greedy, SharedNoise
-from longctx.decoding.controller import Fixed
+from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.loop import Decoding
 from longctx.drafts import Budget, Draft
 from longctx.errors import DraftError, ModelError

@@ -1,0 +1,34 @@
+"""Always the same number of nodes, the likeliest by the drafters' own estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longctx.decoding.tree import TokenTree
+from longctx.drafts import Budget
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """``nodes`` are verified in every round, as far as they are proposed. Holds no state: it controls by itself."""
+
+    nodes: int = 16
+
+    def __post_init__(self) -> None:
+        if self.nodes < 0:
+            raise ValueError(f"nodes={self.nodes} must not be negative")
+
+    def begin(self) -> Fixed:
+        return self
+
+    def plan(self, depth: int) -> Budget | None:
+        return Budget(self.nodes, depth) if self.nodes else None
+
+    def cut(self, tree: TokenTree) -> TokenTree:
+        return tree.best(self.nodes)
+
+    def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None: ...
+
+
+PLUGIN = Fixed

@@ -1,0 +1,79 @@
+"""As many nodes as give the most tokens a second, by calibrated acceptance and measured costs; none where none pays.
+
+Nodes are taken by falling chance of being reached while (1 + their sum) / seconds of the pass grows (Liu et al. 2024,
+arXiv 2406.14066, whose k this is for chains; with a cost that grows evenly, the threshold of Huang et al. 2024, arXiv
+2405.19715). Where drafts do not pay for some rounds it stops asking for them, for longer each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from longctx.decoding.control import Acceptance, RowCosts
+from longctx.decoding.tree import TokenTree
+from longctx.drafts import Budget
+
+_LEAST = 8  # nodes asked for at least, so that a change for the better is seen
+_WIDE = 4  # every so many rounds as many as allowed, as many rows may pay where a few more do not
+_PATIENCE = 8  # rounds in a row in which nothing paid
+_LONGEST = 64  # rounds without drafts, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Goodput:
+    """``nodes`` bounds one round."""
+
+    nodes: int = 48
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise ValueError(f"nodes={self.nodes} must be at least 1")
+
+    def begin(self) -> Weighing:
+        return Weighing(self.nodes)
+
+
+class Weighing:
+    """The controller at work."""
+
+    def __init__(self, nodes: int) -> None:
+        self._nodes = nodes
+        self._acceptance, self._costs = Acceptance(), RowCosts()
+        self._drafted: TokenTree | None = None  # what the latest round proposed, before the cut
+        self._asked, self._rounds = min(nodes, 2 * _LEAST), 0
+        self._idle = self._pause = self._paused = 0
+
+    def plan(self, depth: int) -> Budget | None:
+        self._drafted = None
+        if not self._costs.knows(1):
+            return None  # what a plain pass costs is what all others are held against
+        if self._paused < self._pause:
+            self._paused += 1
+            return None
+        self._rounds += 1
+        return Budget(self._nodes if self._rounds % _WIDE == 0 else self._asked, depth)
+
+    def cut(self, tree: TokenTree) -> TokenTree:
+        self._drafted = tree
+        reached = self._acceptance.reach(tree)
+        reach = -np.sort(-reached.values)[: self._nodes]
+        count = self._costs.best(reach)
+        self._asked = min(self._nodes, max(_LEAST, 2 * count))
+        self._idle = 0 if count else self._idle + 1
+        if self._idle >= _PATIENCE:
+            # the next try comes later each time: what trying costs stays a small share of what it could win
+            self._pause, self._paused, self._idle = min(_LONGEST, max(1, 2 * self._pause)), 0, _PATIENCE - 1
+        elif count:
+            self._pause = 0
+        return reached.best(count)
+
+    def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
+        self._costs.add(rows, seconds)
+        if self._drafted is not None:
+            self._acceptance.learn(self._drafted, tokens)
+
+
+PLUGIN = Goodput

@@ -1,0 +1,79 @@
+"""SmartSpec: the length k of a chain from one rate of acceptance, the same for all tokens, and measured costs.
+
+The rate is a moving mean; the expected tokens of k drafted ones are (1 - a^(k+1)) / (1 - a), and k is the one at which
+tokens a second begin to fall (Liu et al. 2024, arXiv 2406.14066).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longctx.decoding.control import RowCosts
+from longctx.decoding.tree import TokenTree
+from longctx.drafts import Budget
+
+_START, _KEEPS = 0.7, 0.85
+_PLAIN = 1.1  # what a round without drafts counts for, as drafting has costs beside the rows
+_AGAIN = 32  # rounds after which a chain of one is tried where none paid
+
+
+@dataclass(frozen=True, slots=True)
+class Smartspec:
+    """``longest`` bounds k."""
+
+    longest: int = 16
+
+    def __post_init__(self) -> None:
+        if self.longest < 1:
+            raise ValueError(f"longest={self.longest} must be at least 1")
+
+    def begin(self) -> OneRate:
+        return OneRate(self.longest)
+
+
+class OneRate:
+    """The controller at work."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest, self._rate, self._costs = longest, _START, RowCosts()
+        self._chain: TokenTree | None = None
+        self._plain = 0
+
+    def plan(self, depth: int) -> Budget | None:
+        self._chain = None
+        length = self._length()
+        self._plain = 0 if length else self._plain + 1
+        if self._plain > _AGAIN:
+            self._plain, length = 0, 1
+        return Budget(length, min(length, depth)) if length else None
+
+    def cut(self, tree: TokenTree) -> TokenTree:
+        self._chain = tree.chain()
+        return self._chain
+
+    def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
+        self._costs.add(rows, seconds)
+        if self._chain is None or not len(self._chain):
+            return
+        right = 0
+        for drafted, token in zip(self._chain.tokens.tolist(), tokens, strict=False):
+            if drafted != token:
+                break
+            right += 1
+        judged = min(len(self._chain), right + 1)
+        self._rate = _KEEPS * self._rate + (1 - _KEEPS) * right / judged
+
+    def _length(self) -> int:
+        best, tokens, chance = _PLAIN / self._costs.seconds(1), 1.0, 1.0
+        for length in range(1, self._longest + 1):
+            chance *= self._rate
+            tokens += chance
+            worth = tokens / self._costs.seconds(1 + length)
+            if worth < best:
+                return length - 1
+            best = worth
+        return self._longest
+
+
+PLUGIN = Smartspec
