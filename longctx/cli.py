@@ -1,66 +1,24 @@
 """The command line: names, flags and exit codes. What a command does is in ``commands``, imported when it is called.
 
-Owns the boundary: whatever goes wrong below becomes one message on stderr and an exit code, without a traceback for
-what a user, a file or a machine can cause. Importing this loads neither torch nor numpy.
+Importing this loads neither torch nor numpy.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from longctx.commands import eval_flags, flags, needle_app
 from longctx.commands.begin import begin as _begin
-from longctx.errors import DoesNotFit, Interrupted, LongctxError
-
-_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
-
-
-class _Guarded(TyperGroup):
-    """Commands whose failures end in a message and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (KeyboardInterrupt, Interrupted):
-            raise _ended("stopped.", Interrupted.exit_code) from None
-        except LongctxError as error:
-            raise _ended(str(error), error.exit_code) from None
-        except BrokenPipeError:
-            raise  # typer ends quietly: whoever read the output has gone
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename is not None else ""
-            raise _ended(f"{where}{error.strerror or error}.{_remedy(error)}", 1) from None
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(sign in str(error).lower() for sign in _MEMORY):
-                raise
-            said = "the memory of this machine does not hold the work. `longctx plan` says what a text needs."
-            raise _ended(said, DoesNotFit.exit_code) from None
-
-
-def _ended(said: str, code: int) -> typer.Exit:
-    from longctx.commands.screen import failure
-
-    failure(said)
-    return typer.Exit(code)
-
-
-def _remedy(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return " Free some space, or set LONGCTX_CACHE to a folder on another disk."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return " Choose a place that can be written, or change its permissions."
-    return ""
-
+from longctx.commands.boundary import Guarded
+from longctx.errors import Interrupted
 
 app = typer.Typer(
-    cls=_Guarded,
+    cls=Guarded,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -91,6 +49,7 @@ def ask(
     max_new_tokens: flags.MaxNewTokens = None,
     temperature: flags.Temperature = None,
     seed: flags.Seed = None,
+    drafters: flags.Drafters = None,
     config: flags.Config = None,
     plot: flags.Plot = None,
     json: flags.Json = False,
@@ -100,7 +59,7 @@ def ask(
     """Answer a question about files, with citations into them."""
     given = dict(
         model=model, selector=selector, budget=budget, dtype=dtype, device=device, max_new_tokens=max_new_tokens,
-        temperature=temperature, seed=seed,
+        temperature=temperature, seed=seed, drafters=drafters,
     )  # fmt: skip
     settings, screen = _begin(config, given, json, quiet, verbose)
     if (questions is None) != (out is None):
@@ -132,6 +91,33 @@ def select(
     given = dict(model=model, selector=selector, budget=budget, dtype=dtype, device=device)
     settings, screen = _begin(config, given, json, quiet, verbose)
     importlib.import_module("longctx.commands.ask").select(words, settings, screen, plot)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[Path, typer.Option(metavar="FILE", help="The text to go on from, as one turn of a user.")],
+    name: flags.ModelName = None,
+    model: flags.Model = None,
+    document: Annotated[Path | None, typer.Option(metavar="FILE", help="What may be copied [the prompt].")] = None,
+    stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends the text; may be given again.")] = None,
+    drafters: flags.Drafters = None,
+    max_new_tokens: flags.MaxNewTokens = None,
+    temperature: flags.Temperature = None,
+    seed: flags.Seed = None,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Say what a model says to a prompt, in fewer passes: drafts change the speed and nothing else."""
+    given = dict(
+        model=_one(name, model), drafters=drafters, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
+        dtype=dtype, device=device,
+    )  # fmt: skip
+    settings, screen = _begin(config, given, json, quiet, verbose)
+    importlib.import_module("longctx.commands.generate").generate(prompt, document, stop or [], settings, screen)
 
 
 @app.command()
@@ -227,8 +213,9 @@ def evaluate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: reading.")],
+    name: Annotated[str, typer.Argument(help="Which benchmark: reading or speculation.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Rows are appended here.")],
+    data: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Prompts with their groups.")] = None,
     model: flags.Model = None,
     config: flags.Config = None,
     json: flags.Json = False,
@@ -237,7 +224,7 @@ def bench(
 ) -> None:
     """Measure speed against the stock model in one run."""
     settings, screen = _begin(config, dict(model=model), json, quiet, verbose)
-    importlib.import_module("longctx.commands.jobs").bench(name, out, settings, screen)
+    importlib.import_module("longctx.commands.jobs").bench(name, out, data, settings, screen)
 
 
 @app.command("list")

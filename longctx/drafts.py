@@ -164,3 +164,15 @@ class Generation:
     @property
     def text(self) -> str:
         return self.texts[0]
+
+    def as_dict(self) -> dict[str, Any]:
+        """In JSON's own types."""
+        stats = {**self.stats.facts(), "tokens_per_round": self.stats.tokens_per_round}
+        return {
+            "text": self.text,
+            "texts": list(self.texts),
+            "sequences": self.sequences.tolist(),
+            "stats": stats | {"drafted_by_source": dict(self.stats.drafted_by_source)},
+            "guarantee": self.guarantee,
+            "warnings": list(self.warnings),
+        }

@@ -517,3 +517,33 @@ def test_a_reader_that_goes_away_is_no_error_message() -> None:
         assert ran.stdout is not None and ran.stderr is not None
         ran.stdout.close()
         assert ran.stderr.read() == "" and ran.wait() == 1
+
+
+# --- generate -------------------------------------------------------------------------------------------------------
+
+
+def test_generate_says_the_same_with_drafts_and_without(model: Path, folder: Path) -> None:
+    words = ["generate", str(model), "--prompt", "story.txt", "--max-new-tokens", "12", "--json", "--quiet"]
+    drafted, plain = (json.loads(call(*words, "--drafters", name).stdout) for name in ("document+ngram", "none"))
+    assert drafted["sequences"] == plain["sequences"] and drafted["text"] == plain["text"]
+    assert drafted["guarantee"] == "exact" and plain["stats"]["drafted"] == 0
+    assert set(drafted["stats"]["accepted_by_source"]) == {"document", "ngram"}
+    assert drafted["stats"]["rounds"] <= drafted["stats"]["new_tokens"] <= 12
+    shown = call(*words[:-2], "--document", "story.txt")
+    assert shown.exit_code == 0 and "guarantee: exact" in shown.stderr and "passes" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prompt", "none.txt"], "none.txt cannot be read"),
+        (["--prompt", "empty.txt"], "empty.txt is empty"),
+        (["--prompt", "story.txt", "--drafters", "document+nonsense"], "no drafter named 'nonsense'"),
+        (["--prompt", "story.txt", "--temperature", "-1"], "temperature=-1"),
+    ],
+)
+def test_generate_refuses_what_it_cannot_use(words: Sequence[str], said: str, model: Path, folder: Path) -> None:
+    (folder / "empty.txt").write_text(" \n")
+    ran = call("generate", str(model), *words)
+    assert ran.exit_code == 2 and said in ran.stderr
+    assert asked(model, "story.txt", QUESTION, "--drafters", "nonsense").exit_code == 2

@@ -91,24 +91,40 @@ class Tokens:
     def frame(self) -> Frame:
         """The prompt's fixed parts, from the chat template where there is one; one BOS where the model wants one."""
         if not getattr(self.tokenizer, "chat_template", None):
-            bos = self.tokenizer.bos_token_id
-            adds = self.tokenizer("", add_special_tokens=True)["input_ids"]
-            before = [bos] if bos is not None and bos in adds else []
-            return Frame((*before, *self.plain(INSTRUCTION)), tuple(self.plain(QUESTION)), tuple(self.plain(CUE)))
+            before = (*self._bos(), *self.plain(INSTRUCTION))
+            return Frame(before, tuple(self.plain(QUESTION)), tuple(self.plain(CUE)))
+        head, tail = self._around()
+        return Frame(
+            (*self._template(head), *self.plain(INSTRUCTION)), tuple(self.plain(QUESTION)), tuple(self._template(tail))
+        )
+
+    def turn(self, text: str) -> list[int]:
+        """The prompt that asks what follows ``text``: one user's turn in the chat template, or the text behind BOS."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            return [*self._bos(), *self.plain(text)]
+        head, tail = self._around()
+        return [*self._template(head), *self.plain(text), *self._template(tail)]
+
+    def stops(self, generation_eos: Any) -> tuple[int, ...]:
+        """Every id that ends an answer: the model's own and the tokenizer's."""
+        own = generation_eos if isinstance(generation_eos, (list, tuple)) else [generation_eos]
+        return tuple(sorted({int(i) for i in (*own, self.tokenizer.eos_token_id) if i is not None}))
+
+    def _bos(self) -> list[int]:
+        """The token that begins every text, where the model wants one."""
+        bos = self.tokenizer.bos_token_id
+        adds = self.tokenizer("", add_special_tokens=True)["input_ids"]
+        return [int(bos)] if bos is not None and bos in adds else []
+
+    def _around(self) -> tuple[str, str]:
+        """The chat template's text before and after the user's words."""
         head, hole, tail = self._rendered().partition(_HOLE)
         if not hole or _HOLE in tail:
             raise ModelError(
                 "the chat template does not carry the user's turn once and unchanged; pass a tokenizer with "
                 "another template."
             )
-        return Frame(
-            (*self._template(head), *self.plain(INSTRUCTION)), tuple(self.plain(QUESTION)), tuple(self._template(tail))
-        )
-
-    def stops(self, generation_eos: Any) -> tuple[int, ...]:
-        """Every id that ends an answer: the model's own and the tokenizer's."""
-        own = generation_eos if isinstance(generation_eos, (list, tuple)) else [generation_eos]
-        return tuple(sorted({int(i) for i in (*own, self.tokenizer.eos_token_id) if i is not None}))
+        return head, tail
 
     def _rendered(self) -> str:
         """The chat template's text around one user's turn."""

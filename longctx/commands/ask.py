@@ -36,6 +36,7 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
         budget_tokens=settings.budget,
         max_new_tokens=settings.max_new_tokens,
         selector=settings.selector,
+        drafters=settings.stack(),
         temperature=settings.temperature,
         seed=settings.seed,
     ):
@@ -94,7 +95,8 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
             raise UsageError(f"--out {str(out)!r} is one of the files to read.")
     documents = read_documents(words)
     configuration = dataclasses.asdict(settings)
-    del configuration["segment_memory_bytes"]  # changes what is kept, never an answer
+    for key in ("segment_memory_bytes", "drafters"):  # change what is kept and how fast it goes, never an answer
+        del configuration[key]
     outcome = pipeline.run(
         lambda: open_reader(settings, screen),
         documents,
@@ -105,6 +107,7 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
         budget_tokens=settings.budget,
         max_new_tokens=settings.max_new_tokens,
         selector=settings.selector,
+        drafters=settings.stack(),
         temperature=settings.temperature,
         seed=settings.seed,
     )
@@ -134,6 +137,14 @@ def check(settings: Settings) -> None:
     if settings.selector != "all":
         plugins.load("selectors", settings.selector)
     plugins.load("splitters", settings.splitter)
+    check_drafters(settings)
+
+
+def check_drafters(settings: Settings) -> None:
+    """Raises UsageError for a drafter there is not."""
+    stack = settings.stack()
+    for name in () if stack == "auto" else stack:
+        plugins.load("drafters", name)
 
 
 def _asked(words: Sequence[str], settings: Settings, plot: Path | None) -> tuple[list[Document], str]:

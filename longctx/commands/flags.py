@@ -38,6 +38,10 @@ MaxNewTokens = Annotated[
     typer.Option(parser=_count, metavar="TOKENS", help="Longest answer [128].", rich_help_panel=_ANSWERING),
 ]
 Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token [0].", rich_help_panel=_ANSWERING)]
+Drafters = Annotated[
+    str | None,
+    typer.Option(help="auto, none, or names: document+ngram; see `longctx list`.", rich_help_panel=_ANSWERING),
+]
 Seed = Annotated[int | None, typer.Option(help="Makes a temperature repeatable.", rich_help_panel=_ANSWERING)]
 Tokens = Annotated[int, typer.Option("--tokens", parser=_count, metavar="N", help="Length of the text: 100k, 1M.")]
 Plot = Annotated[

@@ -17,9 +17,9 @@ from longctx.errors import UnknownMethod, UsageError
 
 _SELECTION = "selection"
 # name -> (module of longctx.pipelines, function)
-_BENCHES = {"reading": ("bench_reading", "run_reading")}
+_BENCHES = {"reading": ("bench_reading", "run_reading"), "speculation": ("bench_speculation", "run_speculation")}
 # Settings that an evaluation sets itself, or that change what is kept and never an answer.
-_NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "segment_memory_bytes")
+_NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "drafters", "segment_memory_bytes")
 
 
 def list_suites() -> None:
@@ -51,12 +51,17 @@ def evaluate(
         _done(job.run(lambda: open_reader(settings, screen), screen.progress), screen)
 
 
-def bench(name: str, out: Path, settings: Settings, screen: Screen) -> None:
-    """Run a benchmark and append its row to ``out``."""
+def bench(name: str, out: Path, data: Path | None, settings: Settings, screen: Screen) -> None:
+    """Run a benchmark and append its rows to ``out``. Raises UsageError for data that it has no use for."""
     if name not in _BENCHES:
         raise UnknownMethod("bench", name, sorted(_BENCHES))
+    if data is not None and name != "speculation":
+        raise UsageError(f"the benchmark {name!r} takes no --data.")
+    if data is not None and not data.is_file():
+        raise UsageError(f"--data {str(data)!r} is not a file.")
     module, function = _BENCHES[name]
-    _done(getattr(_pipeline(module), function)(settings.model, out), screen)
+    run = getattr(_pipeline(module), function)
+    _done(run(settings.model, out) if data is None else run(settings.model, out, data=data), screen)
 
 
 def _suites() -> list[str]:

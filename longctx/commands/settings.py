@@ -32,11 +32,18 @@ class Settings:
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int | None = None
+    drafters: str = "auto"
     splitter: str = "auto"
     encoder: str = "auto"
     calibration: str = "auto"
     segment_tokens: int | None = None
     segment_memory_bytes: int | None = None
+
+    def stack(self) -> str | list[str]:
+        """The drafters by name: ``a+b:option=value`` is two of them, ``none`` is no one."""
+        if self.drafters in ("auto", "none"):
+            return "auto" if self.drafters == "auto" else []
+        return [name.strip() for name in self.drafters.split("+")]
 
     def reader_options(self) -> dict[str, Any]:
         """What ``Reader`` is made with; a key that was not given is left to the reader's own default."""

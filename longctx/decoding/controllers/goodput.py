@@ -17,7 +17,6 @@ from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
 
 _LEAST = 8  # nodes asked for at least, so that a change for the better is seen
-_WIDE = 4  # every so many rounds as many as allowed, as many rows may pay where a few more do not
 _PATIENCE = 8  # rounds in a row in which nothing paid
 _LONGEST = 64  # rounds without drafts, at most
 
@@ -43,7 +42,7 @@ class Weighing:
         self._nodes = nodes
         self._acceptance, self._costs = Acceptance(), RowCosts()
         self._drafted: TokenTree | None = None  # what the latest round proposed, before the cut
-        self._asked, self._rounds = min(nodes, 2 * _LEAST), 0
+        self._asked = min(nodes, 2 * _LEAST)
         self._idle = self._pause = self._paused = 0
 
     def plan(self, depth: int) -> Budget | None:
@@ -53,8 +52,7 @@ class Weighing:
         if self._paused < self._pause:
             self._paused += 1
             return None
-        self._rounds += 1
-        return Budget(self._nodes if self._rounds % _WIDE == 0 else self._asked, depth)
+        return Budget(self._asked, depth)
 
     def cut(self, tree: TokenTree) -> TokenTree:
         self._drafted = tree

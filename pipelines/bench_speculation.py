@@ -1,0 +1,197 @@
+"""``longctx bench speculation``: tokens a second of drafted decoding beside Hugging Face's own, per group of prompts.
+
+Owns the clock and the rows. All methods answer a prompt one after another before the next prompt comes, so that their
+ratios hold on a machine whose speed drifts. A row says whether its tokens are those of plain greedy decoding.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import longctx
+from longctx import plugins
+from longctx.errors import UsageError
+
+from . import python_reference
+
+LOOKUPS = tuple((tokens, ngram) for tokens in (5, 10, 20) for ngram in (2, 3))
+_PASSAGE_CHARS = 1200
+_TASKS = {
+    "quote": "Repeat the text above word for word.",
+    "summary": "Summarise the text above in a few sentences.",
+    "question": "What does the text above say about names? Answer with sentences from it.",
+    "free": "Write a short story about a lighthouse. Ignore the text above.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt, and the group whose mean it belongs to."""
+
+    group: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One answer: its new tokens, the seconds of prompt and answer, and what the method tells of itself."""
+
+    tokens: list[int]
+    seconds: float
+    facts: dict[str, Any]
+
+
+Method = Callable[[Any, int], Timed]
+
+
+def run_speculation(
+    model: str,
+    out: Path,
+    *,
+    data: Path | None = None,
+    dtype: str = "auto",
+    max_new_tokens: int = 128,
+    prompts_per_group: int = 8,
+    stacks: Sequence[str] | None = None,
+) -> Path:
+    """Append one row for every prompt and method to ``out``/speculation.jsonl and return that file.
+
+    ``data`` is a file of JSON objects with "group" and "prompt" on each line; without it, passages of the Python
+    language reference are quoted, summarised, asked about and ignored. ``stacks`` are drafters as on the command line
+    ("document+ngram"); by default none, each one alone, and "auto".
+    """
+    prompts = read(data) if data is not None else built_in(prompts_per_group)
+    reader = longctx.Reader.from_pretrained(model, dtype=dtype, encoder=None, calibration=None)
+    names = ["none", *plugins.names("drafters"), "auto"] if stacks is None else list(stacks)
+    methods = methods_of(reader.model, reader.tokenizer, names)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "speculation.jsonl"
+    common = {
+        "bench": "speculation",
+        "model": Path(model).name,
+        "dtype": str(reader.model.dtype).removeprefix("torch."),
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "version": longctx.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    with path.open("a", encoding="utf-8") as file:
+        for number, prompt in enumerate(prompts):
+            for row in rows_of(prompt, number, reader.tokenizer, methods, max_new_tokens):
+                file.write(json.dumps({**common, **row}) + "\n")
+                file.flush()
+            print(f"prompt {number + 1} of {len(prompts)}", file=sys.stderr, flush=True)
+    return path
+
+
+def read(path: Path) -> list[Prompt]:
+    """The prompts of a file. Raises UsageError naming the line of one that is none."""
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            found.append(Prompt(str(row["group"]), str(row["prompt"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f'{path}, line {number}: no "group" and "prompt" in it ({error}).') from error
+    return found
+
+
+def built_in(per_group: int) -> list[Prompt]:
+    """``per_group`` passages of the Python language reference with each of the tasks."""
+    text = python_reference.text()
+    step = max(1, (len(text) - _PASSAGE_CHARS) // max(1, per_group))
+    passages = [text[at : at + _PASSAGE_CHARS] for at in range(0, step * per_group, step)]
+    return [Prompt(group, f"{passage}\n\n{task}") for passage in passages for group, task in _TASKS.items()]
+
+
+def methods_of(model: Any, tokenizer: Any, stacks: Sequence[str]) -> dict[str, Method]:
+    """Hugging Face's greedy decoding, its prompt lookup with several settings, and each of our stacks."""
+    found: dict[str, Method] = {"hf": lambda ids, new: _stock(model, ids, new, {})}
+    for tokens, ngram in LOOKUPS:
+        options = {"prompt_lookup_num_tokens": tokens, "max_matching_ngram_size": ngram}
+        found[f"hf_lookup:{tokens},{ngram}"] = lambda ids, new, options=options: _stock(model, ids, new, options)  # type: ignore[misc]
+    for stack in stacks:
+        drafters: Any = "auto" if stack == "auto" else [] if stack == "none" else stack.split("+")
+        found[stack] = lambda ids, new, drafters=drafters: _drafted(model, tokenizer, ids, new, drafters)  # type: ignore[misc]
+    return found
+
+
+def rows_of(
+    prompt: Prompt, number: int, tokenizer: Any, methods: dict[str, Method], max_new_tokens: int
+) -> list[dict[str, Any]]:
+    """One row a method. ``decode_seconds`` leaves out what the same method took to say the first token."""
+    turns = [{"role": "user", "content": prompt.text}]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = ids["input_ids"]
+    names = list(methods)
+    at = number % len(names)
+    rows = []
+    answers: dict[str, list[int]] = {}
+    for name in [*names[at:], *names[:at]]:  # who comes first changes from prompt to prompt
+        first = methods[name](ids, 1).seconds
+        made = methods[name](ids, max_new_tokens)
+        answers[name] = made.tokens
+        decode = max(made.seconds - first, 1e-9)
+        rows.append(
+            {
+                "group": prompt.group,
+                "prompt": number,
+                "method": name,
+                "prompt_tokens": int(ids.shape[1]),
+                "new_tokens": len(made.tokens),
+                "seconds": made.seconds,
+                "first_seconds": first,
+                "decode_seconds": decode,
+                "tokens_per_second": (len(made.tokens) - 1) / decode,
+                **made.facts,
+            }
+        )
+    for row in rows:
+        row["same"] = answers[row["method"]] == answers["hf"]
+    return rows
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Group -> method -> geometric mean over prompts of its speed beside plain Hugging Face decoding.
+
+    ``hf_lookup`` is prompt lookup with the setting that is best for the group.
+    """
+    speeds: dict[tuple[str, int, str], float] = {}
+    for row in rows:
+        if row["new_tokens"] > 1:
+            speeds[row["group"], row["prompt"], row["method"]] = row["tokens_per_second"]
+    ratios: dict[str, dict[str, list[float]]] = {}
+    for (group, prompt, method), speed in speeds.items():
+        if (group, prompt, "hf") in speeds:
+            ratios.setdefault(group, {}).setdefault(method, []).append(speed / speeds[group, prompt, "hf"])
+    found = {g: {m: statistics.geometric_mean(values) for m, values in by.items()} for g, by in ratios.items()}
+    for by in found.values():
+        lookups = [value for method, value in by.items() if method.startswith("hf_lookup:")]
+        if lookups:
+            by["hf_lookup"] = max(lookups)
+    return found
+
+
+def _stock(model: Any, ids: Any, new: int, options: dict[str, Any]) -> Timed:
+    ids = ids.to(model.device)
+    started = time.perf_counter()
+    out = model.generate(ids, do_sample=False, max_new_tokens=new, **options)
+    seconds = time.perf_counter() - started
+    return Timed(out[0, ids.shape[1] :].tolist(), seconds, {})
+
+
+def _drafted(model: Any, tokenizer: Any, ids: Any, new: int, drafters: Any) -> Timed:
+    started = time.perf_counter()
+    made = longctx.generate(model, tokenizer, ids, drafters=drafters, max_new_tokens=new)
+    seconds = time.perf_counter() - started
+    told = made.as_dict()["stats"]
+    facts = {key: told[key] for key in ("rounds", "drafted", "accepted", "accepted_by_source", "tokens_per_round")}
+    phases = {key: value for key, value in told.items() if key.endswith("_seconds")}
+    return Timed(made.sequences[0, ids.shape[1] :].tolist(), seconds, {**facts, "phases": phases})
