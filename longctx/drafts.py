@@ -97,7 +97,9 @@ class Verified:
 class Stats:
     """Counts of one generation. ``drafted`` and ``accepted`` count tokens; by source, a shared token counts for each.
 
-    ``seconds`` has the phases ``prefill``, ``draft``, ``verify``, ``commit``.
+    ``seconds`` has the phases ``prefill``, ``draft``, ``verify``, ``commit``. ``copied`` are the runs of new tokens
+    that were accepted as copies of the document (the prompt, where there was none): the first new token, the first
+    token of the document, and how many.
     """
 
     rounds: int = 0
@@ -108,6 +110,7 @@ class Stats:
     accepted_by_source: Mapping[str, int] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     rows: Kind = "off"
+    copied: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def tokens_per_round(self) -> float:
@@ -137,6 +140,7 @@ class Stats:
             _sum(self.accepted_by_source, other.accepted_by_source),
             _sum(self.seconds, other.seconds),
             other.rows,
+            other.copied if not self.tokens else (),  # where several sequences were made, none can be told apart
         )
 
 
@@ -173,6 +177,7 @@ class Generation:
             "texts": list(self.texts),
             "sequences": self.sequences.tolist(),
             "stats": stats | {"drafted_by_source": dict(self.stats.drafted_by_source)},
+            "copied": [list(run) for run in self.stats.copied],
             "guarantee": self.guarantee,
             "warnings": list(self.warnings),
         }

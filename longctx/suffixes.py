@@ -42,6 +42,8 @@ class SuffixIndex:
         found: dict[int, int] = {}
         for length in range(len(ranges), 0, -1):
             low, high = ranges[length - 1]
+            if length < len(ranges) and ranges[length] == (low, high):
+                continue  # every place of this end is one of the longer end
             looked = range(low, high) if high - low <= 4 * most else _evenly(low, high, 4 * most)
             places = (len(self) - self._order[at] for at in looked)
             fresh = [place for place in places if place < len(self) and place not in found]
@@ -57,14 +59,17 @@ class SuffixIndex:
         order, text, size = self._order, self._backwards, len(self)
         ranges: list[tuple[int, int]] = []
         low, high = 0, size
+        if not size:
+            return ranges
         for depth, token in enumerate(reversed(context[-LONGEST:])):
 
             def at(slot: int, depth: int = depth) -> int:
                 place = order[slot] + depth
                 return text[place] if place < size else -1  # the shorter of two suffixes stands first
 
-            low = bisect_left(range(size), token, low, high, key=at)
-            high = bisect_right(range(size), token, low, high, key=at)
+            if at(low) != token or at(high - 1) != token:
+                low = bisect_left(range(size), token, low, high, key=at)
+                high = bisect_right(range(size), token, low, high, key=at)
             if low == high:
                 break
             ranges.append((low, high))

@@ -58,6 +58,7 @@ class Decoding:
         self._seconds = dict.fromkeys(("prefill", "draft", "verify", "commit"), 0.0)
         self._drafted, self._accepted = Counter[str](), Counter[str]()
         self._all_drafted = self._all_accepted = 0
+        self._copied: list[tuple[int, int, int]] = []
 
     @property
     def new(self) -> list[int]:
@@ -92,6 +93,7 @@ class Decoding:
         # the last kept token is the next anchor: it has no slot yet
         rows = [*range(len(pending)), *(len(pending) + node for node in path[: len(kept) - 1])]
         self._target.commit(rows)
+        self._note_copies(tree, path[: len(kept)])
         self.committed += kept
         if self._ids is not None:
             self._ids = torch.cat((self._ids, torch.tensor([kept])), 1)
@@ -121,6 +123,7 @@ class Decoding:
             accepted_by_source=dict(self._accepted),
             seconds=self._seconds.copy(),
             rows=self._target.rows,
+            copied=tuple(self._copied),
         )
 
     def _draft(self) -> TokenTree:
@@ -186,6 +189,20 @@ class Decoding:
             mine = (tree.sources >> source) & 1
             self._drafted[name] += int(mine.sum())
             self._accepted[name] += int(mine[list(path)].sum())
+
+    def _note_copies(self, tree: TokenTree, path: Sequence[int]) -> None:
+        """Accepted copies as runs; one that goes on where the latest ended makes that one longer."""
+        first = len(self.committed) - self._prompt_tokens
+        for new, node in enumerate(path, first):
+            origin = int(tree.origins[node]) if tree.origins is not None else -1
+            if origin < 0:
+                continue
+            if self._copied:
+                start, place, count = self._copied[-1]
+                if (start + count, place + count) == (new, origin):
+                    self._copied[-1] = (start, place, count + 1)
+                    continue
+            self._copied.append((new, origin, 1))
 
     def _report(self) -> None:
         if self._progress is not None:

@@ -79,6 +79,18 @@ def test_proposals_keep_the_budget_and_change_only_with_committed_tokens(spec: s
     assert (given.prompt == before[0]).all() and given.document is not None and (given.document == before[1]).all()
 
 
+@pytest.mark.parametrize("spec", VARIANTS)
+def test_what_is_told_as_copied_stands_in_the_document(spec: str) -> None:
+    run = decoding(spec, Scripted())
+    list(run.run())
+    for new, place, count in run.stats.copied:
+        assert run.new[new : new + count] == DOCUMENT[place : place + count].tolist()
+    if spec == "document":
+        assert sum(count for _, _, count in run.stats.copied) >= run.stats.accepted // 2 > 0
+        ends = [new + count for new, _, count in run.stats.copied]
+        assert ends == sorted(ends) and max(count for *_, count in run.stats.copied) > 2
+
+
 @pytest.mark.parametrize("spec", NAMES)
 def test_a_prompt_of_one_token_is_enough(spec: str) -> None:
     drafter = plugins.load("drafters", spec)

@@ -172,9 +172,16 @@ def draws_by_value(tree: TokenTree, node: int, p: Law) -> tuple[list[int], list[
     return offers(TokenTree(tree.tokens, tree.parents, tree.depths, tree.values, tree.sources, tuple(tidy)), node, p)
 
 
+def draw_per_leaf(tree: TokenTree, node: int, p: Law) -> tuple[list[int], list[float], Law]:
+    """Published mistake: one random number for every path of the tree, so that shared nodes are tried several times."""
+    children, chances, rest = offers(tree, node, p)
+    return children, [1 - (1 - chance) ** 2 for chance in chances], rest
+
+
 @pytest.mark.parametrize(
     ("mutant", "name"),
     [
+        (draw_per_leaf, "proposals"),
         (ratio_on_proposals, "proposals"),
         (no_residual, "one draw"),
         (repeated_draw_dropped, "two draws with replacement"),
@@ -255,6 +262,17 @@ def test_greedy_and_shared_noise_commit_what_plain_decoding_says(seed: int) -> N
         return int((row + gumbel(seed, 30 + step, VOCAB, row.device)).argmax())
 
     assert committed(SharedNoise(seed)) == stepwise(tree, logits, draw)
+
+
+def test_a_token_taken_from_the_law_of_the_wrong_row_is_noticed() -> None:
+    """Published mistake: the token after the last accepted one read from its parent's row."""
+    tree = merge([Draft.chain([1, 2], [0.9, 0.8])], 2, VOCAB)
+    logits = torch.zeros(3, VOCAB)
+    logits[0, 1] = logits[1, 2] = logits[2, 4] = 9.0
+    path, token = Greedy().walk(tree, Laws(logits, tree, 3))
+    assert (path, token) == ([0, 1], 4)
+    assert SharedNoise(0).walk(tree, Laws(logits * 9, tree, 3)) == ([0, 1], 4)
+    assert Residual(0).walk(tree, Laws(logits * 9, tree, 3)) == ([0, 1], 4)
 
 
 def test_shared_noise_follows_the_law_and_differs_between_seeds_and_positions() -> None:
