@@ -118,12 +118,12 @@ def test_one_seed_draws_the_same_tokens_with_drafting_on_and_off(family: str) ->
 
     off = drawn(3, [])
     truth = off[PROMPT.shape[1] :]
-    for drafters in ([Oracle(truth)], "auto", ["ngram", "recycling", "lookup"], ["ngram:drawn=true"]):
+    for drafters in ([Oracle(truth)], "auto", ["ngram", "recycling", "lookup"], ["ngram:growth=rsd_c"]):
         assert drawn(3, drafters) == off
     assert drawn(4, []) != off and drawn(None, []) != drawn(None, [])
     assert drawn(3, ["document"], top_k=5, top_p=0.8) == drawn(3, [], top_k=5, top_p=0.8)
-    assert drawn(3, ["ngram:drawn=true"], acceptance="residual") == drawn(
-        3, ["ngram:drawn=true"], acceptance="residual"
+    assert drawn(3, ["ngram:growth=rsd_c"], acceptance="residual") == drawn(
+        3, ["ngram:growth=rsd_c"], acceptance="residual"
     )
     state = torch.get_rng_state()
     drawn(3, "auto")

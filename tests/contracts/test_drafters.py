@@ -19,7 +19,14 @@ from longctx.drafts import Budget, DraftSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = plugins.names("drafters")
-VARIANTS = [*NAMES, "ngram:drawn=true", "rasd:base=ngram", "lookup:tokens=3,ngram=3"]
+VARIANTS = [
+    *NAMES,
+    "ngram:growth=rsd_c",
+    "ngram:growth=rsd_s",
+    "ngram:growth=dyspec",
+    "rasd:base=ngram",
+    "lookup:tokens=3,ngram=3",
+]
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, *plainly([2, 6], 30)]
 DOCUMENT = np.asarray([*plainly(PROMPT, 60), 7, 7, 7], dtype=np.int32)
 

@@ -1,0 +1,196 @@
+"""How a tree grows from laws of the next token: the likeliest nodes, or draws that the residual rule may trust.
+
+A drawn tree decides to draw before it looks at what was drawn: only then is each child's law the one it was drawn from.
+Knows no model; a law is asked for by its context.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longctx.drafts import Budget, Draft, Draw
+
+Law = dict[int, float]
+LawOf = Callable[[Sequence[int]], Law]
+"""The law after some tokens, as weights; empty where nothing is known. Its sum says how far it is trusted."""
+
+Shares = tuple[NDArray[np.int64], NDArray[np.float64]]
+"""Tokens and their probabilities, which sum to 1."""
+
+Growth = Literal["likeliest", "rsd_c", "rsd_s", "dyspec"]
+_BRANCHES = (3, 2)  # rsd_c: children of the anchor and of its children; one below
+_WIDTH = 3  # rsd_s: paths kept at every level
+
+
+class _Tree:
+    """Nodes as they are added."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.values: list[float] = []
+        self.draws: list[Draw] = []
+
+    def add(
+        self, token: int, parent: int, value: float, law: tuple[NDArray[np.int64], NDArray[np.float64]] | None
+    ) -> int:
+        node = len(self.tokens)
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.values.append(value)
+        if law is not None:
+            self.draws.append(Draw(node, *law))
+        return node
+
+    def draft(self) -> Draft:
+        return Draft(
+            np.asarray(self.tokens, np.int64),
+            np.asarray(self.parents, np.int64),
+            np.asarray(self.values, np.float64),
+            tuple(self.draws),
+        )
+
+
+def grow(growth: Growth, law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator) -> Draft:
+    """A tree of at most ``budget.nodes`` nodes behind ``past``, grown in one of the ways of ``Growth``."""
+    if growth == "likeliest":
+        return _likeliest(law_of, past, budget)
+    return {"rsd_c": _rsd_c, "rsd_s": _rsd_s, "dyspec": _dyspec}[growth](law_of, past, budget, rng)
+
+
+def _likeliest(law_of: LawOf, past: Sequence[int], budget: Budget) -> Draft:
+    """Nodes by the product of their laws, the highest first."""
+    tree = _Tree()
+    heap: list[tuple[float, int, int, int, list[int]]] = []  # -value, tie, parent, token, context
+    ties = 0
+
+    def offer(parent: int, context: list[int], value: float) -> None:
+        nonlocal ties
+        for token, chance in law_of(context).items():
+            ties += 1
+            heapq.heappush(heap, (-value * chance, ties, parent, token, context))
+
+    offer(-1, list(past), 1.0)
+    while heap and len(tree.tokens) < budget.nodes:
+        worth, _, parent, token, context = heapq.heappop(heap)
+        node = tree.add(token, parent, -worth, None)
+        if len(context) - len(past) + 1 < budget.depth:
+            offer(node, [*context, token], -worth)
+    return tree.draft()
+
+
+def _rsd_c(law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator) -> Draft:
+    """Recursive speculative decoding with constant branching (Jeon et al. 2024, arXiv 2402.14160)."""
+    tree = _Tree()
+    level: list[tuple[int, list[int], float]] = [(-1, list(past), 1.0)]
+    widest = 1
+    for depth in range(budget.depth):
+        branches = _BRANCHES[depth] if depth < len(_BRANCHES) else 1
+        widest *= branches
+        if len(tree.tokens) + widest > budget.nodes or not level:
+            break
+        below = []
+        for parent, context, value in level:
+            law = law_of(context)
+            left = value
+            for token, ids, chances in without_replacement(law, branches, rng):
+                chance = float(chances[ids == token][0])
+                node = tree.add(token, parent, left * chance * sum(law.values()), (ids, chances))
+                below.append((node, [*context, token], left * chance))
+                left *= 1.0 - chance
+        level = below
+    return tree.draft()
+
+
+def _rsd_s(law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator) -> Draft:
+    """Recursive speculative decoding by stochastic beam search: the best perturbed paths of every level (as above).
+
+    With G the perturbed log-probability of a path, its children's are conditioned on their largest being G (Kool et al.
+    2019), so that the kept paths are a sample without replacement of all of them.
+    """
+    tree = _Tree()
+    level: list[tuple[int, list[int], float, float]] = [(-1, list(past), 0.0, 0.0)]  # node, context, log p, G
+    for _ in range(budget.depth):
+        if len(tree.tokens) + _WIDTH > budget.nodes:
+            break
+        offers = []
+        for place, (parent, context, log, perturbed) in enumerate(level):
+            law = law_of(context)
+            if not law:
+                continue
+            ids, chances = _normal(law)
+            logs = log + np.log(chances)
+            noisy = logs + rng.gumbel(size=len(ids))
+            most = noisy.max()
+            u = perturbed - noisy + np.log1p(-np.exp(np.minimum(noisy - most, -1e-12)))
+            conditioned = perturbed - np.maximum(u, 0) - np.log1p(np.exp(-np.abs(u)))
+            offers += [(float(conditioned[i]), place, i, parent, ids, chances, logs) for i in range(len(ids))]
+        offers.sort(key=lambda offer: -offer[0])
+        below = []
+        tried: dict[int, list[int]] = {}
+        for perturbed, place, i, parent, ids, chances, logs in offers[:_WIDTH]:
+            before = tried.setdefault(parent, [])
+            keep = np.asarray([j for j in range(len(ids)) if j not in before])
+            law_left = (ids[keep], chances[keep] / chances[keep].sum())
+            above = 1.0 if parent < 0 else tree.values[parent]
+            node = tree.add(int(ids[i]), parent, above * float(chances[i]), law_left)
+            before.append(i)
+            below.append((node, [*level[place][1], int(ids[i])], float(logs[i]), perturbed))
+        level = below
+    return tree.draft()
+
+
+def _dyspec(law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator) -> Draft:
+    """DySpec: at the place of highest value, one more draw (Xiong et al. 2024, arXiv 2410.11744).
+
+    A place's value is the chance that all above it are accepted and the siblings before it rejected.
+    """
+    tree = _Tree()
+    heap: list[tuple[float, int, int, list[int], Law]] = []  # -value, tie, parent, context, what is left of its law
+    ties = 0
+
+    def offer(value: float, parent: int, context: list[int], law: Law) -> None:
+        nonlocal ties
+        if law and value > 0:
+            ties += 1
+            heapq.heappush(heap, (-value, ties, parent, context, law))
+
+    first = law_of(past)
+    offer(sum(first.values()), -1, list(past), first)
+    while heap and len(tree.tokens) < budget.nodes:
+        worth, _, parent, context, law = heapq.heappop(heap)
+        ids, chances = _normal(law)
+        at = int(rng.choice(len(ids), p=chances))
+        token, chance = int(ids[at]), float(chances[at])
+        node = tree.add(token, parent, -worth * chance, (ids, chances))
+        if len(context) - len(past) + 1 < budget.depth:
+            below = law_of([*context, token])
+            offer(-worth * chance * sum(below.values()), node, [*context, token], below)
+        offer(-worth * (1.0 - chance), parent, context, {t: w for t, w in law.items() if t != token})
+    return tree.draft()
+
+
+def without_replacement(
+    law: Law, count: int, rng: np.random.Generator
+) -> list[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
+    """Up to ``count`` tokens drawn one after another, each with the law it was drawn from."""
+    left = dict(law)
+    drawn = []
+    for _ in range(min(count, sum(weight > 0 for weight in law.values()))):
+        ids, chances = _normal(left)
+        token = int(ids[int(rng.choice(len(ids), p=chances))])
+        drawn.append((token, ids, chances))
+        del left[token]
+    return drawn
+
+
+def _normal(law: Law) -> Shares:
+    """The tokens of positive weight and their shares."""
+    kept = [(token, weight) for token, weight in law.items() if weight > 0]
+    weights = np.asarray([weight for _, weight in kept], dtype=np.float64)
+    return np.asarray([token for token, _ in kept], dtype=np.int64), weights / weights.sum()

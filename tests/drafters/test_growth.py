@@ -1,0 +1,108 @@
+"""Trees grown from laws: how many nodes, in what order, and that drawn ones leave the model's law as it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from longctx.decoding.acceptance import offers
+from longctx.decoding.tree import TokenTree, merge
+from longctx.drafters._growth import Growth, Law, grow, without_replacement
+from longctx.drafts import Budget
+
+VOCAB = 5
+DRAWN: tuple[Growth, ...] = ("rsd_c", "rsd_s", "dyspec")
+
+
+def law_of(context: Sequence[int]) -> Law:
+    """A law that depends on the last two tokens."""
+    weights = np.random.default_rng([7, *[token + 1 for token in context[-2:]]]).exponential(size=VOCAB)
+    return dict(enumerate((0.8 * weights / weights.sum()).tolist()))
+
+
+def model_law(context: Sequence[int]) -> NDArray[np.float64]:
+    weights = np.random.default_rng([8, *[token + 1 for token in context[-2:]]]).exponential(size=VOCAB)
+    return np.asarray(weights / weights.sum())
+
+
+def tokens_of_two(tree: TokenTree) -> NDArray[np.float64]:
+    """The joint law of the next two tokens that the residual rule gives with this tree, every branch summed."""
+    joint = np.zeros((VOCAB, VOCAB))
+    start = [0, 1]
+    reached = 1.0
+    children, chances, rest = offers(tree, -1, model_law(start))
+    for child, chance in zip(children, chances, strict=True):
+        first = int(tree.tokens[child])
+        below, odds, left = offers(tree, child, model_law([*start, first]))
+        here = reached * chance
+        for grandchild, other in zip(below, odds, strict=True):
+            joint[first, int(tree.tokens[grandchild])] += here * other
+            here *= 1 - other
+        joint[first] += here * left
+        reached *= 1 - chance
+    for first in range(VOCAB):
+        joint[first] += reached * rest[first] * model_law([*start, first])
+    return joint
+
+
+def mean_law(growth: Growth, trees: int, spoil: str = "") -> NDArray[np.float64]:
+    """The joint law over many drawn trees."""
+    total = np.zeros((VOCAB, VOCAB))
+    for seed in range(trees):
+        draft = grow(growth, law_of, [0, 1], Budget(7, 2), np.random.default_rng(seed))
+        tree = merge([draft], 2, VOCAB)
+        if spoil:  # drawn siblings tried by their probability
+            tidy = sorted(tree.draws, key=lambda d: -float(d.probabilities[d.ids == tree.tokens[d.node]].sum()))
+            tree = TokenTree(tree.tokens, tree.parents, tree.depths, tree.values, tree.sources, tuple(tidy))
+        total += tokens_of_two(tree)
+    return total / trees
+
+
+@pytest.mark.parametrize("growth", DRAWN)
+def test_drawn_trees_leave_the_law_of_the_model(growth: Growth) -> None:
+    expected = np.stack([model_law([0, 1])[first] * model_law([0, 1, first]) for first in range(VOCAB)])
+    np.testing.assert_allclose(mean_law(growth, 700), expected, rtol=0, atol=0.025)
+
+
+def test_siblings_out_of_draw_order_would_be_noticed() -> None:
+    expected = np.stack([model_law([0, 1])[first] * model_law([0, 1, first]) for first in range(VOCAB)])
+    assert np.abs(mean_law("rsd_c", 300, spoil="order") - expected).max() > 0.05
+
+
+@pytest.mark.parametrize("growth", [*DRAWN, "likeliest"])
+def test_trees_keep_their_budget_and_values_fall_along_every_path(growth: Growth) -> None:
+    for seed in range(20):
+        for budget in (Budget(1, 9), Budget(4, 2), Budget(12, 3), Budget(30, 9)):
+            draft = grow(growth, law_of, [0, 1], budget, np.random.default_rng(seed))
+            assert len(draft) <= budget.nodes
+            depths: list[int] = []
+            for parent in draft.parents.tolist():
+                depths.append(1 if parent < 0 else depths[parent] + 1)
+            assert max(depths, default=0) <= budget.depth
+            above = np.append(draft.values, 1.0)[draft.parents]
+            assert (draft.values <= above + 1e-9).all() and (draft.values > 0).all()
+
+
+def test_the_likeliest_tree_is_the_best_of_all() -> None:
+    draft = grow("likeliest", law_of, [0, 1], Budget(9, 2), np.random.default_rng(0))
+    first = law_of([0, 1])
+    every = [*first.values(), *(p * q for a, p in first.items() for q in law_of([0, 1, a]).values())]
+    assert draft.values.tolist() == pytest.approx(sorted(every, reverse=True)[:9])
+    assert draft.draws == ()
+
+
+def test_draws_without_replacement_follow_their_laws_and_come_in_draw_order() -> None:
+    rng = np.random.default_rng(0)
+    law = {4: 0.6, 5: 0.3, 6: 0.1}
+    first: Counter[int] = Counter()
+    for _ in range(1500):
+        one, two = without_replacement(law, 2, rng)
+        first[one[0]] += 1
+        assert one[2].tolist() == pytest.approx([0.6, 0.3, 0.1]) and one[0] not in two[1]
+        assert two[2].sum() == pytest.approx(1) and len(two[1]) == 2
+    assert first[4] / 1500 == pytest.approx(0.6, abs=0.05)
+    assert len(without_replacement({1: 0.5, 2: 0.0}, 5, rng)) == 1
