@@ -97,10 +97,10 @@ def _rsd_c(law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Ge
         below = []
         for parent, context, value in level:
             law = law_of(context)
-            left = value
+            left = value * sum(law.values())
             for token, ids, chances in without_replacement(law, branches, rng):
                 chance = float(chances[ids == token][0])
-                node = tree.add(token, parent, left * chance * sum(law.values()), (ids, chances))
+                node = tree.add(token, parent, left * chance, (ids, chances))
                 below.append((node, [*context, token], left * chance))
                 left *= 1.0 - chance
         level = below
