@@ -35,11 +35,14 @@ def source(document: bool = True) -> DraftSource:
     return DraftSource(np.asarray(PROMPT, dtype=np.int32), VOCAB, DOCUMENT.copy() if document else None)
 
 
-def decoding(spec: str, target: Scripted, rule: Any = None, document: bool = True, new: int = 60) -> Decoding:
+def decoding(
+    spec: str, target: Scripted, rule: Any = None, document: bool = True, new: int = 60, **options: Any
+) -> Decoding:
     drafter = plugins.load("drafters", spec)
     at_work = [(spec, drafter.begin(source(document)))]
     rule = Greedy() if rule is None else rule
-    return Decoding(target, PROMPT, rule, at_work, Fixed(12), max_new_tokens=new, needs=drafter.needs)
+    options |= {"max_new_tokens": new, "needs": drafter.needs}
+    return Decoding(target, PROMPT, rule, at_work, Fixed(12), **options)
 
 
 @pytest.mark.parametrize("document", [True, False])
@@ -96,6 +99,14 @@ def test_what_is_told_as_copied_stands_in_the_document(spec: str) -> None:
         assert sum(count for _, _, count in run.stats.copied) >= run.stats.accepted // 2 > 0
         ends = [new + count for new, _, count in run.stats.copied]
         assert ends == sorted(ends) and max(count for *_, count in run.stats.copied) > 2
+
+
+def test_no_copy_is_told_beyond_the_end() -> None:
+    for length in range(2, 20):
+        run = decoding("document", Scripted(), ends=lambda new, length=length: len(new) == length)  # type: ignore[misc]
+        list(run.run())
+        assert sum(count for _, _, count in run.stats.copied) == run.stats.accepted
+        assert all(new + count <= length for new, _, count in run.stats.copied)
 
 
 @pytest.mark.parametrize("spec", NAMES)
