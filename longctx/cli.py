@@ -1,66 +1,25 @@
 """The command line: names, flags and exit codes. What a command does is in ``commands``, imported when it is called.
 
-Owns the boundary: whatever goes wrong below becomes one message on stderr and an exit code, without a traceback for
-what a user, a file or a machine can cause. Importing this loads neither torch nor numpy.
+Whatever goes wrong below is turned into a message and an exit code by ``commands.guard``. Importing this loads neither
+torch nor numpy.
 """
 
 from __future__ import annotations
 
-import errno
 import importlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from longctx.commands import eval_flags, flags, needle_app
 from longctx.commands.begin import begin as _begin
-from longctx.errors import DoesNotFit, Interrupted, LongctxError
-
-_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
-
-
-class _Guarded(TyperGroup):
-    """Commands whose failures end in a message and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (KeyboardInterrupt, Interrupted):
-            raise _ended("stopped.", Interrupted.exit_code) from None
-        except LongctxError as error:
-            raise _ended(str(error), error.exit_code) from None
-        except BrokenPipeError:
-            raise  # typer ends quietly: whoever read the output has gone
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename is not None else ""
-            raise _ended(f"{where}{error.strerror or error}.{_remedy(error)}", 1) from None
-        except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(sign in str(error).lower() for sign in _MEMORY):
-                raise
-            said = "the memory of this machine does not hold the work. `longctx plan` says what a text needs."
-            raise _ended(said, DoesNotFit.exit_code) from None
-
-
-def _ended(said: str, code: int) -> typer.Exit:
-    from longctx.commands.screen import failure
-
-    failure(said)
-    return typer.Exit(code)
-
-
-def _remedy(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return " Free some space, or set LONGCTX_CACHE to a folder on another disk."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return " Choose a place that can be written, or change its permissions."
-    return ""
-
+from longctx.commands.guard import Guarded
+from longctx.errors import Interrupted
 
 app = typer.Typer(
-    cls=_Guarded,
+    cls=Guarded,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -132,6 +91,42 @@ def select(
     given = dict(model=model, selector=selector, budget=budget, dtype=dtype, device=device)
     settings, screen = _begin(config, given, json, quiet, verbose)
     importlib.import_module("longctx.commands.ask").select(words, settings, screen, plot)
+
+
+@app.command("compile")
+def compile_(
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="BOOK.lctx", help="The folder to make or renew.")],
+    paths: Annotated[list[str] | None, typer.Argument(metavar="FILE...", show_default=False)] = None,
+    add: Annotated[bool, typer.Option("--add", help="Keep the documents that are in it already.")] = False,
+    remove: Annotated[list[str] | None, typer.Option(metavar="DOCUMENT", help="Leave this one out.")] = None,
+    segment_kv: flags.SegmentKV = "auto",
+    segment_form: flags.SegmentForm = "exact",
+    model: flags.Model = None,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Compile files once, for any number of questions later. Goes on where it was interrupted."""
+    settings, screen = _begin(config, dict(model=model, dtype=dtype, device=device), json, quiet, verbose)
+    command = importlib.import_module("longctx.commands.books")
+    command.compile_(paths or [], out, segment_kv, segment_form, add, remove or [], settings, screen)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="BOOK.lctx")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file. Exit code 4: one is damaged.")] = False,
+    model: Annotated[str | None, typer.Option(hidden=True)] = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Show what a compiled document holds and what it was made with. Loads no model."""
+    _, screen = _begin(config, dict(model=model), json, quiet, False)
+    importlib.import_module("longctx.commands.books").inspect(path, verify, screen)
 
 
 @app.command()

@@ -47,6 +47,7 @@ class CompiledDocument:
         self.memory, self.warnings, self.fingerprint = memory, warnings, fingerprint
         self._probe, self._calibration, self._encoder = probe, calibration, encoder
         self._stored, self._save = stored, save
+        self.saved: Saved | None = None  # what saving did, where that was part of compiling
         self._vectors: dict[float, NDArray[np.float32]] = {}
         self._spent = 0
         self._latest: tuple[Inquiry, dict[int, Reading]] | None = None

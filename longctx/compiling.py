@@ -56,6 +56,15 @@ class Compiler:
         encoded, units, warnings = encode(documents_of(documents), self._tokens.encode, self._cutting.splitter, report)
         return self._book(encoded, units, group(units, self._cutting.segment_tokens), warnings, report)
 
+    def store(
+        self, book: CompiledDocument, path: Path, segment_kv: str, segment_form: str, report: Progress | None
+    ) -> CompiledDocument:
+        """``book`` as it is in files afterwards, with what saving did."""
+        saved = book.save(path, segment_kv=segment_kv, segment_form=segment_form, progress=report)
+        stored = self.load(path, "lazy", report)
+        stored.saved = saved
+        return stored
+
     def load(self, path: Path, verify: Verify, report: Progress | None) -> CompiledDocument:
         """The document stored at ``path``. Raises ArtifactError where it is damaged or another model's."""
         artifact, stored = self._storage.load(path, verify)

@@ -144,8 +144,7 @@ class Reader:
         """
         book = self._compiler.index(documents, self._report(progress))
         if path is not None:
-            book.save(path, segment_kv=segment_kv, segment_form=segment_form, progress=self._report(progress))
-            return self.load(path)
+            return self._compiler.store(book, Path(path), segment_kv, segment_form, self._report(progress))
         if book.tokens * bytes_per_token(self.model) <= self._memory_bytes:
             book.prepare(self._report(progress))
         return book

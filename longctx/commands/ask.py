@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from longctx import plugins
 from longctx.commands.screen import Screen, one_line
 from longctx.commands.settings import Settings
+from longctx.commands.sources import Sources, find
 from longctx.errors import EmptyInput, LongctxError, UsageError
 from longctx.types import Answer, Citation, Document, SelectedSpan, Selection
 
@@ -25,13 +26,13 @@ _QUOTE_CHARS = 240
 
 def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None) -> None:
     """Answer the last of ``words`` from the files before it."""
-    documents, question = _asked(words, settings, plot)
+    sources, question = _asked(words, settings, plot)
     reader = open_reader(settings, screen)
     progress = screen.progress
     shown = _Streamed(screen)
     answer: Answer | None = None
     for event in reader.stream(
-        documents,
+        sources.open(reader),
         question,
         budget_tokens=settings.budget,
         max_new_tokens=settings.max_new_tokens,
@@ -48,7 +49,7 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
     if not screen.json:
         shown.end(answer.text)
     if plot is not None:
-        _plot(plot, documents, answer.selection, question, screen)
+        _plot(plot, sources.documents, answer.selection, question, screen)
     if screen.json:
         screen.result(answer.as_dict())
         return
@@ -59,21 +60,21 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
 
 def select(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None) -> None:
     """Show the verbatim spans chosen for the last of ``words``."""
-    documents, question = _asked(words, settings, plot)
+    sources, question = _asked(words, settings, plot)
     reader = open_reader(settings, screen)
     selection = reader.select(
-        documents,
+        sources.open(reader),
         question,
         budget_tokens=settings.budget,
         selector=settings.selector,
         progress=screen.progress,
     )
     if plot is not None:
-        _plot(plot, documents, selection, question, screen)
+        _plot(plot, sources.documents, selection, question, screen)
     if screen.json:
         screen.result(selection.as_dict())
         return
-    texts = {document.id: document.text for document in documents}
+    texts = {document.id: document.text for document in sources.documents}
     for span in selection.spans:
         screen.line(f"--- {_place(span)} score {span.score:.3g}")
         screen.line(texts[span.document_id][span.start : span.end].strip("\r\n"))
@@ -92,15 +93,16 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
     for path in (questions, *map(Path, words)):
         if out.exists() and path.exists() and out.samefile(path):
             raise UsageError(f"--out {str(out)!r} is one of the files to read.")
-    documents = read_documents(words)
+    sources = find(words)
     configuration = dataclasses.asdict(settings)
     del configuration["segment_memory_bytes"]  # changes what is kept, never an answer
     outcome = pipeline.run(
         lambda: open_reader(settings, screen),
-        documents,
+        sources.documents,
         listed,
         out,
         configuration,
+        stored=sources.stored,
         progress=screen.progress,
         budget_tokens=settings.budget,
         max_new_tokens=settings.max_new_tokens,
@@ -136,8 +138,8 @@ def check(settings: Settings) -> None:
     plugins.load("splitters", settings.splitter)
 
 
-def _asked(words: Sequence[str], settings: Settings, plot: Path | None) -> tuple[list[Document], str]:
-    """The documents and the question, after every check that needs no model."""
+def _asked(words: Sequence[str], settings: Settings, plot: Path | None) -> tuple[Sources, str]:
+    """What is asked about and the question, after every check that needs no model."""
     if len(words) < 2:
         raise UsageError('name one or more files and then the question: longctx ask FILE... "QUESTION".')
     *paths, question = words
@@ -150,7 +152,7 @@ def _asked(words: Sequence[str], settings: Settings, plot: Path | None) -> tuple
         from longctx import plotting
 
         plotting.check(plot)
-    return read_documents(paths), question
+    return find(paths), question
 
 
 def _is_file(text: str) -> bool:

@@ -40,6 +40,15 @@ MaxNewTokens = Annotated[
 Temperature = Annotated[float | None, typer.Option(help="0 takes the likeliest token [0].", rich_help_panel=_ANSWERING)]
 Seed = Annotated[int | None, typer.Option(help="Makes a temperature repeatable.", rich_help_panel=_ANSWERING)]
 Tokens = Annotated[int, typer.Option("--tokens", parser=_count, metavar="N", help="Length of the text: 100k, 1M.")]
+SegmentKV = Annotated[
+    str,
+    typer.Option(
+        metavar="WHERE", help="Keys and values of segments: auto, none, disk or ram.", rich_help_panel=_READING
+    ),
+]
+SegmentForm = Annotated[
+    str, typer.Option(metavar="FORM", help="exact, or int8: half as large.", rich_help_panel=_READING)
+]
 Plot = Annotated[
     Path | None, typer.Option(metavar="FILE.png", help="Draw where the model looked.", rich_help_panel=_TALK)
 ]

@@ -11,6 +11,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from longctx.errors import ArtifactError
 
@@ -102,28 +103,40 @@ def read(folder: Path, entry: Entry, check: bool = True) -> bytes | None:
     """
     path = folder / entry.name
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != entry.size:
+                raise _damaged(folder, entry.name, f"it has {size:,} bytes and was written with {entry.size:,}")
+            data = file.read(entry.size + 1)
     except FileNotFoundError:
         return None
+    except NotRegular as error:
+        raise _damaged(folder, entry.name, str(error)) from error
     except OSError as error:
-        if path.is_symlink():
-            raise _damaged(folder, entry.name, "it is a link to another place") from error
         raise ArtifactError(f"{path} cannot be read ({error.strerror or error}).") from error
-    with open(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise _damaged(folder, entry.name, "it is no regular file")
-        if found.st_size != entry.size:
-            raise _damaged(folder, entry.name, f"it has {found.st_size:,} bytes and was written with {entry.size:,}")
-        try:
-            data = file.read(entry.size + 1)
-        except OSError as error:
-            raise ArtifactError(f"{path} cannot be read ({error.strerror or error}).") from error
     if len(data) != entry.size:
         raise _damaged(folder, entry.name, f"it has {len(data):,} bytes and was written with {entry.size:,}")
     if check and (sha256 := hashlib.sha256(data).hexdigest()) != entry.sha256:
         raise _damaged(folder, entry.name, f"its SHA-256 is {sha256[:16]}… and was {entry.sha256[:16]}…")
     return data
+
+
+class NotRegular(Exception):
+    """What has the name of a file is a link, a folder, a pipe or a device."""
+
+
+def regular(path: Path) -> BinaryIO:
+    """The file at ``path``, open for reading; links are not followed and pipes not waited for."""
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if path.is_symlink():
+            raise NotRegular("it is a link to another place") from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise NotRegular("it is no regular file")
+    return os.fdopen(handle, "rb")
 
 
 def malformed(folder: Path, entry: Entry, why: str) -> ArtifactError:

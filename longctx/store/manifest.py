@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-import stat
 import types
 import typing
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from longctx.store.files import Entry
 
 FORMAT = 1
 FILE = "manifest.json"
+JOURNAL = "unfinished.jsonl"  # what was added for a version that is not published yet
 _MOST_BYTES = 64 << 20
 
 Residency = Literal["none", "ram", "disk"]
@@ -159,20 +158,25 @@ def publish(folder: Path, manifest: Manifest) -> None:
 def _read(folder: Path) -> bytes:
     path = folder / FILE
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with files.regular(path) as file:
+            data = file.read(_MOST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         if not folder.exists():
             raise ArtifactError(f"there is no compiled document {str(folder)!r}.") from error
-        raise ArtifactError(f"{folder} is no compiled document: it has no {FILE}.") from error
+        raise ArtifactError(f"{folder} is no compiled document: it has no {FILE}.{_unfinished(folder)}") from error
+    except files.NotRegular as error:
+        raise ArtifactError(f"{path} cannot be read: {error}.") from error
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror or error}).") from error
-    with open(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ArtifactError(f"{path} is no regular file.")
-        data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise ArtifactError(f"{path} has more than {_MOST_BYTES:,} bytes, which no manifest has.")
     return data
+
+
+def _unfinished(folder: Path) -> str:
+    if not (folder / JOURNAL).exists():
+        return ""
+    return " Compiling was interrupted: the same command goes on where it ended."
 
 
 def _digest(body: Any) -> str:

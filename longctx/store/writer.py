@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from longctx.errors import ArtifactBusy, ArtifactError, UsageError
 from longctx.store import files, manifest
 from longctx.store.files import Entry
-from longctx.store.manifest import Manifest
+from longctx.store.manifest import JOURNAL, Manifest
 
-LOCK, JOURNAL = ".lock", "unfinished.jsonl"
+LOCK = ".lock"
 _WAIT_SECONDS = 30.0
 
 
