@@ -45,7 +45,7 @@ class CompiledDocument:
         self.encoded, self.units, self.segments = tuple(encoded), tuple(units), tuple(segments)
         self.documents: tuple[Document, ...] = tuple(e.document for e in encoded)
         self.memory, self.warnings, self.fingerprint = memory, warnings, fingerprint
-        self._probe, self._calibration, self._encoder = probe, calibration, encoder
+        self._probe, self._calibration, self.encoder = probe, calibration, encoder
         self._stored, self._save = stored, save
         self.saved: Saved | None = None  # what saving did, where that was part of compiling
         self._vectors: dict[float, NDArray[np.float32]] = {}
@@ -89,7 +89,7 @@ class CompiledDocument:
     @property
     def can_embed(self) -> bool:
         """Whether there is a sentence encoder."""
-        return self._encoder.available
+        return self.encoder.available
 
     def text(self, unit: int) -> str:
         """The unit's own text."""
@@ -126,7 +126,7 @@ class CompiledDocument:
         if temperature not in self._vectors:
             found = None
             if self._stored is not None and temperature == PLAIN:
-                found = self._stored.vectors(self._encoder(temperature).fingerprint)
+                found = self._stored.vectors(self.encoder(temperature).fingerprint)
             if found is None:
                 found = np.concatenate([rows for _, rows, _ in self.embed(temperature)])
             self._vectors[temperature] = found
@@ -145,7 +145,7 @@ class CompiledDocument:
             rows = [known(text) if known is not None else None for text in texts]
             new = [at for at, row in enumerate(rows) if row is None]
             if new:
-                made = self._encoder(temperature).encode([texts[at] for at in new], progress=self._embedding(block))
+                made = self.encoder(temperature).encode([texts[at] for at in new], progress=self._embedding(block))
                 for at, row in zip(new, made, strict=True):
                     rows[at] = row
             yield block, np.stack([row for row in rows if row is not None]), len(new)
@@ -157,7 +157,7 @@ class CompiledDocument:
     def similarity(self, question: str, temperature: float = 1.0) -> NDArray[np.float32]:
         """Cosine of the question's and every unit's embedding, [units]. Raises MissingExtra without an encoder."""
         vectors = self.vectors(temperature)
-        return np.asarray(vectors @ self._encoder(temperature).encode([question])[0], dtype=np.float32)
+        return np.asarray(vectors @ self.encoder(temperature).encode([question])[0], dtype=np.float32)
 
     def segment_ids(self, segment: int) -> NDArray[np.int32]:
         first, last = self.segments[segment]

@@ -41,7 +41,7 @@ class Compiler:
     ) -> None:
         self._tokens, self._probe, self._encoders, self._calibrator = tokens, probe, encoders, calibrator
         self._cutting, self._memory_bytes = cutting, memory_bytes
-        self._storage = Storage(loaded, tokens.frame(), probe, encoders, cutting)
+        self._storage = Storage(loaded, tokens.frame(), probe, cutting)
 
     def index(self, documents: Source, report: Progress | None) -> CompiledDocument:
         """Tokens, units and segments of ``documents``; what was compiled before is returned as it is."""

@@ -26,7 +26,7 @@ from longctx.backend.probe import Probe, bytes_per_token
 from longctx.backend.tokens import Frame
 from longctx.compiled import PLAIN, CompiledDocument
 from longctx.errors import ArtifactError, BadOption, ModelError
-from longctx.protocols import EncoderSource, Progress
+from longctx.protocols import Progress
 from longctx.store import segments, texts, vectors
 from longctx.store.artifact import Artifact, Verify, open_artifact
 from longctx.store.files import Entry
@@ -59,10 +59,9 @@ class Storage:
         loaded: Loaded,
         frame: Frame,
         probe: Callable[[], Probe],
-        encoders: EncoderSource,
         cutting: Cutting,
     ) -> None:
-        self._loaded, self._frame, self._probe, self._encoders = loaded, frame, probe, encoders
+        self._loaded, self._frame, self._probe = loaded, frame, probe
         self._cutting = cutting
 
     @cached_property
@@ -134,7 +133,7 @@ class Storage:
         """The embeddings of all units in files, and how many texts were embedded for it."""
         if not book.can_embed:
             return None, 0
-        fingerprint = self._encoders(PLAIN).fingerprint
+        fingerprint = book.encoder(PLAIN).fingerprint
         known = _known_vectors(writer, fingerprint)
         entries, blocks, made = [], [], 0
         for units, rows, new in book.embed(known=lambda text: known.get(vectors.key(text))):
