@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 
 app.add_typer(needle_app.app, name="needle")
+cache_app = typer.Typer(no_args_is_help=True, help="The compiled forms of files that `ask --cache` keeps.")
+app.add_typer(cache_app, name="cache")
 
 Words = Annotated[list[str], typer.Argument(metavar='FILE... "QUESTION"', show_default=False)]
 
@@ -50,6 +52,8 @@ def ask(
     max_new_tokens: flags.MaxNewTokens = None,
     temperature: flags.Temperature = None,
     seed: flags.Seed = None,
+    cache: flags.Cache = False,
+    segment_kv: flags.CachedKV = "none",
     config: flags.Config = None,
     plot: flags.Plot = None,
     json: flags.Json = False,
@@ -66,9 +70,9 @@ def ask(
         raise typer.BadParameter("--questions and --out go together.")
     command = importlib.import_module("longctx.commands.ask")
     if questions is None:
-        command.ask(words, settings, screen, plot)
-    elif plot is not None:
-        raise typer.BadParameter("--plot is for one question.")
+        command.ask(words, settings, screen, plot, _cached(cache, segment_kv))
+    elif plot is not None or cache or segment_kv != "none":
+        raise typer.BadParameter("--plot, --cache and --segment-kv are for one question.")
     else:
         command.ask_many(words, questions, out, settings, screen)
 
@@ -81,6 +85,8 @@ def select(
     budget: flags.Budget = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
+    cache: flags.Cache = False,
+    segment_kv: flags.CachedKV = "none",
     config: flags.Config = None,
     plot: flags.Plot = None,
     json: flags.Json = False,
@@ -90,7 +96,8 @@ def select(
     """Show the parts of the files that matter for a question, word for word, for any engine."""
     given = dict(model=model, selector=selector, budget=budget, dtype=dtype, device=device)
     settings, screen = _begin(config, given, json, quiet, verbose)
-    importlib.import_module("longctx.commands.ask").select(words, settings, screen, plot)
+    command = importlib.import_module("longctx.commands.ask")
+    command.select(words, settings, screen, plot, _cached(cache, segment_kv))
 
 
 @app.command("compile")
@@ -246,6 +253,31 @@ def list_(
     """List every method there is."""
     _, screen = _begin(config, dict(model=model), json, quiet, False)
     importlib.import_module("longctx.commands.listing").show(room, screen)
+
+
+@cache_app.command("list")
+def cache_list(config: flags.Config = None, json: flags.Json = False, quiet: flags.Quiet = False) -> None:
+    """List what `ask --cache` has kept, the latest used first."""
+    settings, screen = _begin(config, {}, json, quiet, False)
+    importlib.import_module("longctx.commands.cache").show(settings, screen)
+
+
+@cache_app.command("clear")
+def cache_clear(config: flags.Config = None, json: flags.Json = False, quiet: flags.Quiet = False) -> None:
+    """Remove all of it."""
+    settings, screen = _begin(config, {}, json, quiet, False)
+    importlib.import_module("longctx.commands.cache").clear(settings, screen)
+
+
+def _cached(wanted: bool, segment_kv: str) -> Any:
+    """What the flags say of the cache."""
+    if segment_kv != "none" and not wanted:
+        raise typer.BadParameter("--segment-kv goes with --cache.")
+    from longctx.commands.sources import Cached
+    from longctx.store.manifest import check_words
+
+    check_words(segment_kv, "exact")
+    return Cached(wanted, segment_kv)
 
 
 def _one(name: str | None, model: str | None) -> str | None:

@@ -25,19 +25,27 @@ from longctx.backend.model import Loaded
 from longctx.backend.probe import Probe, bytes_per_token
 from longctx.backend.tokens import Frame
 from longctx.compiled import PLAIN, CompiledDocument
-from longctx.errors import ArtifactError, BadOption, ModelError
+from longctx.errors import ArtifactError, ModelError
 from longctx.protocols import Progress
 from longctx.store import segments, texts, vectors
 from longctx.store.artifact import Artifact, Verify, open_artifact
 from longctx.store.files import Entry
-from longctx.store.manifest import Form, Manifest, Origin, Residency, SegmentKV, StoredDocument, StoredSegment, Vectors
+from longctx.store.manifest import (
+    Form,
+    Manifest,
+    Origin,
+    Residency,
+    SegmentKV,
+    StoredDocument,
+    StoredSegment,
+    Vectors,
+    check_words,
+)
 from longctx.store.segments import SegmentFiles
 from longctx.store.shelf import Shelf
 from longctx.store.writer import Writer
 from longctx.types import Saved
 
-SEGMENT_KV = ("auto", "none", "ram", "disk")
-FORMS: tuple[Form, ...] = ("exact", "int8")
 AUTO_BYTES = 8 << 30  # what "auto" stores of keys and values at most
 _CANARY = "What does the text say about the letter?"
 _TOLERANCE, _HALF_TOLERANCE = 0.02, 0.25  # mean difference of log-probabilities that is rounding: 32 bits, 16 bits
@@ -83,11 +91,7 @@ class Storage:
 
     def save(self, book: CompiledDocument, path: Path, segment_kv: str, form: Form, progress: Progress | None) -> Saved:
         """``path`` holds ``book`` afterwards, or what it held before. What it held of the same text is taken over."""
-        if segment_kv not in SEGMENT_KV or form not in FORMS:
-            raise BadOption(
-                f"segment_kv={segment_kv!r} must be one of {', '.join(SEGMENT_KV)} and "
-                f"segment_format={form!r} one of {', '.join(FORMS)}."
-            )
+        check_words(segment_kv, form)
         with Writer(path) as writer, book.reporting(progress):
             residency = self._residency(book, path, segment_kv, form)
             documents = tuple(_document(writer, book, number) for number in range(len(book.documents)))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from longctx import plugins
 from longctx.commands.screen import Screen, one_line
 from longctx.commands.settings import Settings
-from longctx.commands.sources import Sources, find
+from longctx.commands.sources import Cached, Sources, find
 from longctx.errors import EmptyInput, LongctxError, UsageError
 from longctx.types import Answer, Citation, Document, SelectedSpan, Selection
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 _QUOTE_CHARS = 240
 
 
-def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None) -> None:
+def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None, cached: Cached) -> None:
     """Answer the last of ``words`` from the files before it."""
-    sources, question = _asked(words, settings, plot)
+    sources, question = _asked(words, settings, plot, cached)
     reader = open_reader(settings, screen)
     progress = screen.progress
     shown = _Streamed(screen)
     answer: Answer | None = None
     for event in reader.stream(
-        sources.open(reader),
+        sources.open(reader, settings, screen, cached),
         question,
         budget_tokens=settings.budget,
         max_new_tokens=settings.max_new_tokens,
@@ -46,6 +46,7 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
             shown.add(event.text)
         answer = event.answer
     assert answer is not None
+    _trim(cached, settings, screen)
     if not screen.json:
         shown.end(answer.text)
     if plot is not None:
@@ -58,17 +59,18 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
     _summary(screen, answer)
 
 
-def select(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None) -> None:
+def select(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None, cached: Cached) -> None:
     """Show the verbatim spans chosen for the last of ``words``."""
-    sources, question = _asked(words, settings, plot)
+    sources, question = _asked(words, settings, plot, cached)
     reader = open_reader(settings, screen)
     selection = reader.select(
-        sources.open(reader),
+        sources.open(reader, settings, screen, cached),
         question,
         budget_tokens=settings.budget,
         selector=settings.selector,
         progress=screen.progress,
     )
+    _trim(cached, settings, screen)
     if plot is not None:
         _plot(plot, sources.documents, selection, question, screen)
     if screen.json:
@@ -95,7 +97,8 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
             raise UsageError(f"--out {str(out)!r} is one of the files to read.")
     sources = find(words)
     configuration = dataclasses.asdict(settings)
-    del configuration["segment_memory_bytes"]  # changes what is kept, never an answer
+    for name in ("segment_memory_bytes", "cache_bytes"):  # change what is kept, never an answer
+        del configuration[name]
     outcome = pipeline.run(
         lambda: open_reader(settings, screen),
         sources.documents,
@@ -138,7 +141,7 @@ def check(settings: Settings) -> None:
     plugins.load("splitters", settings.splitter)
 
 
-def _asked(words: Sequence[str], settings: Settings, plot: Path | None) -> tuple[Sources, str]:
+def _asked(words: Sequence[str], settings: Settings, plot: Path | None, cached: Cached) -> tuple[Sources, str]:
     """What is asked about and the question, after every check that needs no model."""
     if len(words) < 2:
         raise UsageError('name one or more files and then the question: longctx ask FILE... "QUESTION".')
@@ -152,7 +155,18 @@ def _asked(words: Sequence[str], settings: Settings, plot: Path | None) -> tuple
         from longctx import plotting
 
         plotting.check(plot)
-    return find(paths), question
+    sources = find(paths)
+    if cached.wanted and sources.stored is not None:
+        raise UsageError(f"--cache is for files: {str(sources.stored)!r} is compiled already.")
+    return sources, question
+
+
+def _trim(cached: Cached, settings: Settings, screen: Screen) -> None:
+    """After the answer, so that nothing leaves the cache that the answer still needs."""
+    if cached.wanted:
+        from longctx.commands.cache import trim
+
+        trim(settings, screen)
 
 
 def _is_file(text: str) -> bool:

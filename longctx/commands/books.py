@@ -12,7 +12,8 @@ from longctx.commands.screen import Screen, size
 from longctx.commands.settings import Settings
 from longctx.errors import ArtifactError, UsageError
 from longctx.store.artifact import damaged, open_artifact
-from longctx.store.manifest import Manifest, load
+from longctx.store.manifest import Manifest, check_words, load
+from longctx.store.writer import check_place
 from longctx.types import Document
 
 _SHOWN = 20  # documents listed for people; --json has all
@@ -30,6 +31,8 @@ def compile_(
 ) -> None:
     """``out`` holds the compiled documents of ``paths`` afterwards; what it held of the same text is kept."""
     check(settings)
+    check_words(segment_kv, segment_form)
+    check_place(out)
     documents = _wanted(paths, out, add, remove)
     started = time.perf_counter()
     book = open_reader(settings, screen).compile(

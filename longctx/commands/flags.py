@@ -46,6 +46,14 @@ SegmentKV = Annotated[
         metavar="WHERE", help="Keys and values of segments: auto, none, disk or ram.", rich_help_panel=_READING
     ),
 ]
+Cache = Annotated[
+    bool,
+    typer.Option("--cache", help="Keep the compiled form for the next question.", rich_help_panel=_READING),
+]
+CachedKV = Annotated[
+    str,
+    typer.Option("--segment-kv", metavar="WHERE", help="With --cache: none, disk or ram.", rich_help_panel=_READING),
+]
 SegmentForm = Annotated[
     str, typer.Option(metavar="FORM", help="exact, or int8: half as large.", rich_help_panel=_READING)
 ]

@@ -37,6 +37,7 @@ class Settings:
     calibration: str = "auto"
     segment_tokens: int | None = None
     segment_memory_bytes: int | None = None
+    cache_bytes: int = 10_000_000_000
 
     def reader_options(self) -> dict[str, Any]:
         """What ``Reader`` is made with; a key that was not given is left to the reader's own default."""

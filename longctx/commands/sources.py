@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longctx.commands.screen import Screen
+from longctx.commands.settings import Settings
 from longctx.errors import UsageError
 from longctx.types import Document
 
@@ -21,15 +23,31 @@ SUFFIX = ".lctx"
 
 
 @dataclass(frozen=True, slots=True)
+class Cached:
+    """Whether the compiled form of files is kept for the next question, and whether with keys and values."""
+
+    wanted: bool = False
+    segment_kv: str = "none"
+
+
+@dataclass(frozen=True, slots=True)
 class Sources:
     """Documents, and the artifact they are stored in where there is one."""
 
     documents: Sequence[Document]
     stored: Path | None = None
 
-    def open(self, reader: Reader) -> CompiledDocument | list[Document]:
+    def open(
+        self, reader: Reader, settings: Settings, screen: Screen, cached: Cached
+    ) -> CompiledDocument | list[Document]:
         """What ``reader`` is to be asked about."""
-        return list(self.documents) if self.stored is None else reader.load(self.stored)
+        if self.stored is not None:
+            return reader.load(self.stored)
+        if not cached.wanted:
+            return list(self.documents)
+        from longctx.commands.cache import opened
+
+        return opened(reader, self.documents, settings, cached.segment_kv, screen)
 
 
 def find(paths: Sequence[str]) -> Sources:

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from longctx.errors import ArtifactError
+from longctx.errors import ArtifactError, BadOption
 from longctx.store import files
 from longctx.store.files import Entry
 
@@ -28,6 +28,8 @@ _MOST_BYTES = 64 << 20
 
 Residency = Literal["none", "ram", "disk"]
 Form = Literal["exact", "int8"]
+SEGMENT_KV = ("auto", "none", "ram", "disk")
+FORMS: tuple[Form, ...] = ("exact", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,15 @@ class Manifest:
         found += self.vectors.blocks if self.vectors is not None else ()
         found += [segment.file for segment in self.kv.segments] if self.kv is not None else []
         return tuple(dict.fromkeys(found))
+
+
+def check_words(segment_kv: str, segment_form: str) -> None:
+    """Raises BadOption for a place or a form of segments that there is not."""
+    if segment_kv not in SEGMENT_KV or segment_form not in FORMS:
+        raise BadOption(
+            f"segment_kv={segment_kv!r} must be one of {', '.join(SEGMENT_KV)} and "
+            f"segment_form={segment_form!r} one of {', '.join(FORMS)}."
+        )
 
 
 def dump(manifest: Manifest) -> bytes:

@@ -37,7 +37,8 @@ class Writer:
 
     def __enter__(self) -> Self:
         """Raises UsageError where no artifact can be and ArtifactBusy while another process writes this one."""
-        _make(self.folder)
+        check_place(self.folder)
+        self.folder.mkdir(exist_ok=True)
         try:
             self._lock.acquire(timeout=self._wait)
         except Timeout as error:
@@ -123,14 +124,14 @@ class Writer:
             (self.folder / entry.name).unlink(missing_ok=True)
 
 
-def _make(folder: Path) -> None:
-    """The folder, there afterwards. Raises UsageError for a place that holds something else."""
-    try:
-        folder.mkdir(exist_ok=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no folder {str(folder.absolute().parent)!r} for {folder.name!r}.") from error
-    except FileExistsError as error:
-        raise UsageError(f"{str(folder)!r} is a file; a compiled document is a folder. Name another place.") from error
+def check_place(folder: Path) -> None:
+    """Raises UsageError for a place where no artifact can be made: a file, a folder of other things, no parent."""
+    if not folder.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {str(folder.absolute().parent)!r} for {folder.name!r}.")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise UsageError(f"{str(folder)!r} is a file; a compiled document is a folder. Name another place.")
     names = {path.name for path in folder.iterdir()}
     if manifest.FILE not in names and (others := sorted(name for name in names if not _ours(name))):
         raise UsageError(f"{str(folder)!r} holds other files ({others[0]!r:.80}). Name a place of its own.")
