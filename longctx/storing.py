@@ -27,7 +27,7 @@ from longctx.backend.tokens import Frame
 from longctx.compiled import PLAIN, CompiledDocument
 from longctx.errors import ArtifactError, ModelError
 from longctx.protocols import Progress
-from longctx.store import segments, texts, vectors
+from longctx.store import segments, sizes, texts, vectors
 from longctx.store.artifact import Artifact, Verify, open_artifact
 from longctx.store.files import Entry
 from longctx.store.manifest import (
@@ -46,7 +46,6 @@ from longctx.store.shelf import Shelf
 from longctx.store.writer import Writer
 from longctx.types import Saved
 
-AUTO_BYTES = 8 << 30  # what "auto" stores of keys and values at most
 _CANARY = "What does the text say about the letter?"
 _TOLERANCE, _HALF_TOLERANCE = 0.02, 0.25  # mean difference of log-probabilities that is rounding: 32 bits, 16 bits
 
@@ -121,17 +120,15 @@ class Storage:
         """Where the keys and values of segments will be; ``auto`` stores them where they are small enough."""
         if wanted == "none":
             return "none"
-        needed = book.tokens * bytes_per_token(self._loaded.model)
-        if form == "int8":
-            needed = round(needed / self._loaded.model.dtype.itemsize * 1.07)  # with the scales
-        free = shutil.disk_usage(path).free
-        if wanted == "auto":
-            try:
-                self._probe()
-            except ModelError:
-                return "none"
-            return "disk" if needed <= min(AUTO_BYTES, free // 2) else "none"
-        return "ram" if wanted == "ram" else "disk"
+        if wanted != "auto":
+            return "ram" if wanted == "ram" else "disk"
+        try:
+            self._probe()
+        except ModelError:  # its segments cannot be read, so there is nothing to store
+            return "none"
+        model = self._loaded.model
+        needed = sizes.segment_bytes(book.tokens, bytes_per_token(model), model.dtype.itemsize, form)
+        return "disk" if sizes.worth_storing(needed, shutil.disk_usage(path).free) else "none"
 
     def _vectors(self, writer: Writer, book: CompiledDocument) -> tuple[Vectors | None, int]:
         """The embeddings of all units in files, and how many texts were embedded for it."""

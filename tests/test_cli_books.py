@@ -112,6 +112,24 @@ def test_inspecting_shows_what_is_there_and_verifying_finds_what_was_damaged(fol
     assert call("inspect", "book.lctx", "--verify").exit_code == 0
 
 
+def test_a_plan_tells_the_bytes_of_each_place_and_form_before_the_work(folder: Path, model: Path) -> None:
+    (folder / "long.txt").write_text(story(400))
+    with_model = ("--model", str(model), "--json")
+    facts = {}
+    for form in ("exact", "int8"):
+        made = told(
+            call("compile", "long.txt", "-o", form, "--segment-kv", "disk", "--segment-form", form, *with_model)
+        )
+        facts[form] = told(call("inspect", form, "--json"))
+    plan = told(call("plan", str(model), "--tokens", str(made["tokens"]), "--json"))["stored"]
+    for form in ("exact", "int8"):
+        assert plan[f"segment_{form}_bytes"] == pytest.approx(facts[form]["segment_bytes"], rel=0.12), form
+    assert plan["text_bytes"] == pytest.approx(facts["exact"]["document_bytes"], rel=0.25)
+    assert plan["auto"] == "disk"
+    shown = call("plan", str(model), "--tokens", "1M").stdout
+    assert "--segment-kv disk" in shown and "--segment-form int8" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

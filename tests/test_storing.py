@@ -22,7 +22,7 @@ from longctx import Document, Reader
 from longctx.backend import tokens as framing
 from longctx.compiled import CompiledDocument
 from longctx.errors import ArtifactError, BadOption, UsageError
-from longctx.store import manifest
+from longctx.store import manifest, sizes
 from longctx.store.artifact import open_artifact
 from longctx.types import Page, Selection
 
@@ -512,9 +512,7 @@ def _longest_first(book: CompiledDocument) -> list[int]:
 def test_auto_stores_segments_where_they_are_small_enough(
     book: CompiledDocument, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longctx import storing
-
     assert book.save(tmp_path / "book.lctx").segment_kv == "disk"
-    monkeypatch.setattr(storing, "AUTO_BYTES", 1000)
+    monkeypatch.setattr(sizes, "AUTO_BYTES", 1000)
     saved = book.save(tmp_path / "book.lctx")
     assert saved.segment_kv == "none" and list((tmp_path / "book.lctx").glob("segment-*")) == []
