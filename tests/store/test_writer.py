@@ -220,7 +220,7 @@ def test_a_full_disk_publishes_nothing_and_gives_back_what_was_taken(tmp_path: P
         f"import sys, signal; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "import artifacts; from pathlib import Path\n"
-        f"artifacts.write(Path({str(folder)!r}), 'two\\n' + 'a longer text\\n' * 4000)"
+        f"artifacts.write(Path({str(folder)!r}), 'x' * 100)"  # its segment is the third file, and too large
     )
     ran = subprocess.run([sys.executable, "-c", code], preexec_fn=limit, capture_output=True, text=True, check=False)
     assert ran.returncode == 1 and "File too large" in ran.stderr
