@@ -77,6 +77,11 @@ class CompiledDocument:
         return sum(len(e.token_ids) for e in self.encoded)
 
     @property
+    def longest_segment(self) -> int:
+        """Tokens of the longest segment."""
+        return max(self.units[last - 1].last - self.units[first].first for first, last in self.segments)
+
+    @property
     def probe(self) -> Inquirer:
         """The model as a reader of segments. Raises ModelError where its layers cannot be read so."""
         return self._probe()

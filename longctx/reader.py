@@ -262,6 +262,7 @@ class Reader:
     def _select(self, book: CompiledDocument, request: _Request, report: Progress | None) -> Selection:
         """The selection of one request; everything at once is held against the window, as its length is known now."""
         question, selector = request.question, request.selector
+        self._room.check_segment(self._count(question), book.longest_segment)
         with book.reporting(report):
             selection = selecting.select(
                 book,

@@ -107,6 +107,10 @@ class Storage:
         """The artifact at ``path`` and what it has at hand. Raises ArtifactError: it is damaged or another model's."""
         artifact = open_artifact(path, verify)
         self._compare(artifact)
+        embeddings: Any = self._loaded.model.get_input_embeddings()
+        known = int(embeddings.weight.shape[0])
+        if (largest := max(int(encoded.token_ids.max()) for encoded in artifact.encoded)) >= known:
+            raise ArtifactError(f"{path} holds token {largest}, and the model knows {known}. Compile it again.")
         kv = artifact.manifest.kv
         if kv is None:
             return artifact, Shelf(artifact, None)

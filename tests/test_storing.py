@@ -21,8 +21,8 @@ import torch
 from longctx import Document, Reader
 from longctx.backend import tokens as framing
 from longctx.compiled import CompiledDocument
-from longctx.errors import ArtifactError, BadOption, UsageError
-from longctx.store import manifest, sizes
+from longctx.errors import ArtifactError, BadOption, DoesNotFit, UsageError
+from longctx.store import manifest, sizes, texts
 from longctx.store.artifact import open_artifact
 from longctx.types import Page, Selection
 
@@ -427,6 +427,26 @@ def test_a_segment_of_another_text_is_refused_even_where_nothing_is_checked(stor
     reader = reader_of()
     with pytest.raises(ArtifactError, match=r"k0 is torch.float32 .* and not torch.float32"):
         reader.select(reader.load(folder, verify="off"), QUESTION, budget_tokens=150, selector="xl3m")
+
+
+def test_a_token_that_the_model_does_not_know_is_refused(stored: Path, tmp_path: Path, reader: Reader) -> None:
+    folder = copied(stored, tmp_path)
+    artifact = open_artifact(folder)
+    artifact.encoded[0].token_ids[5] = tiny.VOCAB
+    sealed(folder, texts.pack(artifact.encoded[0], artifact.units), "document")
+    with pytest.raises(ArtifactError, match=f"token {tiny.VOCAB}, and the model knows {tiny.VOCAB}"):
+        reader.load(folder)
+
+
+def test_segments_that_leave_no_room_for_the_question_are_refused(tmp_path: Path) -> None:
+    model = tiny.model(num_hidden_layers=1, max_position_embeddings=400)
+    text = Document.from_text(" ".join(["a street by the river in winter"] * 200))
+    options: dict[str, Any] = {"splitter": "fixed:tokens=340"}
+    book = reader_of(model, segment_tokens=340, **options).compile(text, path=tmp_path / "book.lctx", segment_kv="none")
+    assert book.longest_segment == 340
+    reader = reader_of(model)
+    with pytest.raises(DoesNotFit, match=r"segments of up to 340 tokens.*window of 400.*segment_tokens=\d+ or less"):
+        reader.select(reader.load(tmp_path / "book.lctx"), QUESTION * 2, budget_tokens=50)
 
 
 # --- what is taken over ----------------------------------------------------------------------------------------------

@@ -149,7 +149,8 @@ def stored(model: Report, tokens: int) -> Stored:
     units = tokens // _UNIT + 1
     embeds = not model.abilities["embeds text (auto, dense)"]
     exact, small = (
-        sizes.segment_bytes(tokens, model.kv_bytes_per_token, _itemsize(model), form) for form in manifest.FORMS
+        sizes.segment_bytes(tokens, model.kv_bytes_per_token, _BYTES.get(model.dtype, 4), form)
+        for form in manifest.FORMS
     )
     return Stored(
         sizes.document_bytes(tokens * _TEXT, tokens, units),
