@@ -172,7 +172,7 @@ class CompiledDocument:
     def read(self, segments: Sequence[int]) -> Iterator[tuple[int, Any]]:
         """Keys and values of ``segments``: those in memory first, then those in files, then the others.
 
-        The others are read by the model now and kept in memory while they fit.
+        The others are read by the model now.
         """
         left = list(segments)
         for get in (self.memory.get, *((self._stored.get,) if self._stored is not None else ())):
@@ -184,12 +184,22 @@ class CompiledDocument:
                 else:
                     yield segment, kept
             left = absent
-        for done, (index, stored) in enumerate(self.probe.read([self.segment_ids(s).tolist() for s in left]), 1):
+        yield from self.read_again(left)
+
+    def read_again(self, segments: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Keys and values of ``segments`` as the model computes them now, kept in memory while they fit."""
+        read = self.probe.read([self.segment_ids(segment).tolist() for segment in segments])
+        for done, (index, stored) in enumerate(read, 1):
             self._spent += stored.tokens
-            self.memory.put(left[index], stored)
+            self.memory.put(segments[index], stored)
             if self._progress is not None:
-                self._progress("reading", done, len(left))
-            yield left[index], stored
+                self._progress("reading", done, len(segments))
+            yield segments[index], stored
+
+    @property
+    def exact(self) -> bool:
+        """Whether all keys and values at hand are those the model computed, to the bit."""
+        return self._stored is None or self._stored.exact
 
     def shared(self, segment: int, key: str, take: Callable[[Path, Any], bool]) -> Any:
         """The file ``segment`` was loaded from, if it is what ``key`` says and ``take`` could have it; else None."""

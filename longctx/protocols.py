@@ -94,6 +94,11 @@ class EncoderSource(Protocol):
 class Stored(Protocol):
     """What a loaded document has at hand in its files."""
 
+    @property
+    def exact(self) -> bool:
+        """Whether its keys and values are those the model computed, to the bit."""
+        ...
+
     def vectors(self, encoder: str) -> NDArray[np.float32] | None:
         """The embeddings of all units by the encoder of that fingerprint, [units, dim], or None."""
         ...

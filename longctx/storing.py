@@ -44,7 +44,7 @@ from longctx.store.manifest import (
 from longctx.store.segments import SegmentFiles
 from longctx.store.shelf import Shelf
 from longctx.store.writer import Writer
-from longctx.types import Saved
+from longctx.types import Saved, Unit
 
 _CANARY = "What does the text say about the letter?"
 _TOLERANCE, _HALF_TOLERANCE = 0.02, 0.25  # mean difference of log-probabilities that is rounding: 32 bits, 16 bits
@@ -93,7 +93,7 @@ class Storage:
         check_words(segment_kv, form)
         with Writer(path) as writer, book.reporting(progress):
             residency = self._residency(book, path, segment_kv, form)
-            documents = tuple(_document(writer, book, number) for number in range(len(book.documents)))
+            documents = _documents(writer, book)
             embedded, units_embedded = self._vectors(writer, book)
             before = book.spent()
             kv = self._segments(writer, book, residency, form)
@@ -161,7 +161,8 @@ class Storage:
             if entry is not None:
                 found[segment] = entry
         missing = [segment for segment in range(len(keys)) if segment not in found]
-        for segment, kept in book.read(missing):
+        # what was stored in eight bits is not stored again as if the model had computed it
+        for segment, kept in book.read(missing) if book.exact else book.read_again(missing):
             data = segments.pack(segment_kv.pack(kept, form == "int8"))
             found[segment] = writer.add("segment", data, keys[segment])
         stored = tuple(StoredSegment(key, found[segment]) for segment, key in enumerate(keys))
@@ -217,22 +218,18 @@ class Storage:
             )
 
 
-def _document(writer: Writer, book: CompiledDocument, number: int) -> StoredDocument:
-    """The entry of one document, whose file is there afterwards."""
-    encoded = book.encoded[number]
-    document = encoded.document
-    units = [unit for unit in book.units if unit.document == number]
-    return StoredDocument(
-        document.id,
-        document.kind,
-        document.language,
-        document.warnings,
-        texts.pages(document),
-        len(document.text),
-        len(encoded.token_ids),
-        len(units),
-        writer.add("document", texts.pack(encoded, units)),
-    )
+def _documents(writer: Writer, book: CompiledDocument) -> tuple[StoredDocument, ...]:
+    """The entry of every document, whose file is there afterwards."""
+    own: list[list[Unit]] = [[] for _ in book.documents]
+    for unit in book.units:
+        own[unit.document].append(unit)
+    found = []
+    for encoded, units in zip(book.encoded, own, strict=True):
+        d = encoded.document
+        counts = (len(d.text), len(encoded.token_ids), len(units))
+        entry = writer.add("document", texts.pack(encoded, units))
+        found.append(StoredDocument(d.id, d.kind, d.language, d.warnings, texts.pages(d), *counts, entry))
+    return tuple(found)
 
 
 def _known_vectors(writer: Writer, encoder: str) -> dict[bytes, NDArray[np.float32]]:

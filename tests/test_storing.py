@@ -158,6 +158,15 @@ def test_eight_bits_are_smaller_and_nearly_the_same(book: CompiledDocument, tmp_
     assert found(one) == found(reader_of().select(book, QUESTION, budget_tokens=150, selector="auto"))
 
 
+def test_eight_bits_are_never_stored_again_as_exact(book: CompiledDocument, tmp_path: Path) -> None:
+    book.save(tmp_path / "small.lctx", segment_kv="ram", segment_form="int8")
+    loaded = reader_of().load(tmp_path / "small.lctx")
+    saved = loaded.save(tmp_path / "exact.lctx", segment_kv="disk")
+    assert saved.tokens_read == loaded.tokens
+    for segment, kept in reader_of().load(tmp_path / "exact.lctx").read(range(len(book.segments))):
+        assert torch.equal(kept.keys[1], book.memory.get(segment).keys[1])
+
+
 def _kv(path: Path) -> Any:
     return manifest.load(path).kv
 
@@ -472,6 +481,18 @@ def test_an_edited_document_is_read_again_only_where_it_changed(tmp_path: Path) 
     again = reader_of().compile(edited, path=path, segment_kv="disk")
     assert again.saved is not None
     assert (again.saved.tokens_read, again.saved.units_embedded, again.saved.written_bytes) == (0, 0, 0)
+
+
+def test_adding_a_hundredth_costs_less_than_a_twentieth(tmp_path: Path) -> None:
+    reader = reader_of(tiny.model(num_hidden_layers=1), segment_tokens=64)
+    lines = [f"In report {number} room {number * 7} is empty. Nobody was there.\n\n" for number in range(101)]
+    first, book = (
+        reader.compile(Document.from_text("".join(lines[:count])), path=tmp_path / "book.lctx", segment_kv="disk")
+        for count in (100, 101)
+    )
+    assert first.saved is not None and book.saved is not None and len(first.segments) >= 50
+    assert 0 < book.saved.tokens_read < 0.05 * first.saved.tokens_read
+    assert 0 < book.saved.units_embedded < 0.05 * first.saved.units_embedded
 
 
 def test_documents_come_and_go_and_the_others_are_not_touched(tmp_path: Path) -> None:

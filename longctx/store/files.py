@@ -68,6 +68,8 @@ def replace(path: Path, data: bytes) -> None:
 
 def sync(folder: Path) -> None:
     """The names in ``folder`` are on the disk afterwards."""
+    if os.name == "nt":  # where a folder cannot be opened, and names are written with their files
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -23,6 +23,11 @@ class Shelf:
     def __init__(self, artifact: Artifact, segments: SegmentFiles | None) -> None:
         self.artifact, self.segments = artifact, segments
 
+    @property
+    def exact(self) -> bool:
+        """Whether its keys and values are those the model computed, to the bit."""
+        return self.segments is None or self.segments.held.form == "exact"
+
     def vectors(self, encoder: str) -> NDArray[np.float32] | None:
         """The embeddings of all units by the encoder of that fingerprint, [units, dim], or None."""
         return self.artifact.vectors(encoder)
