@@ -70,7 +70,7 @@ def ask(
         raise typer.BadParameter("--questions and --out go together.")
     command = importlib.import_module("longctx.commands.ask")
     if questions is None:
-        command.ask(words, settings, screen, plot, _cached(cache, segment_kv))
+        command.ask(words, settings, screen, plot, command.cached(cache, segment_kv))
     elif plot is not None or cache or segment_kv != "none":
         raise typer.BadParameter("--plot, --cache and --segment-kv are for one question.")
     else:
@@ -97,7 +97,7 @@ def select(
     given = dict(model=model, selector=selector, budget=budget, dtype=dtype, device=device)
     settings, screen = _begin(config, given, json, quiet, verbose)
     command = importlib.import_module("longctx.commands.ask")
-    command.select(words, settings, screen, plot, _cached(cache, segment_kv))
+    command.select(words, settings, screen, plot, command.cached(cache, segment_kv))
 
 
 @app.command("compile")
@@ -267,17 +267,6 @@ def cache_clear(config: flags.Config = None, json: flags.Json = False, quiet: fl
     """Remove all of it."""
     settings, screen = _begin(config, {}, json, quiet, False)
     importlib.import_module("longctx.commands.cache").clear(settings, screen)
-
-
-def _cached(wanted: bool, segment_kv: str) -> Any:
-    """What the flags say of the cache."""
-    if segment_kv != "none" and not wanted:
-        raise typer.BadParameter("--segment-kv goes with --cache.")
-    from longctx.commands.sources import Cached
-    from longctx.store.manifest import check_words
-
-    check_words(segment_kv, "exact")
-    return Cached(wanted, segment_kv)
 
 
 def _one(name: str | None, model: str | None) -> str | None:

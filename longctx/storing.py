@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from longctx import __version__
 from longctx.backend import segment_kv
 from longctx.backend.fingerprints import fingerprints
 from longctx.backend.model import Loaded
@@ -75,7 +76,7 @@ class Storage:
     def origin(self) -> Origin:
         """What a document compiled now is made with."""
         found = fingerprints(self._loaded, self._frame)
-        versions = (f"longctx {metadata.version('longctx-hf')}", *_versions("torch", "transformers"))
+        versions = tuple(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
         return Origin(
             self._loaded.name,
             str(self._loaded.model.dtype),
@@ -85,7 +86,7 @@ class Storage:
             found.frame,
             repr(self._cutting.splitter),
             self._cutting.segment_tokens,
-            (*versions, platform.machine()),
+            (f"longctx {__version__}", *versions, platform.machine()),
         )
 
     def save(self, book: CompiledDocument, path: Path, segment_kv: str, form: Form, progress: Progress | None) -> Saved:
@@ -246,7 +247,3 @@ def _known_vectors(writer: Writer, encoder: str) -> dict[bytes, NDArray[np.float
         if block is not None:
             found |= dict(zip(block[1], block[0], strict=True))
     return found
-
-
-def _versions(*names: str) -> tuple[str, ...]:
-    return tuple(f"{name} {metadata.version(name)}" for name in names)

@@ -27,15 +27,15 @@ def encoded(text: str, id: str = "a") -> tuple[EncodedDocument, list[Unit]]:
     return EncodedDocument(document, ids, np.arange(len(text), dtype=np.int64)), units
 
 
-def write(folder: Path, *documents: str, segments: int = 2) -> Manifest:
+def write(folder: Path, *documents: str) -> Manifest:
     """An artifact of texts, with embeddings and as many files of segments, published; the names are a, b, …"""
     with Writer(folder) as writer:
-        made = assemble(writer, *documents, segments=segments)
+        made = assemble(writer, *documents)
         writer.publish(made)
     return made
 
 
-def assemble(writer: Writer, *documents: str, segments: int = 2) -> Manifest:
+def assemble(writer: Writer, *documents: str) -> Manifest:
     """The same, up to the moment of publishing."""
     stored, ranges, shown = [], [], []
     for number, text in enumerate(documents):
@@ -49,7 +49,7 @@ def assemble(writer: Writer, *documents: str, segments: int = 2) -> Manifest:
         shown += [text[unit.start : unit.end] for unit in units]
     rows = np.array([[len(line), line.count("e"), 1] for line in shown], dtype=np.float32)
     blocks = (writer.add("vectors", vectors.pack(rows, shown), "vectors e 0"),)
-    keys = [f"segment {line}" for line in documents[0].splitlines()[:segments]]
+    keys = [f"segment {shown[first].strip()}" for first, _ in ranges]
     files = [writer.known(key) or writer.add("segment", key.encode() * 300, key) for key in keys]
     kv = SegmentKV("disk", "exact", (), tuple(map(StoredSegment, keys, files)))
     return Manifest(ORIGIN, tuple(stored), tuple(ranges), (), Vectors("e", 3, blocks), kv)

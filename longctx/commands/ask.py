@@ -16,6 +16,7 @@ from longctx.commands.screen import Screen, one_line
 from longctx.commands.settings import Settings
 from longctx.commands.sources import Cached, Sources, find
 from longctx.errors import EmptyInput, LongctxError, UsageError
+from longctx.store.manifest import check_words
 from longctx.types import Answer, Citation, Document, SelectedSpan, Selection
 
 if TYPE_CHECKING:
@@ -119,6 +120,14 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
         screen.line(f"{out}: {outcome.rows} rows, {outcome.skipped} of them from before, {outcome.failed} failed")
     if outcome.failed:
         raise LongctxError(f"{outcome.failed} questions could not be answered; their rows in {out} say why.")
+
+
+def cached(wanted: bool, segment_kv: str) -> Cached:
+    """What was asked of the cache. Raises UsageError for keys and values without it, BadOption for no place."""
+    if segment_kv != "none" and not wanted:
+        raise UsageError("--segment-kv goes with --cache; `longctx compile` stores a document in a place of its own.")
+    check_words(segment_kv, "exact")
+    return Cached(wanted, segment_kv)
 
 
 def open_reader(settings: Settings, screen: Screen) -> Reader:

@@ -58,12 +58,13 @@ class SegmentFiles:
         if not mapped or entry.name not in self._checked or not files.holds(self._artifact.folder, entry):
             data = self._artifact.content(entry)
             if data is None:
-                self._artifact.warn(f"{entry.name} is gone from {self._artifact.folder}: its segment is read again.")
-                return None
+                return self._gone(entry)
         try:
             found = self._map(entry, data) if mapped or data is None else load(data)
             self._prove_once()
             return self._restore(found, segment)
+        except FileNotFoundError:  # a newer version swept it just now
+            return self._gone(entry)
         except (SafetensorError, ValueError) as error:
             raise files.malformed(self._artifact.folder, entry, str(error)) from error
 
@@ -79,6 +80,9 @@ class SegmentFiles:
             self._checked.add(entry.name)
         with safe_open(self._artifact.folder / entry.name, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
+
+    def _gone(self, entry: Entry) -> None:
+        self._artifact.warn(f"{entry.name} is gone from {self._artifact.folder}: its segment is read again.")
 
     def _prove_once(self) -> None:
         if not self._proved:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from longctx.errors import ArtifactError
 from longctx.store import manifest
+from longctx.store.artifact import open_artifact
 
 
 @pytest.fixture
@@ -102,6 +103,15 @@ def test_other_formats_and_no_formats_are_refused(folder: Path, text: str, said:
     (folder / manifest.FILE).write_text(text)
     with pytest.raises(ArtifactError, match=said):
         manifest.load(folder)
+
+
+def test_segments_and_their_keys_and_values_must_be_as_many(folder: Path) -> None:
+    resealed(folder, lambda body: body["kv"]["segments"].pop())
+    with pytest.raises(ArtifactError, match="keys and values of 1 segments and holds 2"):
+        open_artifact(folder)
+    resealed(folder, lambda body: body["segments"].pop())
+    with pytest.raises(ArtifactError, match="segments hold 2 of its 3 units"):
+        open_artifact(folder)
 
 
 def test_what_is_no_artifact_is_told_apart(tmp_path: Path, folder: Path) -> None:
