@@ -1,4 +1,4 @@
-# make ask, make test, make check: each sets itself up in .venv from a machine with Python 3.11, git and make.
+# make ask, test, check, torture: each sets itself up in .venv from a machine with Python 3.11, git and make.
 #   make ask FILE=report.pdf QUESTION="Who signed it?"      without FILE: the Python language reference
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: ask test check clean
+.PHONY: ask test torture check clean
 
 FILE ?= $(REFERENCE)
 QUESTION ?= What does the nonlocal statement do?
@@ -23,6 +23,10 @@ ask: $(VENV)/.app $(filter $(REFERENCE),$(FILE))
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest
+
+# stored documents under every kind of damage and death, at full length: many minutes
+torture: $(VENV)/.dev
+	@LONGCTX_TORTURE=full $(BIN)/python -m pytest tests/test_torture.py tests/store
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .

@@ -1,6 +1,7 @@
 """The command line: names, flags and exit codes. What a command does is in ``commands``, imported when it is called.
 
-Importing this loads neither torch nor numpy.
+Whatever goes wrong below is turned into a message and an exit code by ``commands.guard``. Importing this loads neither
+torch nor numpy.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Annotated
 
 import typer
 
-from longctx.commands import eval_flags, flags, needle_app
+from longctx.commands import cache_app, eval_flags, flags, needle_app
 from longctx.commands.begin import begin as _begin
-from longctx.commands.boundary import Guarded
+from longctx.commands.guard import Guarded
 from longctx.errors import Interrupted
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 
 app.add_typer(needle_app.app, name="needle")
+app.add_typer(cache_app.app, name="cache")
 
 Words = Annotated[list[str], typer.Argument(metavar='FILE... "QUESTION"', show_default=False)]
 
@@ -50,6 +52,8 @@ def ask(
     temperature: flags.Temperature = None,
     seed: flags.Seed = None,
     drafters: flags.Drafters = None,
+    cache: flags.Cache = False,
+    segment_kv: flags.CachedKV = "none",
     config: flags.Config = None,
     plot: flags.Plot = None,
     json: flags.Json = False,
@@ -66,9 +70,9 @@ def ask(
         raise typer.BadParameter("--questions and --out go together.")
     command = importlib.import_module("longctx.commands.ask")
     if questions is None:
-        command.ask(words, settings, screen, plot)
-    elif plot is not None:
-        raise typer.BadParameter("--plot is for one question.")
+        command.ask(words, settings, screen, plot, command.cached(cache, segment_kv))
+    elif plot is not None or cache or segment_kv != "none":
+        raise typer.BadParameter("--plot, --cache and --segment-kv are for one question.")
     else:
         command.ask_many(words, questions, out, settings, screen)
 
@@ -81,6 +85,8 @@ def select(
     budget: flags.Budget = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
+    cache: flags.Cache = False,
+    segment_kv: flags.CachedKV = "none",
     config: flags.Config = None,
     plot: flags.Plot = None,
     json: flags.Json = False,
@@ -90,7 +96,44 @@ def select(
     """Show the parts of the files that matter for a question, word for word, for any engine."""
     given = dict(model=model, selector=selector, budget=budget, dtype=dtype, device=device)
     settings, screen = _begin(config, given, json, quiet, verbose)
-    importlib.import_module("longctx.commands.ask").select(words, settings, screen, plot)
+    command = importlib.import_module("longctx.commands.ask")
+    command.select(words, settings, screen, plot, command.cached(cache, segment_kv))
+
+
+@app.command("compile")
+def compile_(
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="BOOK.lctx", help="The folder to make or renew.")],
+    paths: Annotated[list[str] | None, typer.Argument(metavar="FILE...", show_default=False)] = None,
+    add: Annotated[bool, typer.Option("--add", help="Keep the documents that are in it already.")] = False,
+    remove: Annotated[list[str] | None, typer.Option(metavar="DOCUMENT", help="Leave this one out.")] = None,
+    segment_kv: flags.SegmentKV = "auto",
+    segment_form: flags.SegmentForm = "exact",
+    model: flags.Model = None,
+    dtype: flags.Dtype = None,
+    device: flags.Device = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
+) -> None:
+    """Compile files once, for any number of questions later. Goes on where it was interrupted."""
+    settings, screen = _begin(config, dict(model=model, dtype=dtype, device=device), json, quiet, verbose)
+    command = importlib.import_module("longctx.commands.books")
+    command.compile_(paths or [], out, segment_kv, segment_form, add, remove or [], settings, screen)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="BOOK.lctx")],
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file. Exit code 4: one is damaged.")] = False,
+    model: Annotated[str | None, typer.Option(hidden=True)] = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
+    """Show what a compiled document holds and what it was made with. Loads no model."""
+    _, screen = _begin(config, dict(model=model), json, quiet, False)
+    importlib.import_module("longctx.commands.books").inspect(path, verify, screen)
 
 
 @app.command()

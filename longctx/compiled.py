@@ -6,68 +6,23 @@ the probe and the encoder by their protocols only, and no selector.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from threading import Lock
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from longctx.errors import CacheError
 from longctx.lexical import Lexical
-from longctx.protocols import Calibrated, Inquirer, Progress
-from longctx.types import Document, EncodedDocument, Inquiry, Reading, Unit
+from longctx.memory import Memory
+from longctx.protocols import Calibrated, EncoderSource, Inquirer, Progress, Stored
+from longctx.types import Document, EncodedDocument, Inquiry, Reading, Saved, Unit
 
-
-class TextEncoder(Protocol):
-    """Sentences to vectors of length one."""
-
-    def encode(self, texts: Sequence[str], *, progress: Progress | None = None) -> NDArray[np.float32]: ...
-
-
-class EncoderSource(Protocol):
-    """Gives the encoder for a softmax temperature, or raises MissingExtra saying what to install."""
-
-    @property
-    def available(self) -> bool: ...
-    def __call__(self, temperature: float) -> TextEncoder: ...
-
-
-class Memory:
-    """Segments' keys and values, the latest used kept, at most ``limit_bytes`` of them."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self.limit_bytes = limit_bytes
-        self.used_bytes = 0
-        self._kept: OrderedDict[int, Any] = OrderedDict()
-        self._lock = Lock()  # a book may be asked by several threads
-
-    def __contains__(self, segment: int) -> bool:
-        return segment in self._kept
-
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    def get(self, segment: int) -> Any:
-        """What is kept of ``segment``, or None."""
-        with self._lock:
-            if segment in self._kept:
-                self._kept.move_to_end(segment)
-            return self._kept.get(segment)
-
-    def put(self, segment: int, stored: Any) -> None:
-        """Keep ``stored`` and drop the longest unused until it fits; what is larger than the limit is not kept."""
-        with self._lock:
-            if segment in self._kept:
-                self.used_bytes -= self._kept.pop(segment).nbytes
-            if stored.nbytes > self.limit_bytes:
-                return
-            while self.used_bytes + stored.nbytes > self.limit_bytes:
-                self.used_bytes -= self._kept.popitem(last=False)[1].nbytes
-            self._kept[segment] = stored
-            self.used_bytes += stored.nbytes
+PLAIN = 1.0  # the encoder's own temperature
+EMBED_AT_ONCE = 1024  # units of one block of embeddings: the same blocks whether they go to memory or to files
 
 
 class CompiledDocument:
@@ -84,11 +39,15 @@ class CompiledDocument:
         memory: Memory,
         warnings: tuple[str, ...] = (),
         fingerprint: str = "",
+        stored: Stored | None = None,
+        save: Callable[..., Saved] | None = None,
     ) -> None:
         self.encoded, self.units, self.segments = tuple(encoded), tuple(units), tuple(segments)
         self.documents: tuple[Document, ...] = tuple(e.document for e in encoded)
         self.memory, self.warnings, self.fingerprint = memory, warnings, fingerprint
-        self._probe, self._calibration, self._encoder = probe, calibration, encoder
+        self._probe, self._calibration, self.encoder = probe, calibration, encoder
+        self._stored, self._save = stored, save
+        self.saved: Saved | None = None  # what saving did, where that was part of compiling
         self._vectors: dict[float, NDArray[np.float32]] = {}
         self._spent = 0
         self._latest: tuple[Inquiry, dict[int, Reading]] | None = None
@@ -118,6 +77,11 @@ class CompiledDocument:
         return sum(len(e.token_ids) for e in self.encoded)
 
     @property
+    def longest_segment(self) -> int:
+        """Tokens of the longest segment."""
+        return max(self.units[last - 1].last - self.units[first].first for first, last in self.segments)
+
+    @property
     def probe(self) -> Inquirer:
         """The model as a reader of segments. Raises ModelError where its layers cannot be read so."""
         return self._probe()
@@ -130,7 +94,7 @@ class CompiledDocument:
     @property
     def can_embed(self) -> bool:
         """Whether there is a sentence encoder."""
-        return self._encoder.available
+        return self.encoder.available
 
     def text(self, unit: int) -> str:
         """The unit's own text."""
@@ -162,17 +126,43 @@ class CompiledDocument:
         """The largest share of the question's words, by weight, that one unit holds."""
         return self.index.coverage(question)
 
-    def vectors(self, temperature: float = 1.0) -> NDArray[np.float32]:
+    def vectors(self, temperature: float = PLAIN) -> NDArray[np.float32]:
         """The embedding of every unit, [units, dim], of length one. Raises MissingExtra without an encoder."""
         if temperature not in self._vectors:
-            texts = [self.shown(i) for i in range(len(self.units))]
-            self._vectors[temperature] = self._encoder(temperature).encode(texts, progress=self._progress)
+            found = None
+            if self._stored is not None and temperature == PLAIN:
+                found = self._stored.vectors(self.encoder(temperature).fingerprint)
+            if found is None:
+                found = np.concatenate([rows for _, rows, _ in self.embed(temperature)])
+            self._vectors[temperature] = found
         return self._vectors[temperature]
+
+    def embed(
+        self, temperature: float = PLAIN, known: Callable[[str], NDArray[np.float32] | None] | None = None
+    ) -> Iterator[tuple[range, NDArray[np.float32], int]]:
+        """The embeddings of all units in blocks: which units, their rows [units, dim], how many were made now.
+
+        Texts that ``known`` has a row of are not embedded again; nothing is kept.
+        """
+        for first in range(0, len(self.units), EMBED_AT_ONCE):
+            block = range(first, min(first + EMBED_AT_ONCE, len(self.units)))
+            texts = [self.shown(unit) for unit in block]
+            rows = [known(text) if known is not None else None for text in texts]
+            new = [at for at, row in enumerate(rows) if row is None]
+            if new:
+                made = self.encoder(temperature).encode([texts[at] for at in new], progress=self._embedding(block))
+                for at, row in zip(new, made, strict=True):
+                    rows[at] = row
+            yield block, np.stack([row for row in rows if row is not None]), len(new)
+
+    def keep(self, vectors: NDArray[np.float32]) -> None:
+        """Later questions use ``vectors`` [units, dim] as the embeddings of the units."""
+        self._vectors[PLAIN] = vectors
 
     def similarity(self, question: str, temperature: float = 1.0) -> NDArray[np.float32]:
         """Cosine of the question's and every unit's embedding, [units]. Raises MissingExtra without an encoder."""
         vectors = self.vectors(temperature)
-        return np.asarray(vectors @ self._encoder(temperature).encode([question])[0], dtype=np.float32)
+        return np.asarray(vectors @ self.encoder(temperature).encode([question])[0], dtype=np.float32)
 
     def segment_ids(self, segment: int) -> NDArray[np.int32]:
         first, last = self.segments[segment]
@@ -180,22 +170,64 @@ class CompiledDocument:
         return self.encoded[document].token_ids[self.units[first].first : self.units[last - 1].last]
 
     def read(self, segments: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        """Keys and values of ``segments``: those in memory first, then the others, read now and kept while they fit."""
-        missing = []
-        for segment in segments:
-            kept = self.memory.get(segment)
-            if kept is None:
-                missing.append(segment)
-            else:
-                yield segment, kept
-        done = 0
-        for index, stored in self.probe.read([self.segment_ids(s).tolist() for s in missing]):
-            done += 1
+        """Keys and values of ``segments``: those in memory first, then those in files, then the others.
+
+        The others are read by the model now.
+        """
+        left = list(segments)
+        for get in (self.memory.get, *((self._stored.get,) if self._stored is not None else ())):
+            absent = []
+            for segment in left:
+                kept = get(segment)
+                if kept is None:
+                    absent.append(segment)
+                else:
+                    yield segment, kept
+            left = absent
+        yield from self.read_again(left)
+
+    def read_again(self, segments: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Keys and values of ``segments`` as the model computes them now, kept in memory while they fit."""
+        read = self.probe.read([self.segment_ids(segment).tolist() for segment in segments])
+        for done, (index, stored) in enumerate(read, 1):
             self._spent += stored.tokens
-            self.memory.put(missing[index], stored)
+            self.memory.put(segments[index], stored)
             if self._progress is not None:
-                self._progress("reading", done, len(missing))
-            yield missing[index], stored
+                self._progress("reading", done, len(segments))
+            yield segments[index], stored
+
+    @property
+    def exact(self) -> bool:
+        """Whether all keys and values at hand are those the model computed, to the bit."""
+        return self._stored is None or self._stored.exact
+
+    def shared(self, segment: int, key: str, take: Callable[[Path, Any], bool]) -> Any:
+        """The file ``segment`` was loaded from, if it is what ``key`` says and ``take`` could have it; else None."""
+        return None if self._stored is None else self._stored.share(segment, key, take)
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        segment_kv: str = "auto",
+        segment_form: str = "exact",
+        progress: Progress | None = None,
+    ) -> Saved:
+        """Afterwards ``path`` is a folder that ``Reader.load`` opens, holding this document; before that, what it was.
+
+        ``segment_kv`` says where the keys and values of segments will be: ``"none"`` (a later question reads again what
+        it needs), ``"disk"`` (in files that are mapped), ``"ram"`` (in files, and in memory once loaded), or ``"auto"``
+        (on disk where they are small enough). ``segment_form`` is ``"exact"`` or ``"int8"``, half as large or less.
+        What the folder held of the same text is kept and not worked out again. Raises BadOption for other words,
+        UsageError for a path that holds something else, ArtifactBusy while another process writes there.
+        """
+        if self._save is None:
+            raise CacheError("this document was made without a reader, so there is nothing to save it with.")
+        return self._save(self, Path(path), segment_kv, segment_form, progress)
+
+    def take_warnings(self) -> tuple[str, ...]:
+        """What was found out about the stored files since the last result."""
+        return () if self._stored is None else self._stored.take_warnings()
 
     def ask(self, segments: Sequence[int], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:
         """The reading of each of ``segments`` as (segment, reading); segments not yet read are read first.
@@ -232,6 +264,14 @@ class CompiledDocument:
             self._spent += len(inquiry.ids)
             known[batch[index][0]] = reading
             yield batch[index][0], reading
+
+    def _embedding(self, block: range) -> Progress | None:
+        """Tells of one block's embedding in units of the whole document."""
+        progress = self._progress
+        if progress is None:
+            return None
+        whole = len(self.units)
+        return lambda stage, done, total: progress(stage, block.start + len(block) * done // max(total, 1), whole)
 
 
 _ASK_AT_ONCE = 16  # segments held at once while asking, so that a long document needs no more memory than its limit

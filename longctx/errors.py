@@ -14,6 +14,7 @@ LongctxError
 ├── MissingExtra          an optional package is not installed
 ├── EndpointError        a server that does not answer, or not as asked
 ├── ArtifactError         a stored file that is damaged or does not belong (exit code 4)
+├── ArtifactBusy          another process is writing the stored file
 └── Interrupted           the caller stopped the work
 """
 
@@ -93,6 +94,10 @@ class ArtifactError(LongctxError):
     """A stored file that is damaged, or was made for something else."""
 
     exit_code = 4
+
+
+class ArtifactBusy(LongctxError):
+    """Another process is writing the same stored file."""
 
 
 class Interrupted(LongctxError):

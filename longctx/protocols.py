@@ -6,6 +6,7 @@ Knows the nouns of ``types`` and ``drafts`` only. Protocols are satisfied by sha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,6 +74,47 @@ class Calibrated(Protocol):
 
     @property
     def heads(self) -> tuple[tuple[int, int], ...]: ...
+
+
+class TextEncoder(Protocol):
+    """Sentences to vectors of length one."""
+
+    @property
+    def fingerprint(self) -> str: ...
+    def encode(self, texts: Sequence[str], *, progress: Progress | None = None) -> NDArray[np.float32]: ...
+
+
+class EncoderSource(Protocol):
+    """Gives the encoder for a softmax temperature, or raises MissingExtra saying what to install."""
+
+    @property
+    def available(self) -> bool: ...
+    def __call__(self, temperature: float) -> TextEncoder: ...
+
+
+class Stored(Protocol):
+    """What a loaded document has at hand in its files."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether its keys and values are those the model computed, to the bit."""
+        ...
+
+    def vectors(self, encoder: str) -> NDArray[np.float32] | None:
+        """The embeddings of all units by the encoder of that fingerprint, [units, dim], or None."""
+        ...
+
+    def get(self, segment: int) -> Any:
+        """What is kept of ``segment``, or None."""
+        ...
+
+    def share(self, segment: int, key: str, take: Callable[[Path, Any], bool]) -> Any:
+        """The file of ``segment``, if it is what ``key`` says and ``take`` could have it; else None."""
+        ...
+
+    def take_warnings(self) -> tuple[str, ...]:
+        """Warnings that no result has carried yet."""
+        ...
 
 
 class Corpus(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,18 @@ from longctx.backend.model import Loaded, from_pretrained, wrap
 from longctx.backend.probe import Probe, bytes_per_token
 from longctx.backend.tokens import Tokens
 from longctx.cite import cite
-from longctx.compiled import CompiledDocument, Memory
+from longctx.compiled import CompiledDocument
+from longctx.compiling import Compiler, Source
 from longctx.console import bar
-from longctx.errors import BadOption, CacheError, EmptyInput
+from longctx.errors import BadOption, EmptyInput
 from longctx.generation import Drafters, guarantee, resolve
-from longctx.indexing import documents_of, encode
 from longctx.protocols import Progress, Selector
 from longctx.resources import Calibrator, Encoders
 from longctx.room import Room
-from longctx.segments import group
+from longctx.store.artifact import Verify
+from longctx.storing import Cutting
 from longctx.streaming import events
-from longctx.types import Answer, Document, Event, Selection, Step
-
-Source = Document | Sequence[Document] | CompiledDocument
+from longctx.types import Answer, Event, Selection, Step
 
 SEGMENT_TOKENS = 512
 MEMORY_BYTES = 512 * 2**20
@@ -66,10 +65,11 @@ class Reader:
         self._loaded: Loaded = model if isinstance(model, Loaded) else wrap(model, tokenizer)
         self._tokens = Tokens(self._loaded.tokenizer)
         self._frame = self._tokens.frame()
-        self._splitter = plugins.resolve("splitters", splitter)
-        self._encoders = Encoders(encoder)
         self._calibrator = Calibrator(self._loaded, calibration)
         self._room = Room(self._loaded.window, self._frame.tokens, segment_tokens)
+        cutting = Cutting(plugins.resolve("splitters", splitter), segment_tokens)
+        made_with = (self._loaded, self._tokens, lambda: self._probe, Encoders(encoder), self._calibrator)
+        self._compiler = Compiler(*made_with, cutting, segment_memory_bytes)
         self._memory_bytes, self._progress = segment_memory_bytes, progress
 
     @classmethod
@@ -114,15 +114,35 @@ class Reader:
     def _probe(self) -> Probe:
         return Probe(self._loaded.model, self._tokens, self._calibrator.fingerprint)
 
-    def compile(self, documents: Source, *, progress: bool | Progress = False) -> CompiledDocument:
+    def compile(
+        self,
+        documents: Source,
+        *,
+        path: str | Path | None = None,
+        segment_kv: str = "auto",
+        segment_form: str = "exact",
+        progress: bool | Progress = False,
+    ) -> CompiledDocument:
         """The documents tokenised, cut into units and indexed, and their segments read as far as memory allows.
 
-        Every later question is answered from this work. Raises EmptyInput for a document without text.
+        Every later question is answered from this work. With ``path`` it goes straight into files, whatever its size,
+        and what the path held of the same text is kept: see ``CompiledDocument.save``. Raises EmptyInput for a document
+        without text.
         """
-        book = self._index(documents, self._report(progress))
+        book = self._compiler.index(documents, self._report(progress))
+        if path is not None:
+            return self._compiler.store(book, Path(path), segment_kv, segment_form, self._report(progress))
         if book.tokens * bytes_per_token(self.model) <= self._memory_bytes:
             book.prepare(self._report(progress))
         return book
+
+    def load(self, path: str | Path, *, verify: Verify = "lazy") -> CompiledDocument:
+        """The compiled document stored at ``path``, ready for questions.
+
+        ``verify``: ``"full"`` checks every file now, ``"lazy"`` each when it is first used, ``"off"`` only lengths and
+        shapes. Raises ArtifactError for what is damaged, of a newer format, or compiled with another model.
+        """
+        return self._compiler.load(Path(path), verify, self._progress)
 
     def select(
         self,
@@ -136,7 +156,8 @@ class Reader:
         """The spans worth reading for ``question``: verbatim, in document order, within ``budget_tokens``."""
         report = self._report(progress)
         self._check(question, budget_tokens, 0, selector)
-        return self._select(self._index(documents, report), Request(question, budget_tokens, selector), report)
+        book = self._compiler.index(documents, report)
+        return self._select(book, Request(question, budget_tokens, selector), report)
 
     def prompt(self, text: str, question: str) -> list[int]:
         """The ids that the model is given to answer ``question`` from ``text``, in its own chat template."""
@@ -199,7 +220,7 @@ class Reader:
         self._check(question, request.budget_tokens, request.max_new_tokens, request.selector)
         resolve(request.drafters)
         times = [time.perf_counter()]
-        book = self._index(documents, report)
+        book = self._compiler.index(documents, report)
         times.append(time.perf_counter())
         selection = self._select(book, request, report)
         times.append(time.perf_counter())
@@ -239,9 +260,16 @@ class Reader:
     def _select(self, book: CompiledDocument, request: Request, report: Progress | None) -> Selection:
         """The selection of one request; everything at once is held against the window, as its length is known now."""
         question, selector = request.question, request.selector
+        self._room.check_segment(self._count(question), book.longest_segment)
         with book.reporting(report):
-            late = self._calibrator.take_warnings
-            selection = selecting.select(book, question, request.budget_tokens, selector, self._count, late)
+            selection = selecting.select(
+                book,
+                question,
+                request.budget_tokens,
+                selector,
+                self._count,
+                lambda: (*self._calibrator.take_warnings(), *book.take_warnings()),
+            )
         if selector == selecting.EVERYTHING:
             fixed = self._frame.tokens + self._count(question)
             self._room.check_prompt(selection.tokens + fixed, request.max_new_tokens)
@@ -253,28 +281,6 @@ class Reader:
             raise EmptyInput("the question is empty.")
         unbounded = selector == selecting.EVERYTHING  # the whole text has its own check, when its length is known
         self._room.check(self._count(question), 1 if unbounded else budget_tokens, max_new_tokens)
-
-    def _index(self, documents: Source, report: Progress | None) -> CompiledDocument:
-        """Tokens, units and segments of ``documents``; what was compiled before is returned as it is."""
-        if isinstance(documents, CompiledDocument):
-            if documents.fingerprint != self.fingerprint:
-                raise CacheError(
-                    f"the document was compiled for another model or tokenizer ({documents.fingerprint[:12]}, not "
-                    f"{self.fingerprint[:12]}): its tokens and keys mean nothing here. Compile it with this reader."
-                )
-            return documents
-        encoded, units, warnings = encode(documents_of(documents), self._tokens.encode, self._splitter, report)
-        return CompiledDocument(
-            encoded,
-            units,
-            group(units, self._room.segment_tokens),
-            lambda: self._probe,
-            lambda: self._calibrator(self._probe, report),
-            self._encoders,
-            Memory(self._memory_bytes),
-            warnings,
-            self.fingerprint,
-        )
 
     def _count(self, text: str) -> int:
         return len(self._tokens.plain(text))

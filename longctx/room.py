@@ -47,6 +47,16 @@ class Room:
                 f"{self.window}. Make the reader with segment_tokens={max(1, self.window - fixed)} or less."
             )
 
+    def check_segment(self, question_tokens: int, longest_tokens: int) -> None:
+        """Raises DoesNotFit when the longest segment of a document and the question pass the window together."""
+        fixed = self.frame_tokens + question_tokens
+        if fixed + longest_tokens > self.window:
+            raise DoesNotFit(
+                f"the document was compiled in segments of up to {longest_tokens} tokens, which with the question "
+                f"({fixed}) pass the window of {self.window}. Compile it with segment_tokens="
+                f"{max(1, self.window - fixed)} or less, or shorten the question."
+            )
+
     def check_prompt(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """Raises DoesNotFit when a whole prompt and its answer pass the window."""
         if prompt_tokens + max_new_tokens > self.window:

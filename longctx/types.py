@@ -231,6 +231,28 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Saved:
+    """What saving a compiled document did.
+
+    ``segment_kv`` is where the keys and values of segments are: ``none``, ``ram`` or ``disk``. ``written_bytes`` of its
+    ``bytes`` are new; the other files are those that were there before. ``tokens_read`` counts the token-forwards spent
+    on segments, and ``units_embedded`` the units that were embedded for it.
+    """
+
+    path: str
+    segment_kv: str
+    segment_form: str
+    bytes: int
+    written_bytes: int
+    tokens_read: int
+    units_embedded: int
+
+    def as_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = _plain(self)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One thing that happened while streaming: ``kind`` is ``progress``, ``token`` or ``answer``.
 

@@ -69,10 +69,13 @@ def run(
     out: Path,
     configuration: Mapping[str, Any],
     *,
+    stored: Path | None = None,
     progress: Progress | None = None,
     **asked: Any,
 ) -> Outcome:
     """Answer what ``out`` does not hold yet, a row at a time; ``asked`` goes to ``Reader.ask``.
+
+    ``stored`` is where ``documents`` are stored in compiled form: they are loaded from there and not compiled again.
 
     ``configuration`` is written into every row. Raises ArtifactError, before anything is loaded or written, when
     ``out`` holds rows of another configuration or of other documents, or is no file of answers. The reader is made
@@ -84,7 +87,7 @@ def run(
     if not left:
         return Outcome(len(done), len(done), 0)
     reader = make_reader()
-    book = reader.compile(list(documents), progress=progress or False)
+    book = reader.compile(list(documents), progress=progress or False) if stored is None else reader.load(stored)
     failed = 0
     with open(out, "r+b" if out.exists() else "xb") as file:
         file.truncate(whole)  # a row that was half written when the last run ended

@@ -271,7 +271,7 @@ class Encoder:
 def test_units_are_embedded_once_for_all_questions(reader: Reader) -> None:
     book = book_of(reader, 0)
     encoder = Encoder()
-    book._encoder = encoder
+    book.encoder = encoder
     first = book.similarity("a e")
     assert first.shape == (len(book.units),) and first.dtype == np.float32 and first.max() <= 1.0001
     book.similarity("o u")

@@ -24,7 +24,10 @@ NOUNS = {"types", "errors"}
 VERBS = NOUNS | {"drafts", "protocols", "options"}
 METHODS = VERBS | {"plugins", "kernels", "segments", "suffixes"}
 ROOMS = {"segmenters", "kv", "drafters", "decoding", "store", "documents"}
-COMPILED = {"calibration", "cite", "compiled", "cut", "lexical", "questions", "resources", "segments", "synthetic"}
+COMPILED = {
+    "calibration", "cite", "compiled", "compiling", "cut", "indexing", "lexical", "memory", "questions", "resources",
+    "segments", "storing", "synthetic",
+}  # fmt: skip
 WIRING = METHODS | ROOMS | COMPILED | {"backend"}
 MAY_IMPORT = {
     "errors": set(),
@@ -44,7 +47,10 @@ MAY_IMPORT = {
     "cite": NOUNS | {"lexical", "segmenters"},
     "resources": VERBS | {"backend", "calibration"},  # wiring: makes what the reader hands on
     "lexical": NOUNS,
-    "compiled": VERBS | {"lexical"},
+    "memory": set(),
+    "compiled": VERBS | {"lexical", "memory"},
+    "storing": VERBS | {"backend", "compiled", "store", ""},  # wiring: a reader's side of the store
+    "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
     "indexing": VERBS,
     "room": NOUNS,
     "saying": set(),

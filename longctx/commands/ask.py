@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from longctx import plugins
 from longctx.commands.screen import Screen, one_line
 from longctx.commands.settings import Settings
+from longctx.commands.sources import Cached, Sources, find
 from longctx.errors import EmptyInput, LongctxError, UsageError
+from longctx.store.manifest import check_words
 from longctx.types import Answer, Citation, Document, SelectedSpan, Selection
 
 if TYPE_CHECKING:
@@ -23,15 +25,15 @@ if TYPE_CHECKING:
 _QUOTE_CHARS = 240
 
 
-def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None) -> None:
+def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None, cached: Cached) -> None:
     """Answer the last of ``words`` from the files before it."""
-    documents, question = _asked(words, settings, plot)
+    sources, question = _asked(words, settings, plot, cached)
     reader = open_reader(settings, screen)
     progress = screen.progress
     shown = _Streamed(screen)
     answer: Answer | None = None
     for event in reader.stream(
-        documents,
+        sources.open(reader, settings, screen, cached),
         question,
         budget_tokens=settings.budget,
         max_new_tokens=settings.max_new_tokens,
@@ -46,10 +48,11 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
             shown.add(event.text)
         answer = event.answer
     assert answer is not None
+    _trim(cached, settings, screen)
     if not screen.json:
         shown.end(answer.text)
     if plot is not None:
-        _plot(plot, documents, answer.selection, question, screen)
+        _plot(plot, sources.documents, answer.selection, question, screen)
     if screen.json:
         screen.result(answer.as_dict())
         return
@@ -58,23 +61,24 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
     _summary(screen, answer)
 
 
-def select(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None) -> None:
+def select(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None, cached: Cached) -> None:
     """Show the verbatim spans chosen for the last of ``words``."""
-    documents, question = _asked(words, settings, plot)
+    sources, question = _asked(words, settings, plot, cached)
     reader = open_reader(settings, screen)
     selection = reader.select(
-        documents,
+        sources.open(reader, settings, screen, cached),
         question,
         budget_tokens=settings.budget,
         selector=settings.selector,
         progress=screen.progress,
     )
+    _trim(cached, settings, screen)
     if plot is not None:
-        _plot(plot, documents, selection, question, screen)
+        _plot(plot, sources.documents, selection, question, screen)
     if screen.json:
         screen.result(selection.as_dict())
         return
-    texts = {document.id: document.text for document in documents}
+    texts = {document.id: document.text for document in sources.documents}
     for span in selection.spans:
         screen.line(f"--- {_place(span)} score {span.score:.3g}")
         screen.line(texts[span.document_id][span.start : span.end].strip("\r\n"))
@@ -93,16 +97,21 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
     for path in (questions, *map(Path, words)):
         if out.exists() and path.exists() and out.samefile(path):
             raise UsageError(f"--out {str(out)!r} is one of the files to read.")
-    documents = read_documents(words)
+    sources = find(words)
     configuration = dataclasses.asdict(settings)
-    for key in ("segment_memory_bytes", "drafters"):  # change what is kept and how fast it goes, never an answer
+    for key in (
+        "segment_memory_bytes",
+        "cache_bytes",
+        "drafters",
+    ):  # change what is kept and how fast it goes, never an answer
         del configuration[key]
     outcome = pipeline.run(
         lambda: open_reader(settings, screen),
-        documents,
+        sources.documents,
         listed,
         out,
         configuration,
+        stored=sources.stored,
         progress=screen.progress,
         budget_tokens=settings.budget,
         max_new_tokens=settings.max_new_tokens,
@@ -117,6 +126,14 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
         screen.line(f"{out}: {outcome.rows} rows, {outcome.skipped} of them from before, {outcome.failed} failed")
     if outcome.failed:
         raise LongctxError(f"{outcome.failed} questions could not be answered; their rows in {out} say why.")
+
+
+def cached(wanted: bool, segment_kv: str) -> Cached:
+    """What was asked of the cache. Raises UsageError for keys and values without it, BadOption for no place."""
+    if segment_kv != "none" and not wanted:
+        raise UsageError("--segment-kv goes with --cache; `longctx compile` stores a document in a place of its own.")
+    check_words(segment_kv, "exact")
+    return Cached(wanted, segment_kv)
 
 
 def open_reader(settings: Settings, screen: Screen) -> Reader:
@@ -147,8 +164,8 @@ def check_drafters(settings: Settings) -> None:
         plugins.load("drafters", name)
 
 
-def _asked(words: Sequence[str], settings: Settings, plot: Path | None) -> tuple[list[Document], str]:
-    """The documents and the question, after every check that needs no model."""
+def _asked(words: Sequence[str], settings: Settings, plot: Path | None, cached: Cached) -> tuple[Sources, str]:
+    """What is asked about and the question, after every check that needs no model."""
     if len(words) < 2:
         raise UsageError('name one or more files and then the question: longctx ask FILE... "QUESTION".')
     *paths, question = words
@@ -161,7 +178,18 @@ def _asked(words: Sequence[str], settings: Settings, plot: Path | None) -> tuple
         from longctx import plotting
 
         plotting.check(plot)
-    return read_documents(paths), question
+    sources = find(paths)
+    if cached.wanted and sources.stored is not None:
+        raise UsageError(f"--cache is for files: {str(sources.stored)!r} is compiled already.")
+    return sources, question
+
+
+def _trim(cached: Cached, settings: Settings, screen: Screen) -> None:
+    """After the answer, so that nothing leaves the cache that the answer still needs."""
+    if cached.wanted:
+        from longctx.commands.cache import trim
+
+        trim(settings, screen)
 
 
 def _is_file(text: str) -> bool:

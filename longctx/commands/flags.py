@@ -44,6 +44,23 @@ Drafters = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Makes a temperature repeatable.", rich_help_panel=_ANSWERING)]
 Tokens = Annotated[int, typer.Option("--tokens", parser=_count, metavar="N", help="Length of the text: 100k, 1M.")]
+SegmentKV = Annotated[
+    str,
+    typer.Option(
+        metavar="WHERE", help="Keys and values of segments: auto, none, disk or ram.", rich_help_panel=_READING
+    ),
+]
+Cache = Annotated[
+    bool,
+    typer.Option("--cache", help="Keep the compiled form for the next question.", rich_help_panel=_READING),
+]
+CachedKV = Annotated[
+    str,
+    typer.Option("--segment-kv", metavar="WHERE", help="With --cache: none, disk or ram.", rich_help_panel=_READING),
+]
+SegmentForm = Annotated[
+    str, typer.Option(metavar="FORM", help="exact, or int8: half as large.", rich_help_panel=_READING)
+]
 Plot = Annotated[
     Path | None, typer.Option(metavar="FILE.png", help="Draw where the model looked.", rich_help_panel=_TALK)
 ]

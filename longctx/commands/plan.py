@@ -1,13 +1,16 @@
 """``longctx plan``: the memory that ``longctx ask`` will take, told before anything is loaded.
 
 Owns the sum. Its terms are the sizes of what the library really holds (tokens, units, index, vectors, segments,
-prompt); its constants were measured with ``/usr/bin/time -v``. CPU memory only.
+prompt); its constants were measured with ``/usr/bin/time -v``. CPU memory, and the disk that the compiled form takes.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longctx import plugins
@@ -16,6 +19,7 @@ from longctx.commands.process import free_bytes
 from longctx.commands.screen import Screen, size
 from longctx.commands.settings import Settings
 from longctx.errors import DoesNotFit, UsageError
+from longctx.store import manifest, sizes
 
 if TYPE_CHECKING:
     from longctx.backend.report import Report
@@ -31,6 +35,7 @@ _ENCODER = 410 * MB  # sentence-transformers and what it imports, the embedded e
 _UNIT_BYTES = 3_000  # a unit's object, text, words and vector, with what building the index leaves behind
 _HEADS = 16  # calibrated heads whose attention is kept for every token that was read
 _HOLES = 0.35  # of the segments dropped for others: memory between those kept that cannot be used again at once
+_DIMENSION = 384  # of an embedding by the embedded encoder
 _LAW = 2  # bytes of a vocabulary entry that xl3m keeps for every segment
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float64": 8}  # of a number; any other format counts as four
@@ -64,6 +69,7 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
         raise UsageError(f"--tokens {tokens} must be at least 1.")
     model = report(settings, screen)
     made = plan(model, tokens, settings)
+    kept = stored(model, tokens)
     if screen.json:
         parts = {f"{name.replace(' ', '_')}_bytes": value for name, value in made.parts.items()}
         screen.result(
@@ -77,6 +83,7 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
                 "peak_bytes": made.peak,
                 "free_bytes": made.free,
                 "fits": made.fits,
+                "stored": dataclasses.asdict(kept),
             }
         )
     else:
@@ -87,7 +94,7 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
             ("asking adds", f"{size(made.above):>9}"),
             ("peak", f"{size(made.peak):>9}  of {free} free: {'fits' if made.fits else 'does not fit'}"),
         ]
-        screen.table(rows)
+        screen.table([*rows, *_stored_rows(kept, _memory(settings))])
         full = tokens * model.kv_bytes_per_token
         trained = f"and the model was trained to {model.window:,} tokens" if tokens > model.window else ""
         screen.note(f"reading all of it at once would keep {size(full)} of keys and values {trained}".rstrip())
@@ -124,6 +131,46 @@ def plan(model: Report, tokens: int, settings: Settings) -> Plan:
     kept = parts["text and index"] + parts["encoder"] + parts["segment memory"]
     loaded = parts["runtime"] + parts["weights"]
     return Plan(parts, loaded, kept + max(parts["reading scratch"], during), free_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Bytes on the disk of the compiled form, by part; ``auto`` is where it would put keys and values here."""
+
+    text_bytes: int
+    embedding_bytes: int
+    segment_exact_bytes: int
+    segment_int8_bytes: int
+    auto: str
+
+
+def stored(model: Report, tokens: int) -> Stored:
+    """The size of a text of ``tokens`` tokens once it is compiled."""
+    units = tokens // _UNIT + 1
+    embeds = not model.abilities["embeds text (auto, dense)"]
+    exact, small = (
+        sizes.segment_bytes(tokens, model.kv_bytes_per_token, _BYTES.get(model.dtype, 4), form)
+        for form in manifest.FORMS
+    )
+    return Stored(
+        sizes.document_bytes(tokens * _TEXT, tokens, units),
+        sizes.vector_bytes(units, _DIMENSION) if embeds else 0,
+        exact,
+        small,
+        "disk" if sizes.worth_storing(exact, shutil.disk_usage(Path.cwd()).free) else "none",
+    )
+
+
+def _stored_rows(kept: Stored, memory: int) -> list[tuple[str, str]]:
+    """The compiled form on the disk, and what each place for keys and values adds to it and to memory."""
+    exact, small = size(kept.segment_exact_bytes), size(kept.segment_int8_bytes)
+    held = size(min(memory, kept.segment_exact_bytes))
+    return [
+        ("compiled", f"{size(kept.text_bytes + kept.embedding_bytes):>9}  on disk without keys and values (none)"),
+        ("  --segment-kv disk", f"{exact:>9}  more on disk, {small} with --segment-form int8; mapped, not held"),
+        ("  --segment-kv ram", f"{exact:>9}  more on disk, of which {held} are held in memory"),
+        ("  --segment-kv auto", f"{kept.auto:>9}  here"),
+    ]
 
 
 def _memory(settings: Settings) -> int:

@@ -38,6 +38,7 @@ class Settings:
     calibration: str = "auto"
     segment_tokens: int | None = None
     segment_memory_bytes: int | None = None
+    cache_bytes: int = 10_000_000_000
 
     def stack(self) -> str | list[str]:
         """The drafters by name: ``a+b:option=value`` is two of them, ``none`` is no one."""

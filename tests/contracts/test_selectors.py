@@ -58,7 +58,7 @@ def book_of(documents: Any = None, encoder: Any = True, **options: Any) -> Any:
     settings: dict[str, Any] = {"calibration": None, "segment_tokens": 96} | options
     reader = Reader(MODEL, tiny.tokenizer("system"), encoder=None, **settings)
     if encoder:
-        reader._encoders = Encoder()  # type: ignore[assignment]
+        reader._compiler._encoders = Encoder()  # type: ignore[assignment]
     return reader.compile(DOCUMENTS if documents is None else documents)
 
 

@@ -45,7 +45,7 @@ def test_words_are_added_on_the_scale_of_the_cosine() -> None:
 
 @pytest.mark.skipif(not Encoders("auto").available, reason="the sentence encoder is not installed")
 def test_a_planted_needle_is_found_by_what_it_means(haystack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(haystack, "_encoder", Encoders("auto"))
+    monkeypatch.setattr(haystack, "encoder", Encoders("auto"))
     monkeypatch.setattr(haystack, "_vectors", {})
     best = int(Dense().score("Who gave the lighthouse a new coat of paint?", haystack, 200).values.argmax())
     assert "Ilse Renwick" in haystack.text(best)

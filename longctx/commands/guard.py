@@ -1,6 +1,6 @@
-"""Where commands end: whatever goes wrong below becomes one message on stderr and an exit code.
+"""The boundary of the command line: what goes wrong below becomes one message on stderr and an exit code.
 
-No traceback for what a user, a file or a machine can cause. Knows no command, and loads neither torch nor numpy.
+There is no traceback for what a user, a file or a machine can cause. Knows no command.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Guarded(TyperGroup):
 
 
 def _ended(said: str, code: int) -> typer.Exit:
-    from longctx.commands.screen import failure
+    from longctx.commands.screen import failure  # numpy comes with it
 
     failure(said)
     return typer.Exit(code)

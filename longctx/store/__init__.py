@@ -1,0 +1,1 @@
+"""The stored compiled document: a folder of checked files that is replaced whole or not at all."""

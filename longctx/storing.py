@@ -1,0 +1,249 @@
+"""Saves compiled documents and loads them again for one reader: what is kept, what is shared, what is refused.
+
+Owns the order of the steps and the comparison of what an artifact was made with and what the reader is. Knows no file
+format: that is ``store``'s, and the tensors of a segment are ``backend``'s.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from longctx import __version__
+from longctx.backend import segment_kv
+from longctx.backend.fingerprints import fingerprints
+from longctx.backend.model import Loaded
+from longctx.backend.probe import Probe, bytes_per_token
+from longctx.backend.tokens import Frame
+from longctx.compiled import PLAIN, CompiledDocument
+from longctx.errors import ArtifactError, ModelError
+from longctx.protocols import Progress
+from longctx.store import segments, sizes, texts, vectors
+from longctx.store.artifact import Artifact, Verify, open_artifact
+from longctx.store.files import Entry
+from longctx.store.manifest import (
+    Form,
+    Manifest,
+    Origin,
+    Residency,
+    SegmentKV,
+    StoredDocument,
+    StoredSegment,
+    Vectors,
+    check_words,
+)
+from longctx.store.segments import SegmentFiles
+from longctx.store.shelf import Shelf
+from longctx.store.writer import Writer
+from longctx.types import Saved, Unit
+
+_CANARY = "What does the text say about the letter?"
+_TOLERANCE, _HALF_TOLERANCE = 0.02, 0.25  # mean difference of log-probabilities that is rounding: 32 bits, 16 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Cutting:
+    """How a text becomes units, and how many tokens of them are read together."""
+
+    splitter: Any
+    segment_tokens: int
+
+
+class Storage:
+    """Saves and loads for one model, tokenizer and frame of the prompt."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        frame: Frame,
+        probe: Callable[[], Probe],
+        cutting: Cutting,
+    ) -> None:
+        self._loaded, self._frame, self._probe = loaded, frame, probe
+        self._cutting = cutting
+
+    @cached_property
+    def origin(self) -> Origin:
+        """What a document compiled now is made with."""
+        found = fingerprints(self._loaded, self._frame)
+        versions = tuple(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
+        return Origin(
+            self._loaded.name,
+            str(self._loaded.model.dtype),
+            found.model,
+            found.tokenizer,
+            found.template,
+            found.frame,
+            repr(self._cutting.splitter),
+            self._cutting.segment_tokens,
+            (f"longctx {__version__}", *versions, platform.machine()),
+        )
+
+    def save(self, book: CompiledDocument, path: Path, segment_kv: str, form: Form, progress: Progress | None) -> Saved:
+        """``path`` holds ``book`` afterwards, or what it held before. What it held of the same text is taken over."""
+        check_words(segment_kv, form)
+        with Writer(path) as writer, book.reporting(progress):
+            residency = self._residency(book, path, segment_kv, form)
+            documents = _documents(writer, book)
+            embedded, units_embedded = self._vectors(writer, book)
+            before = book.spent()
+            kv = self._segments(writer, book, residency, form)
+            made = Manifest(self.origin, documents, book.segments, book.warnings, embedded, kv)
+            writer.publish(made)
+        size = sum(entry.size for entry in made.entries())
+        spent = book.spent() - before
+        return Saved(str(path), residency, form, size, writer.written_bytes, spent, units_embedded)
+
+    def load(self, path: Path, verify: Verify) -> tuple[Artifact, Shelf]:
+        """The artifact at ``path`` and what it has at hand. Raises ArtifactError: it is damaged or another model's."""
+        artifact = open_artifact(path, verify)
+        self._compare(artifact)
+        embeddings: Any = self._loaded.model.get_input_embeddings()
+        known = int(embeddings.weight.shape[0])
+        if (largest := max(int(encoded.token_ids.max()) for encoded in artifact.encoded)) >= known:
+            raise ArtifactError(f"{path} holds token {largest}, and the model knows {known}. Compile it again.")
+        kv = artifact.manifest.kv
+        if kv is None:
+            return artifact, Shelf(artifact, None)
+        keys = self._keys(artifact.segment_ids(), kv.form)
+        files = SegmentFiles(artifact, kv, keys, self._restoring(artifact), lambda: self._prove(artifact))
+        if verify == "full" and artifact.manifest.origin.frame == self.origin.frame:
+            self._prove(artifact)
+        return artifact, Shelf(artifact, files)
+
+    def _residency(self, book: CompiledDocument, path: Path, wanted: str, form: Form) -> Residency:
+        """Where the keys and values of segments will be; ``auto`` stores them where they are small enough."""
+        if wanted == "none":
+            return "none"
+        if wanted != "auto":
+            return "ram" if wanted == "ram" else "disk"
+        try:
+            self._probe()
+        except ModelError:  # its segments cannot be read, so there is nothing to store
+            return "none"
+        model = self._loaded.model
+        needed = sizes.segment_bytes(book.tokens, bytes_per_token(model), model.dtype.itemsize, form)
+        return "disk" if sizes.worth_storing(needed, shutil.disk_usage(path).free) else "none"
+
+    def _vectors(self, writer: Writer, book: CompiledDocument) -> tuple[Vectors | None, int]:
+        """The embeddings of all units in files, and how many texts were embedded for it."""
+        if not book.can_embed:
+            return None, 0
+        fingerprint = book.encoder(PLAIN).fingerprint
+        known = _known_vectors(writer, fingerprint)
+        entries, blocks, made = [], [], 0
+        for units, rows, new in book.embed(known=lambda text: known.get(vectors.key(text))):
+            data = vectors.pack(rows, [book.shown(unit) for unit in units])
+            entries.append(writer.add("vectors", data, f"vectors {fingerprint} {units.start}"))
+            blocks.append(rows)
+            made += new
+        whole = np.concatenate(blocks)
+        book.keep(whole)
+        return Vectors(fingerprint, whole.shape[1], tuple(entries)), made
+
+    def _segments(self, writer: Writer, book: CompiledDocument, residency: Residency, form: Form) -> SegmentKV | None:
+        """Keys and values of all segments in files; those that no file or memory has are read for it."""
+        if residency == "none":
+            return None
+        keys = self._keys([book.segment_ids(segment) for segment in range(len(book.segments))], form)
+        found: dict[int, Entry] = {}
+        for segment, key in enumerate(keys):
+            entry = writer.known(key) or book.shared(segment, key, writer.share)
+            if entry is not None:
+                found[segment] = entry
+        missing = [segment for segment in range(len(keys)) if segment not in found]
+        # what was stored in eight bits is not stored again as if the model had computed it
+        for segment, kept in book.read(missing) if book.exact else book.read_again(missing):
+            data = segments.pack(segment_kv.pack(kept, form == "int8"))
+            found[segment] = writer.add("segment", data, keys[segment])
+        stored = tuple(StoredSegment(key, found[segment]) for segment, key in enumerate(keys))
+        return SegmentKV(residency, form, self._canary(), stored)
+
+    def _keys(self, ids: Sequence[NDArray[np.int32]], form: Form) -> list[str]:
+        """What the keys and values of each segment would be computed from now."""
+        return [segments.key(self.origin.model, self._frame.before, own.tolist(), form) for own in ids]
+
+    def _restoring(self, artifact: Artifact) -> segments.Restore:
+        """Makes a segment of its stored tensors; what they must look like is seen on a segment that is read now."""
+        like: list[Any] = []
+        ids = artifact.segment_ids()
+
+        def restore(found: Mapping[str, Tensor], segment: int) -> Any:
+            if not like:
+                like.append(next(iter(self._probe().read([ids[segment][:1].tolist()])))[1])
+            return segment_kv.unpack(found, like[0], len(ids[segment]))
+
+        return restore
+
+    def _canary(self) -> tuple[float, ...]:
+        """What the model makes of a fixed question without any text: natural-log probability of each token."""
+        probe = self._probe()
+        said = probe.null(probe.inquiry(_CANARY, likelihood=True)).likelihood
+        return tuple(round(float(value), 6) for value in said)
+
+    def _prove(self, artifact: Artifact) -> None:
+        """Raises ArtifactError when the model does not say what it said when the stored segments were read."""
+        assert artifact.manifest.kv is not None
+        was, now = artifact.manifest.kv.canary, self._canary()
+        limit = _TOLERANCE if "float32" in artifact.manifest.origin.dtype else _HALF_TOLERANCE
+        apart = float(np.abs(np.subtract(was, now)).mean()) if len(was) == len(now) else np.inf
+        if not apart <= limit:
+            raise ArtifactError(
+                f"{artifact.folder}: canary: the model says something else than when the segments were read (mean "
+                f"difference {apart:.3f} in log-probability, at most {limit}), though its fingerprint is the same. "
+                f"Its weights or attention were changed: compile the documents again."
+            )
+
+    def _compare(self, artifact: Artifact) -> None:
+        """Raises ArtifactError naming what the artifact was made with that the reader is not."""
+        was, now = artifact.manifest.origin, self.origin
+        apart = [
+            f"{field} ({getattr(was, field)[:16]}, now {getattr(now, field)[:16]})"
+            for field in ("dtype", "model", "tokenizer", "template")
+            if getattr(was, field) != getattr(now, field)
+        ]
+        if apart:
+            raise ArtifactError(
+                f"{artifact.folder} was compiled with {was.name}, and this reader has {now.name}; they differ in "
+                f"{', '.join(apart)}. Load that model, or compile the documents again with this one."
+            )
+
+
+def _documents(writer: Writer, book: CompiledDocument) -> tuple[StoredDocument, ...]:
+    """The entry of every document, whose file is there afterwards."""
+    own: list[list[Unit]] = [[] for _ in book.documents]
+    for unit in book.units:
+        own[unit.document].append(unit)
+    found = []
+    for encoded, units in zip(book.encoded, own, strict=True):
+        d = encoded.document
+        counts = (len(d.text), len(encoded.token_ids), len(units))
+        entry = writer.add("document", texts.pack(encoded, units))
+        found.append(StoredDocument(d.id, d.kind, d.language, d.warnings, texts.pages(d), *counts, entry))
+    return tuple(found)
+
+
+def _known_vectors(writer: Writer, encoder: str) -> dict[bytes, NDArray[np.float32]]:
+    """The embeddings that the artifact, or an interrupted compile of it, has already; a damaged block has none."""
+    published = writer.published.vectors if writer.published is not None else None
+    entries = [*published.blocks] if published is not None and published.encoder == encoder else []
+    entries += writer.unpublished(f"vectors {encoder}").values()
+    found: dict[bytes, NDArray[np.float32]] = {}
+    for entry in dict.fromkeys(entries):
+        try:
+            block = vectors.load(writer.folder, entry)
+        except ArtifactError:
+            continue
+        if block is not None:
+            found |= dict(zip(block[1], block[0], strict=True))
+    return found
