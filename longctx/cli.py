@@ -15,6 +15,7 @@ import typer
 
 from longctx.commands import cache_app, eval_flags, flags, needle_app
 from longctx.commands.begin import begin as _begin
+from longctx.commands.begin import one as _one
 from longctx.commands.guard import Guarded
 from longctx.errors import Interrupted
 
@@ -281,13 +282,6 @@ def list_(
     """List every method there is."""
     _, screen = _begin(config, dict(model=model), json, quiet, False)
     importlib.import_module("longctx.commands.listing").show(room, screen)
-
-
-def _one(name: str | None, model: str | None) -> str | None:
-    """The model named by the argument or the flag."""
-    if name is not None and model is not None and name != model:
-        raise typer.BadParameter(f"the model is named twice: {name} and {model}.")
-    return name if name is not None else model
 
 
 def main() -> None:
