@@ -169,26 +169,28 @@ class CompiledDocument:
         document = self.units[first].document
         return self.encoded[document].token_ids[self.units[first].first : self.units[last - 1].last]
 
-    def read(self, segments: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    def read(self, segments: Sequence[int], depth: int | None = None) -> Iterator[tuple[int, Any]]:
         """Keys and values of ``segments``: those in memory first, then those in files, then the others.
 
-        The others are read by the model now.
+        The others are read by the model now, through its first ``depth`` layers (default: all). Where fewer are at hand,
+        the segment is read again.
         """
         left = list(segments)
+        depth = self.probe.depth() if depth is None and left else depth
         for get in (self.memory.get, *((self._stored.get,) if self._stored is not None else ())):
             absent = []
             for segment in left:
                 kept = get(segment)
-                if kept is None:
+                if kept is None or kept.depth < depth:
                     absent.append(segment)
                 else:
                     yield segment, kept
             left = absent
-        yield from self.read_again(left)
+        yield from self.read_again(left, depth)
 
-    def read_again(self, segments: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    def read_again(self, segments: Sequence[int], depth: int | None = None) -> Iterator[tuple[int, Any]]:
         """Keys and values of ``segments`` as the model computes them now, kept in memory while they fit."""
-        read = self.probe.read([self.segment_ids(segment).tolist() for segment in segments])
+        read = self.probe.read([self.segment_ids(segment).tolist() for segment in segments], depth)
         for done, (index, stored) in enumerate(read, 1):
             self._spent += stored.tokens
             self.memory.put(segments[index], stored)
@@ -244,9 +246,10 @@ class CompiledDocument:
             if segment in known:
                 yield segment, known[segment]
         missing = [segment for segment in segments if segment not in known]
-        held = {segment: kept for segment in missing if (kept := self.memory.get(segment)) is not None}
+        depth = self.probe.depth(inquiry)
+        held = {s: kept for s in missing if (kept := self.memory.get(s)) is not None and kept.depth >= depth}
         yield from self._ask(list(held.items()), inquiry, known if small else {})  # at once: they are in memory anyway
-        for segment, stored in self.read([segment for segment in missing if segment not in held]):
+        for segment, stored in self.read([segment for segment in missing if segment not in held], depth):
             batch.append((segment, stored))
             if len(batch) >= _ASK_AT_ONCE:
                 yield from self._ask(batch, inquiry, known if small else {})

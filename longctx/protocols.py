@@ -56,6 +56,10 @@ class Inquirer(Protocol):
         """Every (layer, head), in the order in which ``heads=None`` returns them."""
         ...
 
+    def depth(self, inquiry: Inquiry | None = None) -> int:
+        """How many layers of a stored segment ``inquiry`` looks at; without one, all there are."""
+        ...
+
     def read(self, segments: Sequence[Sequence[int]], depth: int | None = None) -> Iterator[tuple[int, Any]]:
         """Each segment's keys and values behind the shared prefix, as (index, stored), in any order."""
         ...

@@ -156,6 +156,28 @@ def test_what_is_spent_is_what_went_through_the_model(reader: Reader) -> None:
     assert costs == [book.tokens + len(book.segments) * len(one.ids), len(book.segments) * len(two.ids), 0]
 
 
+def test_a_question_for_early_layers_reads_no_further_and_a_later_one_reads_the_rest(reader: Reader) -> None:
+    book = book_of(reader, 2**40)
+    everything = range(len(book.segments))
+    early = book.probe.inquiry(QUESTION, heads=((0, 1),))
+    first = dict(book.ask(everything, early))
+    assert {book.memory.get(segment).depth for segment in everything} == {1}
+    for segment in everything:
+        np.testing.assert_allclose(first[segment].attention[0], fresh(reader, book, segment, early)[0][1], atol=1e-4)
+    spent = book.spent()
+    deep = book.probe.inquiry("Which room?", heads=None, likelihood=True)
+    found = dict(book.ask(everything, deep))
+    assert book.spent() == spent + book.tokens + len(everything) * len(deep.ids)
+    assert {book.memory.get(segment).depth for segment in everything} == {2}
+    for segment in everything:
+        attention, likelihood = fresh(reader, book, segment, deep)
+        np.testing.assert_allclose(found[segment].attention, attention, atol=1e-4)
+        np.testing.assert_allclose(found[segment].likelihood, likelihood, atol=1e-3)
+    spent = book.spent()
+    dict(book.ask(everything, book.probe.inquiry("Whose lamp?", heads=((0, 0),))))
+    assert book.spent() - spent < book.tokens, "what is at hand of all layers serves early ones too"
+
+
 def test_an_ask_given_up_halfway_loses_nothing(reader: Reader) -> None:
     book = book_of(reader, 2**40)
     inquiry = book.probe.inquiry(QUESTION, likelihood=True)

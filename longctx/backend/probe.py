@@ -111,14 +111,15 @@ class Probe:
 
     def null(self, inquiry: Inquiry) -> Reading:
         """The reading of no segment at all: what the model expects of the question by itself."""
-        depth = self._depth(inquiry)
+        depth = self.depth(inquiry)
         empty = Stored(tuple(_EMPTY for _ in range(depth)), tuple(_EMPTY for _ in range(depth)), len(self.prefix))
         if not self.prefix:
             raise ModelError("the model has no prefix tokens, so there is nothing to ask without a segment.")
         return next(iter(self.ask([empty], inquiry)))[1]
 
-    def _depth(self, inquiry: Inquiry) -> int:
-        if inquiry.likelihood or inquiry.next_token or inquiry.heads is None:
+    def depth(self, inquiry: Inquiry | None = None) -> int:
+        """How many layers of a stored segment ``inquiry`` looks at; without one, all there are."""
+        if inquiry is None or inquiry.likelihood or inquiry.next_token or inquiry.heads is None:
             return self.layers
         return max((layer for layer, _ in inquiry.heads), default=0) + 1
 
@@ -132,7 +133,7 @@ class Probe:
         seen: dict[int, Tensor] = {}  # [batch, heads, slots] of each layer
         single: dict[int, Tensor] = {}  # [batch, heads, rows, slots + new]
         wanted = self._wanted(inquiry)
-        depth = self._depth(inquiry)
+        depth = self.depth(inquiry)
         full = inquiry.likelihood or inquiry.next_token
 
         def sink(layer: int, weights: Tensor) -> None:
