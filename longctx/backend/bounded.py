@@ -1,0 +1,299 @@
+"""A cache whose beginning is a compressed context: the layers read of it what the policy chooses, and all that is new.
+
+Owns the forks of a context, the joint attention over both, and the count of what was read. The context's own keys are
+shared by all forks and never changed. Knows no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from longctx.backend.meter import Meter
+from longctx.backend.parts import Part, causal_part, fold, merge, part
+from longctx.backend.slots import _Slots
+from longctx.errors import CacheError, ModelError
+from longctx.keys import Asked, Choice, Index, KVReport
+from longctx.protocols import KVPolicy
+
+Turn = Callable[[Tensor, Tensor], Tensor]
+_BLOCK = 64  # rows of a pass that share one choice
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One layer of a context; without an index it is one that sees a window, of which these are the keys."""
+
+    keys: Tensor  # [kv_heads, slots, dim]
+    values: Tensor  # [kv_heads, slots, dim]
+    index: Index | None
+    window: int | None = None
+    turn: Turn | None = None
+
+    @property
+    def nbytes(self) -> int:
+        own = () if self.index is None else tuple(self.index.tensors.values())
+        order = () if self.index is None or self.index.stored is None else (self.index.stored,)
+        return sum(tensor.nbytes for tensor in (self.keys, self.values, *own, *order))
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The layers of a model that has read ``tokens`` tokens."""
+
+    tokens: int
+    layers: tuple[Held, ...]
+    policy: KVPolicy
+
+
+class _Fork(_Slots):  # type: ignore[no-untyped-call]
+    """The rows of a batch behind a shared beginning of one row; subclasses say what the beginning is."""
+
+    def __init__(self, held: Held, tokens: int) -> None:
+        super().__init__(0, held.window)
+        self.held, self.tokens = held, tokens
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Only the beginning is left afterwards."""
+        self.keys, self.values, self.used, self.dropped = None, None, 0, self.tokens
+
+    def copied(self, other: _Fork) -> None:
+        """Afterwards this holds what ``other`` holds, in memory of its own."""
+        if other.keys is not None and other.values is not None:
+            self.keys, self.values = other.keys[:, :, : other.used].clone(), other.values[:, :, : other.used].clone()
+            self.used, self.dropped = other.used, other.dropped
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if self.keys is not None and self.values is not None:
+            chosen = indices.to(self.keys.device)
+            self.keys, self.values = self.keys.index_select(0, chosen), self.values.index_select(0, chosen)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = self.keys.repeat_interleave(repeats, 0), self.values.repeat_interleave(repeats, 0)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back, given as a negative number. Raises CacheError for those of the context."""
+        if -tokens_to_remove > self.get_seq_length() - self.tokens or tokens_to_remove > 0:
+            raise CacheError(
+                f"crop({tokens_to_remove}): {self.get_seq_length() - self.tokens} tokens stand behind the context of "
+                f"{self.tokens}, and only those can be taken back, with a negative number."
+            )
+        self.used += tokens_to_remove
+
+    def reset(self) -> None:
+        self.rewind()
+
+
+class _Window(_Fork):  # type: ignore[no-untyped-call]
+    """A layer that sees a window: the context's last tokens and the new ones, the oldest dropped once out of sight."""
+
+    def rewind(self) -> None:
+        self.keys, self.values = self.held.keys[None], self.held.values[None]
+        self.used = self.keys.shape[2]
+        self.dropped = self.tokens - self.used
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        assert self.window is not None and self.keys is not None and self.values is not None
+        if len(self.keys) != len(key_states):
+            self.keys = self.keys.expand(len(key_states), -1, -1, -1)
+            self.values = self.values.expand(len(key_states), -1, -1, -1)
+        keys, values = super().update(key_states, value_states)
+        if self.used >= 2 * self.window:  # into new memory: this pass still reads the old
+            left = self.window - 1
+            self.dropped, self.used = self.dropped + self.used - left, left
+            self.keys, self.values = keys[:, :, -left:].clone(), values[:, :, -left:].clone()
+        return keys, values
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove and self.dropped > self.tokens - self.held.keys.shape[1]:
+            raise CacheError("a layer that sees a window has dropped what would be seen again. Use rewind() or a fork.")
+        super().crop(tokens_to_remove)
+
+
+class Bounded(_Fork):  # type: ignore[no-untyped-call]
+    """A layer that sees everything: its slots hold the new tokens, and of the context it reads what is chosen."""
+
+    def __init__(self, number: int, held: Held, context: Context, meter: Meter) -> None:
+        super().__init__(held, context.tokens)
+        self.number, self.policy, self.meter = number, context.policy, meter
+        self.waiting = False
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.waiting = True
+        return super().update(key_states, value_states)
+
+    def attend(
+        self,
+        query: Tensor,  # [batch, heads, rows, dim]
+        key: Tensor,  # [batch, kv_heads, new, dim]
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Attention over what is read of the context and over the new tokens, [batch, heads, rows, dim]."""
+        self.waiting = False
+        batch, heads, count, _ = query.shape
+        kv_heads, groups = key.shape[1], heads // key.shape[1]
+        outs = []
+        for start in range(0, count, _BLOCK):
+            stop = min(start + _BLOCK, count)
+            rows = query[:, :, start:stop]
+            folded = fold(rows, kv_heads)
+            seen = _seen(mask, start, stop, count, key.shape[2], groups, query.device)
+            if count == key.shape[2] == stop and mask is None and softcap is None:
+                new = causal_part(query, key, value, scale)
+            else:
+                new = part(folded, key, value, scale, seen, softcap)
+            if sinks is not None:
+                new = _with_sinks(new, sinks, kv_heads, stop - start)
+            position = self.get_seq_length() - count + stop - 1
+            joined = self._joined(folded, new, scale, softcap, position)
+            outs.append(joined.to(query.dtype).view(batch, heads, stop - start, -1))
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
+        self.meter.end(self.number)
+        return out
+
+    def _joined(self, folded: Tensor, new: Part, scale: float, softcap: float | None, position: int) -> Tensor:
+        held = self.held
+        assert held.index is not None
+        if not held.keys.shape[1]:
+            return merge([new])
+        choice = self.policy.choose(held.index, Asked(folded, held.keys, scale, softcap, position))
+        read = _read(held, choice, folded, scale, softcap)
+        parts = [read, new]
+        unread = choice.unread
+        if unread is not None and unread.out is not None:
+            parts.append(Part(unread.out, unread.log))
+        joined = merge(parts)
+        if not bool(torch.isfinite(joined).all()):
+            raise ModelError(
+                f"the attention of layer {self.number} gave numbers that are not finite at position {position}. Load "
+                f"the model in a wider dtype, such as float32."
+            )
+        self.meter.count(self.number, choice, held.keys.shape[1], read, new)
+        if self.meter.audits(self.number) and choice.places is None and held.keys.shape[1] == self.tokens:
+            whole = _read(held, Choice(), folded, scale, softcap)
+            self.meter.audit(read, whole, new)
+        return joined
+
+
+class BoundedCache(Cache):
+    """A fork of a context: its own new tokens behind keys that it shares with all other forks."""
+
+    def __init__(self, context: Context, audit_every: int = 0) -> None:
+        self.context, self.tokens = context, context.tokens
+        self._meter = Meter(context.tokens, audit_every)
+        self.is_announced = self.is_closed = False
+        self._forks: list[_Fork] = []
+        for number, held in enumerate(context.layers):
+            window = held.index is None
+            made = _Window(held, self.tokens) if window else Bounded(number, held, context, self._meter)
+            self._forks.append(made)
+        self._bounded = {fork.number: fork for fork in self._forks if isinstance(fork, Bounded)}
+        super().__init__(layers=list(self._forks))
+
+    def bounded(self, layer: int) -> Bounded | None:
+        """The layer where the policy chooses; None for one that is left alone."""
+        return self._bounded.get(layer)
+
+    def report(self) -> KVReport:
+        """What the passes so far have read of the context."""
+        return self._meter.report()
+
+    def fork(self) -> BoundedCache:
+        """A cache that goes on from here by itself."""
+        self._check_open()
+        made = BoundedCache(self.context, self._meter.audit_every)
+        for one, other in zip(made._forks, self._forks, strict=True):
+            one.copied(other)
+        return made
+
+    def rewind(self) -> None:
+        """Only the context is left afterwards: the next question can be asked."""
+        self._check_open()
+        for fork in self._forks:
+            fork.rewind()
+
+    def close(self) -> None:
+        """No pass uses this cache any more afterwards."""
+        self.is_closed = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_announced:
+            self._check_open()
+            raise CacheError("the pass did not come through the model that the context is attached to.")
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def activate_past_recording(self) -> None:
+        raise CacheError(
+            "prompt lookup and assisted generation do not go on from a filled cache: they feed the whole prompt again "
+            "and return other tokens. Use model.generate(custom_generate=longctx.speculative(...))."
+        )
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise CacheError("the fork is used after its context was closed. Attach the context again.")
+
+
+def _read(held: Held, choice: Choice, folded: Tensor, scale: float, softcap: float | None) -> Part:
+    """Attention over the slots chosen of a layer."""
+    batch, kv_heads, rows, dim = folded.shape
+    if choice.slots is None:  # the same keys for every row of the batch
+        together = folded.transpose(0, 1).reshape(1, kv_heads, batch * rows, dim)
+        out, log = part(together, held.keys[None], held.values[None], scale, softcap=softcap)
+        return Part(
+            out.view(kv_heads, batch, rows, -1).transpose(0, 1), log.view(kv_heads, batch, rows).transpose(0, 1)
+        )
+    keys, values = _gathered(held.keys, choice.slots), _gathered(held.values, choice.slots)
+    if choice.places is not None:
+        assert held.turn is not None and held.index is not None
+        stand = choice.slots
+        if held.index.stored is not None:
+            stand = held.index.stored.expand(batch, -1, -1).gather(2, choice.slots)
+        keys = held.turn(keys, choice.places - stand)
+    seen = None if choice.read is None else choice.read[:, :, None]
+    return part(folded, keys, values, scale, seen, softcap)
+
+
+def _gathered(states: Tensor, slots: Tensor) -> Tensor:
+    """[kv_heads, slots, dim] at long [batch, kv_heads, chosen] as [batch, kv_heads, chosen, dim]."""
+    kv_heads, count, dim = states.shape
+    heads = torch.arange(kv_heads, device=slots.device)[:, None] * count
+    rows = states.reshape(kv_heads * count, dim)
+    return rows.index_select(0, (slots + heads).reshape(-1)).view(*slots.shape, dim)
+
+
+def _seen(
+    mask: Tensor | None, start: int, stop: int, count: int, new: int, groups: int, device: torch.device
+) -> Tensor | None:
+    """Which of the new tokens some rows see, bool [batch, 1, groups * rows, new]; without a mask rows are causal."""
+    if mask is not None:
+        allowed = mask[:, :, start:stop]
+        if allowed.dtype != torch.bool:
+            allowed = allowed >= 0
+        return allowed.repeat(1, 1, groups, 1)
+    if count == 1:
+        return None
+    places = torch.arange(new - count + start, new - count + stop, device=device)
+    return (torch.arange(new, device=device) <= places[:, None]).repeat(groups, 1)
+
+
+def _with_sinks(new: Part, sinks: Tensor, kv_heads: int, rows: int) -> Part:
+    """A part with the sinks of its heads in the denominator; they say nothing."""
+    per_row = sinks.float().view(1, kv_heads, -1, 1).expand(-1, -1, -1, rows).reshape(1, kv_heads, -1)
+    log = torch.logaddexp(new.log, per_row)
+    return Part(new.out * (new.log - log).exp().unsqueeze(-1), log)
