@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from longctx import plugins
-from longctx.backend import compressing
+from longctx.backend import compressing, growing
 from longctx.backend.attaching import attached
 from longctx.backend.bounded import BoundedCache, Context
 from longctx.backend.compressing import kinds
@@ -46,7 +46,7 @@ class CompressedContext:
     @property
     def left_alone(self) -> tuple[int, ...]:
         """The layers that see a window and are as they were."""
-        return tuple(number for number, held in enumerate(self._context.layers) if held.index is None)
+        return tuple(number for number, held in enumerate(self._context.layers) if held.window is not None)
 
     @contextmanager
     def attached(self, model: Any, *, audit_every: int = 0) -> Iterator[BoundedCache]:
@@ -91,7 +91,10 @@ def compress(
     if budget >= len(ids) and not method.lossless:
         warnings = (f"all {len(ids)} tokens of the context are read: the budget of {budget} slots holds them.",)
         method = plugins.load("kv", "full")
-    made = compressing.read(model, ids, method, budget, piece_tokens, progress)
+    if method.grows:
+        made = growing.grow(model, ids, method, budget, progress)
+    else:
+        made = compressing.read(model, ids, method, budget, piece_tokens, progress)
     return CompressedContext(made, model, warnings)
 
 

@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+Turn = Callable[["Tensor", "Tensor"], "Tensor"]
+
 
 @dataclass(frozen=True, slots=True)
 class LayerKeys:
     """The keys and values that one layer holds of a context, as the model's cache holds them: rotated and normalised.
 
-    ``queries`` are those of the last tokens of the context, rotated too. ``turn(keys, places)`` gives keys that stand
-    ``places`` positions further on.
+    ``queries`` are those of the last tokens of the context, rotated too. ``positions`` are the tokens that the keys are
+    of, ascending; None: 0, 1, 2 … ``turn(keys, by)`` gives keys [..., tokens, dim] that stand ``by`` [..., tokens]
+    positions further on; only growing policies have it.
     """
 
     layer: int
@@ -27,11 +30,13 @@ class LayerKeys:
     queries: Tensor  # [heads, window, dim]
     scale: float
     softcap: float | None = None
-    turn: Callable[[Tensor, Tensor], Tensor] | None = None
+    turn: Turn | None = None
+    positions: Tensor | None = None  # long [kv_heads, tokens]
 
     @property
     def tokens(self) -> int:
-        return int(self.keys.shape[1])
+        """Tokens of the context up to and with the last key."""
+        return int(self.keys.shape[1]) if self.positions is None else int(self.positions[0, -1]) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class Asked:
     scale: float
     softcap: float | None
     position: int
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True, slots=True)

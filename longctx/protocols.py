@@ -1,4 +1,4 @@
-"""The verbs: what splitters, selectors, drafters, KV policies and the things handed to them can be asked. One page, no code.
+"""The verbs: what splitters, selectors, KV policies, drafters and what is handed to them can be asked. No code.
 
 Knows the nouns of ``types``, ``drafts`` and ``keys`` only. Protocols are satisfied by shape; nothing here is inherited.
 """
@@ -260,11 +260,15 @@ class KVPolicy(Protocol):
         ...
 
     def slots(self, tokens: int) -> int:
-        """The most slots that a KV head reads of a context of ``tokens``.  Raises BadOption for an impossible budget."""
+        """The most slots that a KV head reads of a context of ``tokens``. Raises BadOption for an impossible budget."""
         ...
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         """The index of a layer; ``before`` is that of its beginning, where a context grows."""
+        ...
+
+    def settle(self, indices: Sequence[Index]) -> list[Index]:
+        """The indices of all layers once each is made, for what holds for all of them together."""
         ...
 
     def choose(self, index: Index, asked: Asked) -> Choice:

@@ -27,3 +27,17 @@ def test_full_is_stock_attention(family: str) -> None:
         cache.rewind()
         said = model.generate(IDS, past_key_values=cache, do_sample=False, max_new_tokens=20, min_new_tokens=20)
     assert torch.equal(said, expected)
+
+
+@pytest.mark.parametrize("options", ["mass=1.0", "mode=paper", "levels=2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gpt_neox"])
+def test_squeezed_answers_and_stays_within_its_budget(family: str, options: str) -> None:
+    model = tiny.model(family)
+    context = longctx.kv.compress(
+        model, IDS[:, :CONTEXT], f"squeezed:budget=40,sinks=2,recent=8,clusters=0.2,{options}"
+    )
+    with context.attached(model, audit_every=1) as cache:
+        model.generate(IDS, past_key_values=cache, do_sample=False, max_new_tokens=20, min_new_tokens=20)
+        report = cache.report()
+    print(report)
+    assert report.read_keys <= 40 or "paper" in options

@@ -46,16 +46,15 @@ def _conclude(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, An
     if cache is None:
         return
     cache.is_announced = False
-    missed = [number for number in range(len(cache)) if (layer := cache.bounded(number)) and layer.waiting]
-    if missed and out is not None:
+    if cache.waiting and out is not None:
         raise ModelError(
-            f"layers {missed} of {type(model).__name__} do not take their attention from the attention interface."
+            f"layers {cache.waiting} of {type(model).__name__} do not attend through the attention interface."
         )
 
 
 def _check(cache: BoundedCache, given: dict[str, Any], ids: Any) -> None:
     """Raises CacheError where ids, mask and positions do not go on from the cache."""
-    lengths = {layer.get_seq_length() for layer in cache.layers}
+    lengths = cache.lengths
     if len(lengths) > 1:
         raise CacheError("an earlier pass failed halfway, so the layers hold different tokens. Use rewind().")
     length = lengths.pop()

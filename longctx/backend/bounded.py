@@ -27,7 +27,7 @@ _BLOCK = 64  # rows of a pass that share one choice
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One layer of a context; without an index it is one that sees a window, of which these are the keys."""
+    """One layer of a context. One that sees a ``window`` has no index: these are the keys in its window."""
 
     keys: Tensor  # [kv_heads, slots, dim]
     values: Tensor  # [kv_heads, slots, dim]
@@ -98,13 +98,16 @@ class _Window(_Fork):  # type: ignore[no-untyped-call]
     """A layer that sees a window: the context's last tokens and the new ones, the oldest dropped once out of sight."""
 
     def rewind(self) -> None:
+        super().rewind()
+        if not self.held.keys.shape[1]:
+            return
         self.keys, self.values = self.held.keys[None], self.held.values[None]
         self.used = self.keys.shape[2]
         self.dropped = self.tokens - self.used
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        assert self.window is not None and self.keys is not None and self.values is not None
-        if len(self.keys) != len(key_states):
+        assert self.window is not None
+        if self.keys is not None and self.values is not None and len(self.keys) != len(key_states):
             self.keys = self.keys.expand(len(key_states), -1, -1, -1)
             self.values = self.values.expand(len(key_states), -1, -1, -1)
         keys, values = super().update(key_states, value_states)
@@ -167,10 +170,9 @@ class Bounded(_Fork):  # type: ignore[no-untyped-call]
 
     def _joined(self, folded: Tensor, new: Part, scale: float, softcap: float | None, position: int) -> Tensor:
         held = self.held
-        assert held.index is not None
-        if not held.keys.shape[1]:
+        if held.index is None:  # the context has no token yet
             return merge([new])
-        choice = self.policy.choose(held.index, Asked(folded, held.keys, scale, softcap, position))
+        choice = self.policy.choose(held.index, Asked(folded, held.keys, scale, softcap, position, held.turn))
         read = _read(held, choice, folded, scale, softcap)
         parts = [read, new]
         unread = choice.unread
@@ -198,8 +200,8 @@ class BoundedCache(Cache):
         self.is_announced = self.is_closed = False
         self._forks: list[_Fork] = []
         for number, held in enumerate(context.layers):
-            window = held.index is None
-            made = _Window(held, self.tokens) if window else Bounded(number, held, context, self._meter)
+            whole = held.window is None
+            made = Bounded(number, held, context, self._meter) if whole else _Window(held, self.tokens)
             self._forks.append(made)
         self._bounded = {fork.number: fork for fork in self._forks if isinstance(fork, Bounded)}
         super().__init__(layers=list(self._forks))
@@ -207,6 +209,25 @@ class BoundedCache(Cache):
     def bounded(self, layer: int) -> Bounded | None:
         """The layer where the policy chooses; None for one that is left alone."""
         return self._bounded.get(layer)
+
+    def new(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [kv_heads, tokens, dim] of the tokens behind the context, of a batch of one.
+
+        A layer that sees a window gives what it holds of the context too.
+        """
+        fork = self._forks[layer]
+        assert fork.keys is not None and fork.values is not None
+        return fork.keys[0, :, : fork.used], fork.values[0, :, : fork.used]
+
+    @property
+    def lengths(self) -> set[int]:
+        """The tokens that the layers hold, context included: one number, unless a pass failed halfway."""
+        return {fork.get_seq_length() for fork in self._forks}
+
+    @property
+    def waiting(self) -> list[int]:
+        """Layers whose new keys came, but whose queries never did."""
+        return [number for number, fork in self._bounded.items() if fork.waiting]
 
     def report(self) -> KVReport:
         """What the passes so far have read of the context."""

@@ -6,6 +6,7 @@ Owns which layers can be compressed, the passes and their scratch memory. Knows 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ def kinds(model: PreTrainedModel) -> list[str]:
     return list(found)
 
 
-class _Queries:
+class Queries:
     """Stands in a Tap's place and keeps the last queries of every layer, and how their scores are made."""
 
     def __init__(self, count: int) -> None:
@@ -59,7 +60,7 @@ def read(
 ) -> Context:
     """The context of ``ids`` as the model reads them with full attention, at most ``piece`` tokens a pass."""
     found = kinds(model)
-    queries = _Queries(policy.window)
+    queries = Queries(policy.window)
     target = RowTarget(model, len(ids), {TAP: queries})
     for at in range(0, len(ids), piece):
         part = ids[at : at + piece]
@@ -79,13 +80,20 @@ def read(
             layer = LayerKeys(number, keys, values, queries.last[number], scale, softcap)
             index = policy.index(layer, budget)
             if index.stored is not None:
-                keys, values = _stored(keys, index.stored), _stored(values, index.stored)
+                keys, values = stored(keys, index.stored), stored(values, index.stored)
             layers.append(Held(keys, values, index))
             target.cache.drop(number)
             if progress is not None:
                 progress("index", number + 1, len(found))
-    return Context(len(ids), tuple(layers), policy)
+    return Context(len(ids), settled(layers, policy), policy)
 
 
-def _stored(states: Tensor, order: Tensor) -> Tensor:
+def settled(layers: Sequence[Held], policy: KVPolicy) -> tuple[Held, ...]:
+    """The layers with their indices as the policy settles them once all are known."""
+    indices = iter(policy.settle([held.index for held in layers if held.index is not None]))
+    return tuple(held if held.index is None else replace(held, index=next(indices)) for held in layers)
+
+
+def stored(states: Tensor, order: Tensor) -> Tensor:
+    """[kv_heads, tokens, dim] at long [kv_heads, slots]."""
     return states.gather(1, order.unsqueeze(-1).expand(-1, -1, states.shape[-1]))

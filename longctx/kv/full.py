@@ -5,7 +5,9 @@ The baseline: what all other policies are held against.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys
 
@@ -14,23 +16,18 @@ from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys
 class Full:
     """Has no options."""
 
-    @property
-    def lossless(self) -> bool:
-        return True
-
-    @property
-    def grows(self) -> bool:
-        return False
-
-    @property
-    def window(self) -> int:
-        return 0
+    lossless: ClassVar[bool] = True
+    grows: ClassVar[bool] = False
+    window: ClassVar[int] = 0
 
     def slots(self, tokens: int) -> int:
         return tokens
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         return Index(layer.tokens, budget)
+
+    def settle(self, indices: Sequence[Index]) -> list[Index]:
+        return list(indices)
 
     def choose(self, index: Index, asked: Asked) -> Choice:
         return EVERYTHING
