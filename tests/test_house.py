@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "store": VERBS,
     "documents": VERBS,
     "contexts": WIRING,
-    "answering": WIRING | {"generation", "saying"},
+    "answering": WIRING | {"contexts", "generation", "saying"},
     "generation": WIRING,
     "reader": WIRING | {"answering", "console", "contexts", "generation", "indexing", "room", "selecting", "streaming"},
     "plotting": NOUNS,

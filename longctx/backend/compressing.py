@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from longctx.backend.attention import TAP, _Rows
-from longctx.backend.bounded import Context, Held
+from longctx.backend.forks import Context, Held
 from longctx.backend.target import RowTarget
 from longctx.errors import ModelError
 from longctx.keys import LayerKeys
