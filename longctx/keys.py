@@ -58,7 +58,7 @@ class Asked:
     """The queries of one pass in one layer; rows of one KV head stand together, its query heads one after another.
 
     ``position`` is the logical position of the last row. ``keys`` are those of the stored slots, for policies that
-    look at them all.
+    look at them all. ``weights`` say how much each row counts in a choice that rows share; None: all the same.
     """
 
     rows: Tensor  # [batch, kv_heads, groups * queries, dim]
@@ -67,6 +67,7 @@ class Asked:
     softcap: float | None
     position: int
     turn: Turn | None = None
+    weights: Tensor | None = None  # float32 [batch, 1, groups * queries, 1]
 
 
 @dataclass(frozen=True, slots=True)

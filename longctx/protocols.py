@@ -275,6 +275,6 @@ class KVPolicy(Protocol):
         """What this pass reads; each row of the batch chooses for itself."""
         ...
 
-    def index_bytes(self, tokens: int, kv_heads: int, dim: int, itemsize: int) -> int:
+    def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         """Bytes of one layer's index beside its keys and values; negative where fewer of those are kept."""
         ...

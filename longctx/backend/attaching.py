@@ -76,3 +76,8 @@ def _check(cache: BoundedCache, given: dict[str, Any], ids: Any) -> None:
             raise CacheError(
                 "the attention mask hides tokens of the context. Pad a batch of questions between context and question."
             )
+        if any(cache.is_sliding) and not bool(mask.all()):
+            raise CacheError(
+                "padding between context and question would shorten the window of the layers that see one. Ask questions "
+                "of equal length together, or one after another."
+            )

@@ -15,7 +15,7 @@ from longctx.backend.forks import Context, Fork, Held, Window
 from longctx.backend.meter import Meter
 from longctx.backend.parts import Part, causal_part, fold, merge, part
 from longctx.errors import CacheError, ModelError
-from longctx.keys import Asked, Choice, KVReport
+from longctx.keys import EVERYTHING, Asked, Choice, KVReport
 
 _BLOCK = 64  # rows of a pass that share one choice
 
@@ -59,18 +59,19 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
             if sinks is not None:
                 new = _with_sinks(new, sinks, kv_heads, stop - start)
             position = self.get_seq_length() - count + stop - 1
-            joined = self._joined(folded, new, scale, softcap, position)
-            outs.append(joined.to(query.dtype).view(batch, heads, stop - start, -1))
+            weights = _weights(mask, start, stop, count, groups)
+            joined = self._joined(Asked(folded, self.held.keys, scale, softcap, position, self.held.turn, weights), new)
+            outs.append(joined.to(query.dtype).reshape(batch, heads, stop - start, -1))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
         self.meter.end(self.number)
         return out
 
-    def _joined(self, folded: Tensor, new: Part, scale: float, softcap: float | None, position: int) -> Tensor:
+    def _joined(self, asked: Asked, new: Part) -> Tensor:
         held = self.held
         if held.index is None:  # the context has no token yet
             return merge([new])
-        choice = self.policy.choose(held.index, Asked(folded, held.keys, scale, softcap, position, held.turn))
-        read = _read(held, choice, folded, scale, softcap)
+        choice = self.policy.choose(held.index, asked)
+        read = _read(held, choice, asked)
         parts = [read, new]
         unread = choice.unread
         if unread is not None and unread.out is not None:
@@ -78,12 +79,12 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         joined = merge(parts)
         if not bool(torch.isfinite(joined).all()):
             raise ModelError(
-                f"the attention of layer {self.number} gave numbers that are not finite at position {position}. Load "
-                f"the model in a wider dtype, such as float32."
+                f"the attention of layer {self.number} gave numbers that are not finite at position {asked.position}. "
+                f"Load the model in a wider dtype, such as float32."
             )
         self.meter.count(self.number, choice, held.keys.shape[1], read, new)
         if self.meter.audits(self.number) and choice.places is None and held.keys.shape[1] == self.tokens:
-            whole = _read(held, Choice(), folded, scale, softcap)
+            whole = _read(held, EVERYTHING, asked)
             self.meter.audit(read, whole, new)
         return joined
 
@@ -167,8 +168,9 @@ class BoundedCache(Cache):
             raise CacheError("the fork is used after its context was closed. Attach the context again.")
 
 
-def _read(held: Held, choice: Choice, folded: Tensor, scale: float, softcap: float | None) -> Part:
+def _read(held: Held, choice: Choice, asked: Asked) -> Part:
     """Attention over the slots chosen of a layer."""
+    folded, scale, softcap = asked.rows, asked.scale, asked.softcap
     batch, kv_heads, rows, dim = folded.shape
     if choice.slots is None:  # the same keys for every row of the batch
         together = folded.transpose(0, 1).reshape(1, kv_heads, batch * rows, dim)
@@ -208,6 +210,16 @@ def _seen(
         return None
     places = torch.arange(new - count + start, new - count + stop, device=device)
     return (torch.arange(new, device=device) <= places[:, None]).repeat(groups, 1)
+
+
+def _weights(mask: Tensor | None, start: int, stop: int, count: int, groups: int) -> Tensor | None:
+    """The weights of rows in a choice that they share, float32 [batch, 1, groups * rows, 1]: padding has none."""
+    if mask is None or count == 1:
+        return None
+    first = mask.shape[-1] - count
+    own = mask[:, :1, start:stop, first + start : first + stop].diagonal(dim1=-2, dim2=-1)
+    real = (own if own.dtype == torch.bool else own >= 0).repeat(1, 1, groups).float()
+    return (real / real.sum(-1, keepdim=True).clamp_min(1)).unsqueeze(-1)
 
 
 def _with_sinks(new: Part, sinks: Tensor, kv_heads: int, rows: int) -> Part:

@@ -32,7 +32,7 @@ class Full:
     def choose(self, index: Index, asked: Asked) -> Choice:
         return EVERYTHING
 
-    def index_bytes(self, tokens: int, kv_heads: int, dim: int, itemsize: int) -> int:
+    def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         return 0
 
 

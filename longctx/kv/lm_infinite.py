@@ -65,7 +65,7 @@ class LmInfinite:
         slots = torch.arange(count, device=index.stored.device).expand(len(asked.rows), kv_heads, -1)
         return Choice(slots, places=index.stored.clamp_min(furthest).expand_as(slots))
 
-    def index_bytes(self, tokens: int, kv_heads: int, dim: int, itemsize: int) -> int:
+    def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         budget = self.slots(tokens)
         return kv_heads * (8 * budget - 2 * (tokens - budget) * dim * itemsize)
 

@@ -16,11 +16,14 @@ from torch import Tensor
 from longctx.errors import BadOption, ModelError
 from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys, Turn
 from longctx.kv import _budget
+from longctx.kv._scores import pooled
+
+_DEFAULT = 2048  # slots, where neither budget nor keep is given
 
 
 @dataclass(frozen=True, slots=True)
 class LongHeads:
-    """Reads ``budget`` slots (or the share ``keep``): chunks of ``window`` tokens, the first and the last ones always.
+    """Reads ``budget`` slots (2048, or the share ``keep``): chunks of ``window`` tokens, first and last ones always.
 
     A chunk stands for itself by a sum of its keys, weighted by what the mean of its own attention outputs attends to
     (2402.10685, section 3.2). ``budget`` belongs well below the trained window: half of it works, all of it does not.
@@ -30,7 +33,7 @@ class LongHeads:
     lossless: ClassVar[bool] = False
     grows: ClassVar[bool] = True
 
-    budget: int | None = 2048
+    budget: int | None = None
     keep: float | None = None
     window: int = 256
     move: bool = True
@@ -40,7 +43,7 @@ class LongHeads:
             raise BadOption(f"window={self.window} must be at least 1.")
 
     def slots(self, tokens: int) -> int:
-        budget = None if self.keep is not None else self.budget
+        budget = _DEFAULT if self.budget is None and self.keep is None else self.budget
         # the first chunk, the last whole one and the one that has begun
         return _budget.slots(tokens, budget, self.keep, 3 * self.window - 1, "longheads")
 
@@ -68,7 +71,7 @@ class LongHeads:
         assert asked.turn is not None
         chunks = index.tensors["chunks"]  # [kv_heads, groups, chunks, dim]
         count, begun = chunks.shape[2], index.tokens % self.window
-        best = self._best(_unmoved(asked, chunks.shape[1]), chunks, (index.budget - begun) // self.window)
+        best = self._best(asked, chunks, (index.budget - begun) // self.window)
         within = torch.arange(self.window, device=best.device)
         slots = (best.unsqueeze(-1) * self.window + within).flatten(2)
         open_slots = torch.arange(count * self.window, index.tokens, device=best.device)
@@ -78,14 +81,15 @@ class LongHeads:
         places = torch.arange(index.tokens - slots.shape[2], index.tokens, device=slots.device)
         return Choice(slots, places=places.expand_as(slots))
 
-    def _best(self, rows: Tensor, chunks: Tensor, count: int) -> Tensor:
+    def _best(self, asked: Asked, chunks: Tensor, count: int) -> Tensor:
         """``count`` chunks [batch, kv_heads, count] in their order, the first and the last among them."""
-        likely = (rows @ chunks.float().transpose(-1, -2)).mean((2, 3))  # over query heads and rows
+        rows = _unmoved(asked, chunks.shape[1])
+        likely = pooled((rows @ chunks.float().transpose(-1, -2)).flatten(2, 3), asked)
         likely[..., 0] = likely[..., -1] = torch.inf
         return likely.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
 
-    def index_bytes(self, tokens: int, kv_heads: int, dim: int, itemsize: int) -> int:
-        return tokens // self.window * kv_heads * dim * itemsize  # times the query heads of a KV head
+    def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
+        return tokens // self.window * heads * dim * itemsize
 
 
 def _represented(queries: Tensor, keys: Tensor, values: Tensor, layer: LayerKeys, window: int) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from longctx.keys import Asked, Choice, Index, LayerKeys, Unread
 from longctx.kv import _budget, _ranges
-from longctx.kv._scores import LOWEST, scores
+from longctx.kv._scores import LOWEST, pooled, scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +40,11 @@ class Oracle:
 
     def choose(self, index: Index, asked: Asked) -> Choice:
         rows = scores(asked.rows, asked.keys, asked.scale, asked.softcap)
-        slots = _ranges.best(rows.softmax(-1).mean(2), index.budget, self.sinks, self.recent)
+        slots = _ranges.best(pooled(rows.softmax(-1), asked), index.budget, self.sinks, self.recent)
         taken = torch.zeros_like(rows[:, :, 0], dtype=torch.bool).scatter(-1, slots, True)
         return Choice(slots, None, Unread(rows.masked_fill(taken[:, :, None], LOWEST).logsumexp(-1)))
 
-    def index_bytes(self, tokens: int, kv_heads: int, dim: int, itemsize: int) -> int:
+    def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         return 0
 
 

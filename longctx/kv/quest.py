@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from longctx.errors import BadOption
-from longctx.keys import Asked, Choice, Index, LayerKeys
+from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys
 from longctx.kv import _budget, _ranges
+from longctx.kv._scores import pooled
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,14 @@ class Quest:
         return list(indices)
 
     def choose(self, index: Index, asked: Asked) -> Choice:
+        if index.budget >= index.tokens:
+            return EVERYTHING
         forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
         least, greatest = index.tensors["least"].float(), index.tensors["greatest"].float()
         rows = asked.rows.float() * asked.scale
         # a positive query value takes the greatest, a negative one the least
         bounds = rows.clamp_min(0) @ greatest.transpose(-1, -2) + rows.clamp_max(0) @ least.transpose(-1, -2)
-        likely = bounds.softmax(-1).mean(2)  # [batch, kv_heads, pages]
+        likely = pooled(bounds.softmax(-1), asked)  # [batch, kv_heads, pages]
         count = (index.budget - len(forced)) // self.page
         best = likely.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
         return self._pages(best, forced, index.tokens - self.recent)
@@ -73,7 +76,7 @@ class Quest:
         read = flat < last  # the last page may be short
         return Choice(*_ranges.behind(forced, flat.clamp_max(last - 1), read))
 
-    def index_bytes(self, tokens: int, kv_heads: int, dim: int, itemsize: int) -> int:
+    def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         return -(-tokens // self.page) * kv_heads * 2 * dim * itemsize
 
 

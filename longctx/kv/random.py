@@ -44,7 +44,7 @@ class Random:
     def choose(self, index: Index, asked: Asked) -> Choice:
         return Choice(index.tensors["slots"].expand(len(asked.rows), -1, -1))
 
-    def index_bytes(self, tokens: int, kv_heads: int, dim: int, itemsize: int) -> int:
+    def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         return 8 * kv_heads * self.slots(tokens)
 
 

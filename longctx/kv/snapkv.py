@@ -58,7 +58,7 @@ class SnapKV:
     def choose(self, index: Index, asked: Asked) -> Choice:
         return EVERYTHING
 
-    def index_bytes(self, tokens: int, kv_heads: int, dim: int, itemsize: int) -> int:
+    def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         budget = self.slots(tokens)
         return kv_heads * (8 * budget - 2 * (tokens - budget) * dim * itemsize)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from longctx.errors import BadOption
 from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys, Unread
 from longctx.kv import _budget, _clusters, _ranges
-from longctx.kv._scores import LOWEST, grouped, scores
+from longctx.kv._scores import LOWEST, grouped, pooled, scores
 
 _WINDOW = 100  # last queries on which the paper's threshold is measured
 _SCORED = ("starts", "sizes", "means", "spreads", "says")  # what a cluster is scored and read by
@@ -101,12 +101,13 @@ class Squeezed:
         out, out_says = look.rest(asked)
         norm = torch.logaddexp(ranked.logsumexp(-1), out)
         if self.mode == "paper":
-            likely = (ranked - norm.unsqueeze(-1)).logsumexp(2) - math.log(ranked.shape[2]) - _log(look.sizes)
+            likely = pooled((ranked - norm.unsqueeze(-1)).exp(), asked).log() - _log(look.sizes)
             taken = (likely > own["threshold"]) & (look.sizes > 0)
         else:
             norm = torch.logaddexp(norm, known)
-            likely = (ranked - norm.unsqueeze(-1)).exp().mean(2)
-            taken = self._taken(likely, look.sizes, (known - norm).exp().mean(2), index.budget - len(forced))
+            likely = pooled((ranked - norm.unsqueeze(-1)).exp(), asked)
+            share = pooled((known - norm).exp().unsqueeze(-1), asked)
+            taken = self._taken(likely, look.sizes, share, index.budget - len(forced))
         if bool(taken.all()) and look.complete:
             return EVERYTHING
         slots, read = _ranges.members(taken, look.starts, look.sizes)
@@ -124,12 +125,12 @@ class Squeezed:
         order = (likely / sizes.clamp_min(1)).argsort(dim=-1, descending=True, stable=True)
         count = sizes.expand_as(likely).gather(-1, order)
         share = likely.gather(-1, order)
-        before = known.unsqueeze(-1) + share.cumsum(-1) - share
+        before = known + share.cumsum(-1) - share
         fits = (count.cumsum(-1) <= room) & (count > 0)
         wanted = fits if self.mass == 1 else fits & (before < self.mass)
         return torch.zeros_like(wanted).scatter(-1, order, wanted)
 
-    def index_bytes(self, tokens: int, kv_heads: int, dim: int, itemsize: int) -> int:
+    def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         found = math.ceil(self.clusters * tokens)
         return kv_heads * (8 * tokens + found * (3 * dim * itemsize + 16))
 
@@ -168,7 +169,7 @@ def _visited(own: Mapping[str, Tensor], asked: Asked) -> _Look:
     """The clusters of the better half of the groups, by the likelihood of one of their keys."""
     sizes = own["group_sizes"]
     log = scores(asked.rows, own["group_means"], asked.scale, asked.softcap) + _log(sizes)[:, None]
-    likely = (log - log.logsumexp(-1, keepdim=True)).logsumexp(2) - _log(sizes)
+    likely = pooled(log.softmax(-1), asked) / sizes.clamp_min(1)
     better = likely.argsort(dim=-1, descending=True, stable=True)[..., : (likely.shape[-1] + 1) // 2]
     taken = torch.zeros_like(likely, dtype=torch.bool).scatter(-1, better, True)
     which, real = _ranges.members(taken, own["group_starts"][None], own["group_counts"][None])
