@@ -27,7 +27,7 @@ from longctx.kv import _files
 from longctx.protocols import KVPolicy, Progress
 
 PIECE = 1024  # tokens of a context that are read in one pass
-_OWN = ("keys", "values", "stored")  # tensors of a stored layer that are not the policy's
+_OWN = ("keys", "values", "stored", "slack")  # tensors of a stored layer that are not the policy's
 Policy = str | KVPolicy
 
 
@@ -146,7 +146,8 @@ def compress(
     if method.grows:
         made = growing.grow(model, ids, method, budget, progress)
     else:
-        made = compressing.read(model, ids, method, budget, piece_tokens, progress)
+        cache, queries = compressing.read(model, ids, method.window, piece_tokens, progress)
+        made = compressing.indexed(cache, queries, method, budget, progress)
     return CompressedContext(made, ids, model_fingerprint(model), warnings)
 
 
@@ -225,7 +226,7 @@ def _tensors(held: Held) -> dict[str, torch.Tensor]:
         own |= held.index.tensors
         if held.index.stored is not None:
             own["stored"] = held.index.stored
-    return own
+    return own if held.slack is None else own | {"slack": held.slack}
 
 
 def _held(entry: dict[str, Any], tensors: dict[str, torch.Tensor], turn: Any, device: torch.device) -> Held:
@@ -236,4 +237,5 @@ def _held(entry: dict[str, Any], tensors: dict[str, torch.Tensor], turn: Any, de
     if entry["window"] is not None:
         return Held(keys, values, None, int(entry["window"]), turn)
     own = {name: tensor for name, tensor in tensors.items() if name not in _OWN}
-    return Held(keys, values, Index(int(entry["tokens"]), int(entry["budget"]), stored, own), None, turn)
+    index = Index(int(entry["tokens"]), int(entry["budget"]), stored, own)
+    return Held(keys, values, index, None, turn, tensors.get("slack"))

@@ -103,8 +103,9 @@ class KVReport:
     """What the passes over a bounded cache read, over all layers, KV heads and passes.
 
     ``read_share`` counts keys read exactly over tokens of the context. ``unread_share`` is the estimated share of the
-    attention that went to keys not read, and ``true_unread_share`` the measured one in the ``audited`` passes; None
-    where there is neither.
+    attention that went to keys not read, and ``unread_bound`` what it is below for 95 % of queries like the last ones
+    of the context. ``true_unread_share`` is the measured one in the ``audited`` passes, and ``above_bound`` the share
+    of rows in them that had more than their bound. None where a policy estimates nothing, or nothing was audited.
     """
 
     passes: int = 0
@@ -112,5 +113,7 @@ class KVReport:
     read_keys: float = 0.0
     read_share: float = 1.0
     unread_share: float | None = None
+    unread_bound: float | None = None
     audited: int = 0
     true_unread_share: float | None = None
+    above_bound: float | None = None

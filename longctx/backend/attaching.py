@@ -78,6 +78,6 @@ def _check(cache: BoundedCache, given: dict[str, Any], ids: Any) -> None:
             )
         if any(cache.is_sliding) and not bool(mask.all()):
             raise CacheError(
-                "padding between context and question would shorten the window of the layers that see one. Ask questions "
-                "of equal length together, or one after another."
+                "padding between context and question would shorten the window of the layers that see one. Ask "
+                "questions of equal length together, or one after another."
             )

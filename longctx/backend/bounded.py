@@ -82,10 +82,11 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
                 f"the attention of layer {self.number} gave numbers that are not finite at position {asked.position}. "
                 f"Load the model in a wider dtype, such as float32."
             )
-        self.meter.count(self.number, choice, held.keys.shape[1], read, new)
+        bound = None if unread is None or held.slack is None else unread.log + held.slack.view(1, -1, 1)
+        self.meter.count(choice, held.keys.shape[1], read, new, bound)
         if self.meter.audits(self.number) and choice.places is None and held.keys.shape[1] == self.tokens:
             whole = _read(held, EVERYTHING, asked)
-            self.meter.audit(read, whole, new)
+            self.meter.audit(read, whole, new, bound)
         return joined
 
 

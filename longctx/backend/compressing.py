@@ -15,6 +15,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from longctx.backend.attention import TAP, _Rows
 from longctx.backend.forks import Context, Held
+from longctx.backend.slack import QUERIES, slack
+from longctx.backend.slots import SlotCache
 from longctx.backend.target import RowTarget
 from longctx.errors import ModelError
 from longctx.keys import LayerKeys
@@ -51,16 +53,13 @@ class Queries:
 
 
 def read(
-    model: PreTrainedModel,
-    ids: Sequence[int],
-    policy: KVPolicy,
-    budget: int,
-    piece: int,
-    progress: Progress | None = None,
-) -> Context:
-    """The context of ``ids`` as the model reads them with full attention, at most ``piece`` tokens a pass."""
-    found = kinds(model)
-    queries = Queries(policy.window)
+    model: PreTrainedModel, ids: Sequence[int], window: int, piece: int, progress: Progress | None = None
+) -> tuple[SlotCache, Queries]:
+    """The keys and values of ``ids`` as the model reads them with full attention, ``piece`` tokens a pass at most.
+
+    The last ``window`` queries of every layer are kept too, and never fewer than estimates are measured on.
+    """
+    queries = Queries(max(window, QUERIES))
     target = RowTarget(model, len(ids), {TAP: queries})
     for at in range(0, len(ids), piece):
         part = ids[at : at + piece]
@@ -68,24 +67,44 @@ def read(
         target.commit(range(len(part)))
         if progress is not None:
             progress("context", target.length, len(ids))
-    windows = target.cache.windows
+    return target.cache, queries
+
+
+@torch.inference_mode()
+def indexed(
+    cache: SlotCache, queries: Queries, policy: KVPolicy, budget: int, progress: Progress | None = None
+) -> Context:
+    """The context of what was read, for ``policy``; ``cache`` is empty afterwards, one layer after the other."""
     layers = []
-    with torch.inference_mode():
-        for number in range(len(found)):
-            keys, values = target.cache.held(number)
-            if windows[number] is not None:
-                layers.append(Held(keys.clone(), values.clone(), None, windows[number]))
-                continue
-            scale, softcap = queries.scores[number]
-            layer = LayerKeys(number, keys, values, queries.last[number], scale, softcap)
-            index = policy.index(layer, budget)
-            if index.stored is not None:
-                keys, values = stored(keys, index.stored), stored(values, index.stored)
-            layers.append(Held(keys, values, index))
-            target.cache.drop(number)
-            if progress is not None:
-                progress("index", number + 1, len(found))
-    return Context(len(ids), settled(layers, policy), policy)
+    tokens = cache.get_seq_length()
+    for number, window in enumerate(cache.windows):
+        keys, values = cache.held(number)
+        if window is not None:
+            layers.append(Held(keys.clone(), values.clone(), None, window))
+        else:
+            layers.append(_bounded(number, keys, values, queries, policy, budget))
+        cache.drop(number)
+        if progress is not None:
+            progress("index", number + 1, len(cache.windows))
+    known = [_measured(number, held, policy, queries) for number, held in enumerate(settled(layers, policy))]
+    return Context(tokens, tuple(known), policy)
+
+
+def _bounded(number: int, keys: Tensor, values: Tensor, queries: Queries, policy: KVPolicy, budget: int) -> Held:
+    """One layer that sees everything, with what is stored of it in the order of the policy."""
+    last = queries.last[number]
+    layer = LayerKeys(number, keys, values, last[:, max(0, last.shape[1] - policy.window) :], *queries.scores[number])
+    index = policy.index(layer, budget)
+    if index.stored is not None:
+        keys, values = stored(keys, index.stored), stored(values, index.stored)
+    return Held(keys, values, index)
+
+
+def _measured(number: int, held: Held, policy: KVPolicy, queries: Queries) -> Held:
+    """The layer with how far the policy's estimates are off in it."""
+    if held.index is None:
+        return held
+    return replace(held, slack=slack(policy, held, queries.last[number], *queries.scores[number]))
 
 
 def settled(layers: Sequence[Held], policy: KVPolicy) -> tuple[Held, ...]:

@@ -25,6 +25,7 @@ class Held:
     index: Index | None
     window: int | None = None
     turn: Turn | None = None
+    slack: Tensor | None = None  # float32 [kv_heads]: see backend/slack.py
 
     @property
     def nbytes(self) -> int:
