@@ -22,17 +22,26 @@ from longctx.errors import ModelError
 from longctx.keys import LayerKeys
 from longctx.protocols import KVPolicy, Progress
 
-_BOUNDED = {"sliding_attention"}  # sees a window only: there is nothing to compress
+_SEEN = {"full_attention": "bounded", "sliding_attention": "left alone: sees a window"}
 
 
 def kinds(model: PreTrainedModel) -> list[str]:
     """What each layer is, as transformers names it. Raises ModelError naming those that cannot be compressed."""
     found, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
-    other = {number: kind for number, kind in enumerate(found) if kind not in {"full_attention", *_BOUNDED}}
+    other = {number: kind for number, kind in enumerate(found) if kind not in _SEEN}
     if other:
         named = ", ".join(f"{number} ({kind})" for number, kind in other.items())
         raise ModelError(f"these layers of {type(model).__name__} keep no keys that could be chosen from: {named}.")
     return list(found)
+
+
+def possible(model: PreTrainedModel) -> dict[str, list[int]]:
+    """What can be done with the cache of which layers, in words."""
+    found, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
+    words: dict[str, list[int]] = {}
+    for number, kind in enumerate(found):
+        words.setdefault(_SEEN.get(kind, f"not possible: {kind}"), []).append(number)
+    return words
 
 
 class Queries:
