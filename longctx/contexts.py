@@ -54,8 +54,8 @@ class CompressedContext:
 
     @property
     def left_alone(self) -> tuple[int, ...]:
-        """The layers that see a window and are as they were."""
-        return tuple(number for number, held in enumerate(self._context.layers) if held.window is not None)
+        """The layers that are as the model left them: those that see a window, and those that keep no keys."""
+        return tuple(number for number, held in enumerate(self._context.layers) if held.index is None)
 
     @contextmanager
     def attached(self, model: Any, *, audit_every: int = 0) -> Iterator[BoundedCache]:
@@ -95,6 +95,9 @@ class CompressedContext:
 
         It holds the text as keys and token ids: who can read the folder can read the text.
         """
+        kept = [number for number, held in enumerate(self._context.layers) if held.kept is not None]
+        if kept:
+            raise UsageError(f"layers {kept} keep no keys but states of their own, which have no form on the disk.")
         name, options = _described(self.policy)
         layers = [
             {
@@ -120,14 +123,15 @@ def compress(
     policy: Policy = "squeezed",
     *,
     attention_mask: Any = None,
+    allow_partial: bool = False,
     piece_tokens: int = PIECE,
     progress: Progress | None = None,
 ) -> CompressedContext:
     """The context of ``input_ids`` [tokens] or [1, tokens], read once by ``model`` and bounded by ``policy``.
 
     A policy takes ``budget=``, the slots that a KV head reads, or ``keep=``, a share of the context turned into such a
-    count here. Raises BadOption for an impossible budget or a padded context, and ModelError for layers that cannot be
-    compressed, by name.
+    count here. ``allow_partial`` leaves layers that cannot be compressed as they are. Raises BadOption for an
+    impossible budget or a padded context, and ModelError for layers that cannot be compressed, by name.
     """
     ids = _single(input_ids)
     if attention_mask is not None and not bool(torch.as_tensor(attention_mask).all()):
@@ -135,19 +139,19 @@ def compress(
     if piece_tokens < 1:
         raise BadOption(f"piece_tokens={piece_tokens} must be at least 1.")
     method: KVPolicy = plugins.resolve("kv", policy)
-    found = kinds(model)
+    found = kinds(model, allow_partial and not method.grows)
     budget = method.slots(len(ids))
-    warnings: tuple[str, ...] = ()
+    warnings = _partial(found)
     if not method.lossless and budget >= len(ids):
-        warnings = (f"all {len(ids)} tokens of the context are read: the budget of {budget} slots holds them.",)
+        warnings += (f"all {len(ids)} tokens of the context are read: the budget of {budget} slots holds them.",)
         method = plugins.load("kv", "full")
     if "full_attention" not in found:
         warnings += ("no layer of the model sees more than a window: there was nothing to compress.",)
     if method.grows:
         made = growing.grow(model, ids, method, budget, progress)
     else:
-        cache, queries = compressing.read(model, ids, method.window, piece_tokens, progress)
-        made = compressing.indexed(cache, queries, method, budget, progress)
+        layers, queries = compressing.read(model, ids, method.window, piece_tokens, progress)
+        made = compressing.indexed(layers, queries, len(ids), method, budget, progress)
     return CompressedContext(made, ids, model_fingerprint(model), warnings)
 
 
@@ -199,6 +203,11 @@ class Kept:
             self._context = None  # before another one is made: two may not fit
             self._context, self._key = compress(model, ids, policy, progress=progress), key
         return self._context
+
+
+def _partial(found: Sequence[str]) -> tuple[str, ...]:
+    left = [f"{number} ({kind})" for number, kind in enumerate(found) if "attention" not in kind or "linear" in kind]
+    return (f"these layers keep no keys and were left as they are: {', '.join(left)}.",) if left else ()
 
 
 def _single(input_ids: Any) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, GptOssConfig
+from transformers import AutoModelForCausalLM, GptOssConfig, Qwen3NextConfig
 
 import longctx
 import longctx.kv
@@ -301,18 +301,41 @@ def test_a_context_within_the_budget_is_read_whole_and_says_so() -> None:
     assert held.policy.lossless and "all 70 tokens" in held.warnings[0]
 
 
-def test_layers_that_keep_no_keys_are_named() -> None:
-    from transformers import Qwen3NextConfig
-
+def hybrid() -> Any:
     config = Qwen3NextConfig(
         vocab_size=480, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=32,
         shared_expert_intermediate_size=32, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16,
-        linear_value_head_dim=16,
+        linear_value_head_dim=16, eos_token_id=1, pad_token_id=1,
     )  # fmt: skip
-    model = AutoModelForCausalLM.from_config(config).eval()
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+
+
+def test_layers_that_keep_no_keys_are_named_and_left_alone_only_where_allowed(tmp_path: Path) -> None:
+    model = hybrid()
     with pytest.raises(ModelError, match=r"0 \(linear_attention\), 1 \(linear_attention\), 2"):
-        longctx.kv.compress(model, IDS)
+        compressed(model)
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], "full", allow_partial=True, piece_tokens=32)
+    assert context.left_alone == (0, 1, 2) and "2 (linear_attention)" in context.warnings[0]
+    expected = model.generate(IDS, **GREEDY)
+    with context.attached(model) as cache:
+        branch = cache.fork()
+        for one in (cache, branch):
+            assert torch.equal(model.generate(IDS, past_key_values=one, **GREEDY), expected)
+        cache.rewind()
+        assert torch.equal(model.generate(IDS, past_key_values=cache, **GREEDY), expected)
+        cache.rewind()
+        with pytest.raises(CacheError, match="one question"):
+            model.generate(IDS, past_key_values=cache, num_beams=2, **GREEDY)
+    with pytest.raises(UsageError, match="no form on the disk"):
+        context.save(tmp_path / "context")
+    bounded = longctx.kv.compress(model, IDS[:, :CONTEXT], SQUEEZED, allow_partial=True)
+    with bounded.attached(model) as cache:
+        model.generate(IDS, past_key_values=cache, **GREEDY)
+        assert 10 < cache.report().read_keys <= 40
+    with pytest.raises(ModelError, match="linear_attention"):
+        longctx.kv.compress(model, IDS[:, :CONTEXT], "lm_infinite:budget=30", allow_partial=True)
 
 
 @pytest.mark.parametrize("policy", ["oracle:budget=20", SQUEEZED, "quest:budget=24,page=4,recent=4"])

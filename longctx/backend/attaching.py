@@ -61,6 +61,11 @@ def _check(cache: BoundedCache, given: dict[str, Any], ids: Any) -> None:
     new = ids if ids is not None else given.get("inputs_embeds")
     if new is None or not new.shape[1]:
         raise CacheError(f"no new token behind the {length} in the cache. {_FULL_MASK}.")
+    if cache.kept and len(new) > 1:
+        raise CacheError(
+            f"layers {cache.kept} were left as they are and hold one row, and {len(new)} are asked. Ask one question "
+            f"at a time, without beams."
+        )
     positions, mask = given.get("position_ids"), given.get("attention_mask")
     if positions is not None and bool((positions[..., -1] < cache.tokens).any()):
         raise CacheError(

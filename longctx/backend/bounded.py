@@ -5,6 +5,7 @@ Owns the joint attention over both, and the count of what was read. Knows no met
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -98,12 +99,22 @@ class BoundedCache(Cache):
         self._meter = Meter(context.tokens, audit_every)
         self.is_announced = self.is_closed = False
         self._forks: list[Fork] = []
+        self._bounded: dict[int, Bounded] = {}
+        layers: list[Any] = []
         for number, held in enumerate(context.layers):
-            whole = held.window is None
-            made = Bounded(number, held, context, self._meter) if whole else Window(held, self.tokens)
-            self._forks.append(made)
-        self._bounded = {fork.number: fork for fork in self._forks if isinstance(fork, Bounded)}
-        super().__init__(layers=list(self._forks))
+            if held.kept is not None:
+                layers.append(copy.deepcopy(held.kept))
+                continue
+            if held.window is None:
+                self._bounded[number] = Bounded(number, held, context, self._meter)
+            self._forks.append(self._bounded.get(number) or Window(held, self.tokens))
+            layers.append(self._forks[-1])
+        super().__init__(layers=layers)
+
+    @property
+    def kept(self) -> list[int]:
+        """The layers that no policy can do anything with."""
+        return [number for number, held in enumerate(self.context.layers) if held.kept is not None]
 
     def bounded(self, layer: int) -> Bounded | None:
         """The layer where the policy chooses; None for one that is left alone."""
@@ -114,7 +125,7 @@ class BoundedCache(Cache):
 
         A layer that sees a window gives what it holds of the context too.
         """
-        fork = self._forks[layer]
+        fork: Any = self.layers[layer]
         assert fork.keys is not None and fork.values is not None
         return fork.keys[0, :, : fork.used], fork.values[0, :, : fork.used]
 
@@ -138,6 +149,8 @@ class BoundedCache(Cache):
         made = BoundedCache(self.context, self._meter.audit_every)
         for one, other in zip(made._forks, self._forks, strict=True):
             one.copied(other)
+        for number in self.kept:
+            made.layers[number] = copy.deepcopy(self.layers[number])
         return made
 
     def rewind(self) -> None:
@@ -145,6 +158,8 @@ class BoundedCache(Cache):
         self._check_open()
         for fork in self._forks:
             fork.rewind()
+        for number in self.kept:
+            self.layers[number] = copy.deepcopy(self.context.layers[number].kept)
 
     def close(self) -> None:
         """No pass uses this cache any more afterwards."""

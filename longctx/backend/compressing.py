@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from longctx.backend.attention import TAP, _Rows
+from longctx.backend.attention import TAP, _Rows, installed
 from longctx.backend.forks import Context, Held
 from longctx.backend.slack import QUERIES, slack
-from longctx.backend.slots import SlotCache
 from longctx.backend.target import RowTarget
 from longctx.errors import ModelError
 from longctx.keys import LayerKeys
@@ -25,13 +25,19 @@ from longctx.protocols import KVPolicy, Progress
 _SEEN = {"full_attention": "bounded", "sliding_attention": "left alone: sees a window"}
 
 
-def kinds(model: PreTrainedModel) -> list[str]:
-    """What each layer is, as transformers names it. Raises ModelError naming those that cannot be compressed."""
+def kinds(model: PreTrainedModel, partial: bool = False) -> list[str]:
+    """What each layer is, as transformers names it.
+
+    Raises ModelError naming the layers that cannot be compressed, where not ``partial`` and some other layer can.
+    """
     found, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
     other = {number: kind for number, kind in enumerate(found) if kind not in _SEEN}
-    if other:
+    if other and not (partial and "full_attention" in found):
         named = ", ".join(f"{number} ({kind})" for number, kind in other.items())
-        raise ModelError(f"these layers of {type(model).__name__} keep no keys that could be chosen from: {named}.")
+        raise ModelError(
+            f"these layers of {type(model).__name__} keep no keys that could be chosen from: {named}. "
+            f"allow_partial=True leaves them as they are."
+        )
     return list(found)
 
 
@@ -61,14 +67,17 @@ class Queries:
         self.last[layer] = new.clone()
 
 
+@torch.inference_mode()
 def read(
     model: PreTrainedModel, ids: Sequence[int], window: int, piece: int, progress: Progress | None = None
-) -> tuple[SlotCache, Queries]:
-    """The keys and values of ``ids`` as the model reads them with full attention, ``piece`` tokens a pass at most.
+) -> tuple[list[Held], Queries]:
+    """The layers of ``ids`` as the model reads them with full attention, ``piece`` tokens a pass at most.
 
     The last ``window`` queries of every layer are kept too, and never fewer than estimates are measured on.
     """
     queries = Queries(max(window, QUERIES))
+    if set(kinds(model, True)) - {*_SEEN}:
+        return _read_by_stock(model, ids, piece, queries, progress), queries
     target = RowTarget(model, len(ids), {TAP: queries})
     for at in range(0, len(ids), piece):
         part = ids[at : at + piece]
@@ -76,25 +85,49 @@ def read(
         target.commit(range(len(part)))
         if progress is not None:
             progress("context", target.length, len(ids))
-    return target.cache, queries
+    layers = []
+    for number, seen in enumerate(target.cache.windows):
+        keys, values = target.cache.held(number)
+        layers.append(Held(keys, values, None) if seen is None else Held(keys.clone(), values.clone(), None, seen))
+    return layers, queries
+
+
+def _read_by_stock(
+    model: PreTrainedModel, ids: Sequence[int], piece: int, queries: Queries, progress: Progress | None
+) -> list[Held]:
+    """The layers of a model some of which keep no keys, in a cache of transformers."""
+    cache: Any = DynamicCache(config=model.config)
+    with installed(model):
+        for at in range(0, len(ids), piece):
+            part = torch.tensor([list(ids[at : at + piece])], device=model.device)
+            model(part, past_key_values=cache, use_cache=True, logits_to_keep=1, **{TAP: queries})
+            if progress is not None:
+                progress("context", at + part.shape[1], len(ids))
+    layers = []
+    for layer, kind in zip(cache.layers, kinds(model, True), strict=True):
+        if kind not in _SEEN:
+            nothing = torch.empty(0, 0, 0)
+            layers.append(Held(nothing, nothing, None, kept=layer))
+            continue
+        layers.append(Held(layer.keys[0], layer.values[0], None, layer.sliding_window if layer.is_sliding else None))
+    return layers
 
 
 @torch.inference_mode()
 def indexed(
-    cache: SlotCache, queries: Queries, policy: KVPolicy, budget: int, progress: Progress | None = None
+    layers: list[Held],
+    queries: Queries,
+    tokens: int,
+    policy: KVPolicy,
+    budget: int,
+    progress: Progress | None = None,
 ) -> Context:
-    """The context of what was read, for ``policy``; ``cache`` is empty afterwards, one layer after the other."""
-    layers = []
-    tokens = cache.get_seq_length()
-    for number, window in enumerate(cache.windows):
-        keys, values = cache.held(number)
-        if window is not None:
-            layers.append(Held(keys.clone(), values.clone(), None, window))
-        else:
-            layers.append(_bounded(number, keys, values, queries, policy, budget))
-        cache.drop(number)
+    """The context of what was read, for ``policy``. ``layers`` are replaced one after the other, to free their keys."""
+    for number, raw in enumerate(layers):
+        if raw.window is None and raw.kept is None:
+            layers[number] = _bounded(number, raw.keys, raw.values, queries, policy, budget)
         if progress is not None:
-            progress("index", number + 1, len(cache.windows))
+            progress("index", number + 1, len(layers))
     known = [_measured(number, held, policy, queries) for number, held in enumerate(settled(layers, policy))]
     return Context(tokens, tuple(known), policy)
 

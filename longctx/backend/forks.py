@@ -18,7 +18,10 @@ from longctx.protocols import KVPolicy
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """One layer of a context. One that sees a ``window`` has no index: these are the keys in its window."""
+    """One layer of a context. One that sees a ``window`` has no index: these are the keys in its window.
+
+    ``kept`` is a cache layer of transformers that no policy can do anything with, as it was after the context.
+    """
 
     keys: Tensor  # [kv_heads, slots, dim]
     values: Tensor  # [kv_heads, slots, dim]
@@ -26,6 +29,7 @@ class Held:
     window: int | None = None
     turn: Turn | None = None
     slack: Tensor | None = None  # float32 [kv_heads]: see backend/slack.py
+    kept: Any = None
 
     @property
     def nbytes(self) -> int:

@@ -87,10 +87,6 @@ class SlotCache(Cache):
         first = 0 if slots.window is None else max(0, slots.used - slots.window + 1)
         return slots.keys[0, :, first : slots.used], slots.values[0, :, first : slots.used]
 
-    def drop(self, layer: int) -> None:
-        """Forget a layer: whoever has its views owns them."""
-        self._slots[layer].keys = self._slots[layer].values = None
-
     def keep(self, start: int, rows: Sequence[int]) -> None:
         """Of the tokens from position ``start`` on, only ``rows`` (counted from there) stay, in that order."""
         for layer in self._slots:

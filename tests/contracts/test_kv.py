@@ -76,8 +76,8 @@ def test_everything_selected_is_full_attention(name: str, family: str) -> None:
     if policy.grows:
         context = growing.grow(model, ids, policy, CONTEXT)
     else:
-        cache, queries = compressing.read(model, ids, policy.window, 16)
-        context = compressing.indexed(cache, queries, policy, CONTEXT)
+        layers, queries = compressing.read(model, ids, policy.window, 16)
+        context = compressing.indexed(layers, queries, CONTEXT, policy, CONTEXT)
     with torch.inference_mode(), attached(model):
         expected = model(IDS).logits[:, CONTEXT:]
         seen = model(IDS[:, CONTEXT:], past_key_values=BoundedCache(context)).logits
