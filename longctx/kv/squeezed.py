@@ -108,7 +108,7 @@ class Squeezed:
             likely = pooled((ranked - norm.unsqueeze(-1)).exp(), asked)
             share = pooled((known - norm).exp().unsqueeze(-1), asked)
             taken = self._taken(likely, look.sizes, share, index.budget - len(forced))
-        if bool(taken.all()) and look.complete:
+        if look.complete and bool((taken | (look.sizes == 0)).all()):
             return EVERYTHING
         slots, read = _ranges.members(taken, look.starts, look.sizes)
         slots, read = _ranges.behind(forced, slots, read)
