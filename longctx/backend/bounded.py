@@ -161,6 +161,12 @@ class BoundedCache(Cache):
         for number in self.kept:
             self.layers[number] = copy.deepcopy(self.context.layers[number].kept)
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back, given as a negative number. Raises CacheError, all being as it was, otherwise."""
+        for fork in self._forks:
+            fork.check_crop(-tokens_to_remove)
+        super().crop(tokens_to_remove)
+
     def close(self) -> None:
         """No pass uses this cache any more afterwards."""
         self.is_closed = True

@@ -77,13 +77,16 @@ class Fork(_Slots):  # type: ignore[no-untyped-call]
         if self.keys is not None and self.values is not None:
             self.keys, self.values = self.keys.repeat_interleave(repeats, 0), self.values.repeat_interleave(repeats, 0)
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take the last tokens back, given as a negative number. Raises CacheError for those of the context."""
-        if -tokens_to_remove > self.get_seq_length() - self.tokens or tokens_to_remove > 0:
+    def check_crop(self, count: int) -> None:
+        """Raises CacheError where the last ``count`` tokens cannot be taken back."""
+        behind = self.get_seq_length() - self.tokens
+        if not 0 <= count <= behind:
             raise CacheError(
-                f"crop({tokens_to_remove}): {self.get_seq_length() - self.tokens} tokens stand behind the context of "
-                f"{self.tokens}, and only those can be taken back, with a negative number."
+                f"crop({-count}): {behind} tokens are behind the context of {self.tokens}, and only those can be taken "
+                f"back, with a negative number."
             )
+
+    def crop(self, tokens_to_remove: int) -> None:
         self.used += tokens_to_remove
 
     def reset(self) -> None:
@@ -113,7 +116,7 @@ class Window(Fork):  # type: ignore[no-untyped-call]
             self.keys, self.values = keys[:, :, -left:].clone(), values[:, :, -left:].clone()
         return keys, values
 
-    def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove and self.dropped > self.tokens - self.held.keys.shape[1]:
+    def check_crop(self, count: int) -> None:
+        if count and self.dropped > self.tokens - self.held.keys.shape[1]:
             raise CacheError("a layer that sees a window has dropped what would be seen again. Use rewind() or a fork.")
-        super().crop(tokens_to_remove)
+        super().check_crop(count)
