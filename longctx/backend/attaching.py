@@ -37,7 +37,8 @@ def _announce(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, An
     if type(cache) is not BoundedCache or cache.is_closed:
         return None
     _check(cache, given, args[0] if args else given.get("input_ids"))
-    cache.is_announced = True
+    mask = given.get("attention_mask")
+    cache.announce(mask if mask is not None and mask.ndim == 2 else None)
     return args, {**given, HELD: cache}
 
 
@@ -80,9 +81,4 @@ def _check(cache: BoundedCache, given: dict[str, Any], ids: Any) -> None:
         if not bool(mask[:, : cache.tokens].all()):
             raise CacheError(
                 "the attention mask hides tokens of the context. Pad a batch of questions between context and question."
-            )
-        if any(cache.is_sliding) and not bool(mask.all()):
-            raise CacheError(
-                "padding between context and question would shorten the window of the layers that see one. Ask "
-                "questions of equal length together, or one after another."
             )

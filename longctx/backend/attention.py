@@ -115,9 +115,13 @@ def attend(
         seen = _Rows(query, key, attention_mask, scale, softcap, s_aux)
         tap.see(int(module.layer_idx), seen)  # type: ignore[arg-type]
     held: BoundedCache | None = kwargs.get(HELD)
-    if held is not None and (bounded := held.bounded(int(module.layer_idx))) is not None:  # type: ignore[arg-type]
-        out = bounded.attend(query, key, value, attention_mask, scale, softcap, s_aux)
-        return out.transpose(1, 2).contiguous(), None
+    if held is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        if (bounded := held.bounded(layer)) is not None:
+            out = bounded.attend(query, key, value, attention_mask, scale, softcap, s_aux)
+            return out.transpose(1, 2).contiguous(), None
+        padded = held.window_mask(layer, query.shape[2], key.shape[2])
+        attention_mask = attention_mask if padded is None else padded
     rows: Rows | None = kwargs.get(ROWS)
     if rows is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]

@@ -98,6 +98,7 @@ class BoundedCache(Cache):
         self.context, self.tokens = context, context.tokens
         self._meter = Meter(context.tokens, audit_every)
         self.is_announced = self.is_closed = False
+        self._mask: Tensor | None = None
         self._forks: list[Fork] = []
         self._bounded: dict[int, Bounded] = {}
         layers: list[Any] = []
@@ -119,6 +120,32 @@ class BoundedCache(Cache):
     def bounded(self, layer: int) -> Bounded | None:
         """The layer where the policy chooses; None for one that is left alone."""
         return self._bounded.get(layer)
+
+    def announce(self, mask: Tensor | None) -> None:
+        """A pass comes whose attention mask [batch, tokens] is this; None: no token is padding."""
+        self.is_announced = True
+        padded = mask is not None and not bool(mask.all())
+        self._mask = mask.bool() if mask is not None and padded else None
+        for fork in self._forks:
+            fork.padding = 0 if self._mask is None else int((~self._mask).sum(-1).max())
+
+    def window_mask(self, layer: int, rows: int, keys: int) -> Tensor | None:
+        """Who sees whom in a layer with a window, bool [batch, 1, rows, keys], where there is padding; else None.
+
+        Windows are counted in positions, and padding has none: counted in slots it would push keys out of sight.
+        """
+        if self._mask is None:
+            return None
+        window, columns = self.context.layers[layer].window, self._mask.shape[1]
+        assert window is not None
+        place = torch.arange(columns, device=self._mask.device)
+        position = self._mask.long().cumsum(-1)
+        one, other = slice(columns - rows, columns), slice(columns - keys, columns)
+        apart = position[:, one, None] - position[:, None, other]
+        causal = place[one, None] >= place[None, other]
+        seen = causal & self._mask[:, None, other] & (apart < window)
+        itself = place[one, None] == place[None, other]  # a row of padding must see something
+        return (seen | itself)[:, None]
 
     def new(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values [kv_heads, tokens, dim] of the tokens behind the context, of a batch of one.

@@ -53,6 +53,7 @@ class Fork(_Slots):  # type: ignore[no-untyped-call]
     def __init__(self, held: Held, tokens: int) -> None:
         super().__init__(0, held.window)
         self.held, self.tokens = held, tokens
+        self.padding = 0  # the most slots of a row of this pass that hold no token
         self.rewind()
 
     def rewind(self) -> None:
@@ -110,8 +111,8 @@ class Window(Fork):  # type: ignore[no-untyped-call]
             self.keys = self.keys.expand(len(key_states), -1, -1, -1)
             self.values = self.values.expand(len(key_states), -1, -1, -1)
         keys, values = super().update(key_states, value_states)
-        if self.used >= 2 * self.window:  # into new memory: this pass still reads the old
-            left = self.window - 1
+        left = self.window - 1 + self.padding
+        if self.used > left + self.window:  # into new memory: this pass still reads the old
             self.dropped, self.used = self.dropped + self.used - left, left
             self.keys, self.values = keys[:, :, -left:].clone(), values[:, :, -left:].clone()
         return keys, values
