@@ -6,12 +6,14 @@ Wiring between the loop and the reader. Knows no document and no selector.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from longctx.backend.tokens import Tokens
+from longctx.contexts import CompressedContext, Policy
 from longctx.drafts import Stats
 from longctx.generation import Drafters, begin, drawing, resolve
+from longctx.keys import KVReport
 from longctx.protocols import Progress, Selector
 from longctx.saying import say
 
@@ -27,6 +29,7 @@ class Request:
     temperature: float = 0.0
     seed: int | None = None
     drafters: Drafters = ()
+    kv: Policy | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,12 @@ class Said:
     tokens: int = 0
     stats: Stats = Stats()
     warnings: tuple[str, ...] = ()
+    lossless: bool = True
+    read: KVReport | None = None  # what was read of a bounded cache
+
+    def facts(self) -> dict[str, Any]:
+        """The counts as they stand in a trace."""
+        return self.stats.facts() | ({} if self.read is None else {"kv": asdict(self.read)})
 
 
 def answer(
@@ -46,18 +55,43 @@ def answer(
     request: Request,
     progress: Progress | None,
     emit: Callable[[str], None],
+    context: CompressedContext | None = None,
 ) -> Said:
-    """What the model says to ``prompt``; ``emit`` gets text as soon as its characters are whole."""
+    """What the model says to ``prompt``; ``emit`` gets text as soon as its characters are whole.
+
+    ``context`` is the beginning of the prompt, already read.
+    """
+    if context is None:
+        return _decoded(model, tokens, prompt, request, request.drafters, progress, emit)
+    with context.attached(model) as cache:
+        # a bounded cache verifies no drafts; only those asked for by name are worth a warning
+        drafters = () if request.drafters == "auto" else request.drafters
+        said = _decoded(model, tokens, prompt, request, drafters, progress, emit, cache)
+        warnings = (*context.warnings, *said.warnings)
+        return replace(said, warnings=warnings, lossless=context.policy.lossless, read=cache.report())
+
+
+def _decoded(
+    model: Any,
+    tokens: Tokens,
+    prompt: Sequence[int],
+    request: Request,
+    drafters: Drafters,
+    progress: Progress | None,
+    emit: Callable[[str], None],
+    cache: Any = None,
+) -> Said:
     stops = tokens.stops(getattr(model.generation_config, "eos_token_id", None))
     rule, processors = drawing(request.temperature, request.seed)
     decoding, warnings = begin(
         model,
         prompt,
-        resolve(request.drafters),
+        resolve(drafters),
         rule,
         max_new_tokens=request.max_new_tokens,
         ends=lambda new: new[-1] in stops,
         processors=processors,
+        cache=cache,
         progress=progress,
     )
     text, count = say((token for token in decoding.run() if token not in stops), tokens.decode, emit)

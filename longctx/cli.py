@@ -55,6 +55,7 @@ def ask(
     drafters: flags.Drafters = None,
     cache: flags.Cache = False,
     segment_kv: flags.CachedKV = "none",
+    kv: flags.KV = None,
     config: flags.Config = None,
     plot: flags.Plot = None,
     json: flags.Json = False,
@@ -64,7 +65,7 @@ def ask(
     """Answer a question about files, with citations into them."""
     given = dict(
         model=model, selector=selector, budget=budget, dtype=dtype, device=device, max_new_tokens=max_new_tokens,
-        temperature=temperature, seed=seed, drafters=drafters,
+        temperature=temperature, seed=seed, drafters=drafters, kv=kv,
     )  # fmt: skip
     settings, screen = _begin(config, given, json, quiet, verbose)
     if (questions is None) != (out is None):
@@ -207,6 +208,7 @@ def plan(
     selector: flags.Selector = None,
     budget: flags.Budget = None,
     max_new_tokens: flags.MaxNewTokens = None,
+    kv: flags.KV = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
     config: flags.Config = None,
@@ -215,10 +217,8 @@ def plan(
     verbose: flags.Verbose = False,
 ) -> None:
     """Predict the memory that asking about a text takes, before anything is loaded. Exit code 3: it does not fit."""
-    given = dict(
-        model=_one(name, model), selector=selector, budget=budget, max_new_tokens=max_new_tokens, dtype=dtype,
-        device=device,
-    )  # fmt: skip
+    given = dict(model=_one(name, model), selector=selector, budget=budget, dtype=dtype, device=device, kv=kv,
+                 max_new_tokens=max_new_tokens)  # fmt: skip
     settings, screen = _begin(config, given, json, quiet, verbose)
     importlib.import_module("longctx.commands.plan").show(tokens, settings, screen)
 

@@ -1,6 +1,6 @@
-"""The verbs: what splitters, selectors, drafters and the things handed to them can be asked. One page, no code.
+"""The verbs: what splitters, selectors, KV policies, drafters and what is handed to them can be asked. No code.
 
-Knows the nouns of ``types`` and ``drafts`` only. Protocols are satisfied by shape; nothing here is inherited.
+Knows the nouns of ``types``, ``drafts`` and ``keys`` only. Protocols are satisfied by shape; nothing here is inherited.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longctx.drafts import Budget, Draft, DraftSource, Kind, Verified
+from longctx.keys import Asked, Choice, Index, LayerKeys
 from longctx.types import EncodedDocument, Inquiry, Reading, Scores, Span, Unit
 
 Progress = Callable[[str, int, int], None]
@@ -239,3 +240,45 @@ class Drafter(Protocol):
     @property
     def needs(self) -> int: ...
     def begin(self, source: DraftSource) -> Drafting: ...
+
+
+class KVPolicy(Protocol):
+    """A method that says which keys of a fixed context are read, pass by pass and for every KV head by itself.
+
+    Frozen: all options are fields. What it learns of a context lives in an Index, which is data and can be stored.
+    """
+
+    @property
+    def lossless(self) -> bool:
+        """Whether every key is read, so that nothing but rounding sets the output apart from full attention."""
+        ...
+
+    @property
+    def grows(self) -> bool:
+        """Whether the context itself is read through the policy, piece by piece, and not with full attention."""
+        ...
+
+    @property
+    def window(self) -> int:
+        """How many of the context's last queries it wants to see."""
+        ...
+
+    def slots(self, tokens: int) -> int:
+        """The most slots that a KV head reads of a context of ``tokens``. Raises BadOption for an impossible budget."""
+        ...
+
+    def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
+        """The index of a layer; ``before`` is that of its beginning, where a context grows."""
+        ...
+
+    def settle(self, indices: Sequence[Index]) -> list[Index]:
+        """The indices of all layers once each is made, for what holds for all of them together."""
+        ...
+
+    def choose(self, index: Index, asked: Asked) -> Choice:
+        """What this pass reads; each row of the batch chooses for itself."""
+        ...
+
+    def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
+        """Bytes of one layer's index beside its keys and values; negative where fewer of those are kept."""
+        ...

@@ -22,6 +22,7 @@ from longctx.cite import cite
 from longctx.compiled import CompiledDocument
 from longctx.compiling import Compiler, Source
 from longctx.console import bar
+from longctx.contexts import Kept, Policy, reach
 from longctx.errors import BadOption, EmptyInput
 from longctx.generation import Drafters, guarantee, resolve
 from longctx.protocols import Progress, Selector
@@ -71,6 +72,7 @@ class Reader:
         made_with = (self._loaded, self._tokens, lambda: self._probe, Encoders(encoder), self._calibrator)
         self._compiler = Compiler(*made_with, cutting, segment_memory_bytes)
         self._memory_bytes, self._progress = segment_memory_bytes, progress
+        self._kept = Kept()
 
     @classmethod
     def from_pretrained(
@@ -177,15 +179,17 @@ class Reader:
         max_new_tokens: int = 128,
         selector: str | Selector = "auto",
         drafters: Drafters = "auto",
+        kv: Policy | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
         progress: bool | Progress = False,
     ) -> Answer:
         """What the model says to ``question`` after reading the spans selected for it, with citations.
 
-        ``drafters`` make it say that in fewer passes and change nothing of it; ``[]`` decodes token by token.
+        ``drafters`` make it say that in fewer passes and change nothing of it; ``[]`` decodes token by token. ``kv``
+        bounds the keys that each token reads of the text; the text is read once for all questions about it.
         """
-        request = Request(question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters)
+        request = Request(question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv)
         return self._answer(documents, request, self._report(progress), lambda text: None)
 
     def stream(
@@ -197,6 +201,7 @@ class Reader:
         max_new_tokens: int = 128,
         selector: str | Selector = "auto",
         drafters: Drafters = "auto",
+        kv: Policy | None = None,
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Iterator[Event]:
@@ -204,7 +209,7 @@ class Reader:
 
         Work stops within one batch when the caller stops listening.
         """
-        request = Request(question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters)
+        request = Request(question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv)
         return events(lambda report, emit: self._answer(documents, request, report, emit))
 
     def _answer(
@@ -219,6 +224,7 @@ class Reader:
             )
         self._check(question, request.budget_tokens, request.max_new_tokens, request.selector)
         resolve(request.drafters)
+        plugins.resolve("kv", request.kv or "full")
         times = [time.perf_counter()]
         book = self._compiler.index(documents, report)
         times.append(time.perf_counter())
@@ -228,8 +234,12 @@ class Reader:
         if selection.spans:
             prompt = self.prompt(selection.text, question)
             prompt_tokens = len(prompt)
-            self._room.check_prompt(len(prompt), request.max_new_tokens)
-            said = answer(self.model, self._tokens, prompt, request, report, emit)
+            self._room.check_prompt(reach(request.kv, len(prompt)), request.max_new_tokens)
+            context = None
+            if request.kv is not None:
+                asked = len(self._frame.middle) + self._count(question) + len(self._frame.after)
+                context = self._kept(self.model, prompt[: len(prompt) - asked], request.kv, report)
+            said = answer(self.model, self._tokens, prompt, request, report, emit, context)
         times.append(time.perf_counter())
         citations = (
             cite(said.text, question, book.documents, selection.spans, book.index.weight) if selection.spans else ()
@@ -249,10 +259,10 @@ class Reader:
         trace = (
             Step("compile", timings["compile_seconds"], {"units": len(book.units), "segments": len(book.segments)}),
             *selection.trace,
-            Step("decode", timings["decode_seconds"], {"prompt_tokens": prompt_tokens, **said.stats.facts()}),
+            Step("decode", timings["decode_seconds"], {"prompt_tokens": prompt_tokens, **said.facts()}),
             Step("cite", timings["cite_seconds"], {"citations": len(citations)}),
         )
-        whole = selection.spans and not selection.dropped_tokens
+        whole = selection.spans and not selection.dropped_tokens and said.lossless
         promise = guarantee(self.model, request.temperature) if whole else "approximate"
         warnings = (*selection.warnings, *said.warnings)
         return Answer(said.text, citations, selection, usage, timings, promise, warnings, trace)
@@ -272,7 +282,7 @@ class Reader:
             )
         if selector == selecting.EVERYTHING:
             fixed = self._frame.tokens + self._count(question)
-            self._room.check_prompt(selection.tokens + fixed, request.max_new_tokens)
+            self._room.check_prompt(reach(request.kv, selection.tokens + fixed), request.max_new_tokens)
         return selection
 
     def _check(self, question: str, budget_tokens: int, max_new_tokens: int, selector: str | Selector) -> None:

@@ -62,6 +62,6 @@ class Room:
         if prompt_tokens + max_new_tokens > self.window:
             raise DoesNotFit(
                 f"the prompt has {prompt_tokens} tokens and {max_new_tokens} new ones are asked for, but the "
-                f"model's window is {self.window}. Lower budget_tokens or max_new_tokens, or choose a selector "
-                f"other than 'all'."
+                f"model's window is {self.window}. Lower budget_tokens or max_new_tokens, choose a selector other than "
+                f"'all', or read the text through kv='longheads', which holds what passes the window."
             )

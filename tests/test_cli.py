@@ -212,6 +212,15 @@ def test_the_doctor_says_why_layers_cannot_be_read(tmp_path: Path) -> None:
     assert found["layers"] == {"linear_attention": 1, "full_attention": 1}
     reasons = {ability: why for ability, why in found["abilities"].items() if "segments" in ability}
     assert all("linear_attention" in why for why in reasons.values()) and len(reasons) == 1
+    assert found["cache_layers"] == {"not possible: linear_attention": [0], "bounded": [1]}
+    assert "0 (linear_attention)" in found["abilities"]["reads a bounded cache (kv policies)"]
+
+
+def test_the_doctor_names_the_layers_that_see_a_window(tmp_path: Path) -> None:
+    tiny.save(tmp_path, "gemma3")
+    found = json.loads(call("doctor", str(tmp_path), "--json").stdout)
+    assert found["cache_layers"] == {"left alone: sees a window": [0, 2], "bounded": [1, 3]}
+    assert "0, 2 left alone: sees a window; 1, 3 bounded" in call("doctor", str(tmp_path)).stdout
 
 
 def test_calibrating_keeps_the_file_that_readers_use(
@@ -251,6 +260,21 @@ def test_a_plan_grows_with_text_and_budget_and_its_parts_make_its_sum(model: Pat
     during = lexical["prompt_bytes"] + lexical["prompt_scratch_bytes"]
     assert lexical["above_loaded_bytes"] == lexical["text_and_index_bytes"] + during
     assert lexical["encoder_bytes"] == lexical["segment_memory_bytes"] == 0 < large["segment_memory_bytes"]
+
+
+def test_a_plan_knows_the_bytes_of_every_kv_policy(model: Path) -> None:
+    found = planned(model, "--tokens", "100k", "--selector", "all")
+    full = found["kv_bytes"]["full"]
+    assert set(found["kv_bytes"]) == set(plugins.names("kv")) and full == 100_000 * 512
+    assert found["kv_bytes"]["squeezed"] > full > 4 * found["kv_bytes"]["snapkv"]
+    squeezed = planned(model, "--tokens", "100k", "--selector", "all", "--kv", "squeezed")
+    indexed = squeezed["prompt_bytes"] - found["prompt_bytes"]
+    assert 0 < indexed == pytest.approx(found["kv_bytes"]["squeezed"] - full, rel=0.01)
+    dropped = planned(model, "--tokens", "100k", "--selector", "all", "--kv", "snapkv")
+    assert dropped["prompt_bytes"] == found["prompt_bytes"]  # all is read before anything is dropped
+    bounded = planned(model, "--tokens", "100k", "--selector", "all", "--kv", "lm_infinite:budget=1000")
+    assert bounded["prompt_bytes"] < found["prompt_bytes"] / 20
+    assert call("plan", str(model), "--tokens", "1M", "--kv", "nonsense").exit_code == 2
 
 
 def test_a_plan_that_does_not_fit_is_shown_and_ends_with_3(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,15 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from longctx.backend.bounded import BoundedCache
+from longctx.backend.parts import capped
 from longctx.backend.rows import Rows
 from longctx.errors import ModelError
 
 NAME = "longctx"
 TAP = "longctx_tap"  # the keyword by which a Tap travels through the model's forward to every attention layer
 ROWS = "longctx_rows"  # the same for the Rows of a pass that verifies drafted tokens
+HELD = "longctx_held"  # the same for the BoundedCache of a pass over a compressed context
 _LOCK = threading.RLock()  # which attention a model uses is a switch on its configuration: one pass at a time
 _BLOCK = 256  # query rows per block where scores are materialised (soft caps and sinks)
 
@@ -80,7 +83,7 @@ class _Rows:
             scores = (query @ self.key.transpose(-1, -2)).view(batch, all_heads, stop - start, -1)
         else:
             scores = self.query[:, heads, start:stop] @ self.key[:, heads // groups].transpose(-1, -2)
-        scores = _capped(scores.float() * self.scaling, self.softcap)
+        scores = capped(scores.float() * self.scaling, self.softcap)
         scores = scores + _additive(self.mask, start, stop, length, scores)
         if self.sinks is None:
             return scores.softmax(-1)
@@ -103,14 +106,22 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention output [batch, queries, heads, dim], equal to stock attention.
 
-    A Tap in ``kwargs`` sees the layer first; Rows say who sees what in place of the mask. Raises StopReading when the
-    Tap asks for it.
+    A Tap in ``kwargs`` sees the layer first; Rows say who sees what in place of the mask; a BoundedCache attends by
+    itself in the layers it bounds. Raises StopReading when the Tap asks for it.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     tap: Tap | None = kwargs.get(TAP)
     if tap is not None:
         seen = _Rows(query, key, attention_mask, scale, softcap, s_aux)
         tap.see(int(module.layer_idx), seen)  # type: ignore[arg-type]
+    held: BoundedCache | None = kwargs.get(HELD)
+    if held is not None:
+        layer = int(module.layer_idx)  # type: ignore[arg-type]
+        if (bounded := held.bounded(layer)) is not None:
+            out = bounded.attend(query, key, value, attention_mask, scale, softcap, s_aux)
+            return out.transpose(1, 2).contiguous(), None
+        padded = held.window_mask(layer, query.shape[2], key.shape[2])
+        attention_mask = attention_mask if padded is None else padded
     rows: Rows | None = kwargs.get(ROWS)
     if rows is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
@@ -170,10 +181,6 @@ def _explicit(
         folded = weights.view(batch, key.shape[1], groups * (stop - start), -1) @ value
         out.append(folded.view(batch, heads, stop - start, -1))
     return torch.cat(out, 2)
-
-
-def _capped(scores: Tensor, softcap: float | None) -> Tensor:
-    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
 
 
 def _causal(start: int, stop: int, length: int, keys: int, device: torch.device) -> Tensor:

@@ -106,22 +106,34 @@ def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
 def fingerprint(loaded: Loaded) -> str:
     """A hash of configuration, vocabulary and a sample of every weight: equal for equal models, whatever their name."""
     digest = hashlib.sha256()
-    config = {
-        key: value
-        for key, value in loaded.model.config.to_dict().items()
-        if not key.startswith("_") and key not in _SAYS_NOTHING
-    }
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    digest.update(str(loaded.model.dtype).encode())
-    for name, weight in loaded.model.named_parameters():
-        flat = weight.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 61)][:64].float().cpu().contiguous()
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(sample.numpy().tobytes())
+    _add_model(digest, loaded.model)
     vocabulary = loaded.tokenizer.get_vocab()
     digest.update(json.dumps(sorted(vocabulary.items()), ensure_ascii=True).encode())
     digest.update(str(getattr(loaded.tokenizer, "chat_template", "")).encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+@torch.inference_mode()
+def model_fingerprint(model: PreTrainedModel) -> str:
+    """The same of a model alone, without its tokenizer."""
+    digest = hashlib.sha256()
+    _add_model(digest, model)
+    return digest.hexdigest()
+
+
+def _add_model(digest: Any, model: PreTrainedModel) -> None:
+    config = {
+        key: value
+        for key, value in model.config.to_dict().items()
+        if not key.startswith("_") and key not in _SAYS_NOTHING
+    }
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update(str(model.dtype).encode())
+    for name, weight in model.named_parameters():
+        flat = weight.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 61)][:64].float().cpu().contiguous()
+        digest.update(f"{name}{tuple(weight.shape)}".encode())
+        digest.update(sample.numpy().tobytes())
 
 
 def _where(label: str, progress: Progress | None) -> str | Path:

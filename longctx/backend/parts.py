@@ -22,25 +22,29 @@ class Part(NamedTuple):
     log: Tensor  # float32 [batch, kv_heads, rows], the log of the softmax's denominator; -inf where nothing is seen
 
 
-def part(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> Part:
+def part(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None, softcap: float | None = None
+) -> Part:
     """Attention of rows [batch, kv_heads, rows, dim] over keys and values [batch, kv_heads, keys, dim].
 
-    ``mask``: bool [rows, keys], true where a row sees a key; None: all see all.
+    ``mask``: bool, true where a row sees a key, [rows, keys] or with batch and kv_heads in front; None: all see all.
+    A row that sees nothing has a logarithm so low that it counts for nothing.
     """
-    if query.device.type == "cpu" and value.shape[-1] == query.shape[-1]:
+    if query.device.type == "cpu" and value.shape[-1] == query.shape[-1] and softcap is None:
         bias = None if mask is None else _bias(mask, query.dtype)
         out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             query, key, value, 0.0, False, attn_mask=bias, scale=scale
         )
         return Part(out.float(), log)
-    if query.device.type == "cuda" and mask is None and query.element_size() == 2 and query.shape[-1] <= 256:
+    fused = query.device.type == "cuda" and mask is None and softcap is None
+    if fused and query.element_size() == 2 and query.shape[-1] == value.shape[-1] <= 256:
         out, log = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, scale=scale)[:2]
         return Part(out.float(), log[..., : query.shape[2]])
     step = max(1, _BLOCK // max(1, query.shape[1] * key.shape[2]))
-    blocks = [
-        _explicit(query[:, :, at : at + step], key, value, scale, None if mask is None else mask[at : at + step])
-        for at in range(0, query.shape[2], step)
-    ]
+    blocks = []
+    for at in range(0, query.shape[2], step):
+        seen = mask if mask is None or mask.shape[-2] == 1 else mask[..., at : at + step, :]
+        blocks.append(_explicit(query[:, :, at : at + step], key, value, scale, seen, softcap))
     return Part(torch.cat([block.out for block in blocks], 2), torch.cat([block.log for block in blocks], 2))
 
 
@@ -71,14 +75,19 @@ def fold(query: Tensor, kv_heads: int) -> Tensor:
     return query.reshape(batch, kv_heads, heads // kv_heads * rows, dim)
 
 
-def _explicit(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None) -> Part:
-    scores = (query.float() @ key.float().transpose(-1, -2)) * scale
+def _explicit(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None, softcap: float | None
+) -> Part:
+    scores = capped((query.float() @ key.float().transpose(-1, -2)) * scale, softcap)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    log = scores.logsumexp(-1)
-    weights = (scores - log.clamp_min(torch.finfo(log.dtype).min).unsqueeze(-1)).exp()
-    return Part(weights @ value.float(), log)
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return Part(scores.softmax(-1) @ value.float(), scores.logsumexp(-1))
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
+    # not -inf: of a row that sees nothing the kernel then gives 0 as the log of the denominator
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)

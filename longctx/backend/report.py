@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from longctx.backend import model as loading
 from longctx.backend.attention import installed
+from longctx.backend.compressing import kinds, possible
 from longctx.backend.embedded import embedded_model
 from longctx.backend.lean import Lean, Unlike, arithmetic
 from longctx.backend.probe import Probe
@@ -51,6 +52,7 @@ class Report:
     kv_bytes_per_token: int
     template: str
     frame_tokens: int
+    cache_layers: Mapping[str, list[int]]
     abilities: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,10 +110,12 @@ def report(
         kv_bytes_per_token=2 * attending * kv_heads * dim * model.dtype.itemsize,
         template=template,
         frame_tokens=frame_tokens,
+        cache_layers=possible(model),
         abilities={
             "answers with citations": why_not_asked,
             "reads by segments (auto, infiniretri, xl3m)": why_not_asked or _why_not(lambda: _read(model, tokenizer)),
             "reads by lean layers (faster)": why_not_lean,
+            "reads a bounded cache (kv policies)": _why_not(lambda: _compress(model)),
             "embeds text (auto, dense)": encoder,
         },
     )
@@ -143,6 +147,13 @@ def _lean(model: PreTrainedModel) -> None:
         Lean(model)
     except Unlike as difference:
         raise ModelError(str(difference)) from difference
+
+
+def _compress(model: PreTrainedModel) -> None:
+    """Raises ModelError where the model's cache cannot be bounded."""
+    kinds(model)
+    with installed(model):
+        pass
 
 
 def _why_not(attempt: Callable[[], None]) -> str:

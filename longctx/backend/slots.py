@@ -80,6 +80,13 @@ class SlotCache(Cache):
         self._slots = [_Slots(reserve, window) for window in self.windows]
         super().__init__(layers=list(self._slots))
 
+    def held(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [kv_heads, slots, dim] of a layer, as views: all tokens, or the last that a window sees."""
+        slots = self._slots[layer]
+        assert slots.keys is not None and slots.values is not None
+        first = 0 if slots.window is None else max(0, slots.used - slots.window + 1)
+        return slots.keys[0, :, first : slots.used], slots.values[0, :, first : slots.used]
+
     def keep(self, start: int, rows: Sequence[int]) -> None:
         """Of the tokens from position ``start`` on, only ``rows`` (counted from there) stay, in that order."""
         for layer in self._slots:

@@ -23,17 +23,26 @@ from longctx.errors import CacheError, ModelError
 
 
 class RowTarget:
-    """Verifies trees. ``reserve``: the tokens that prompt, answer and drafts will take together."""
+    """Verifies trees. ``reserve``: the tokens that prompt, answer and drafts will take together.
+
+    ``extra`` travels through the model's forward to its layers.
+    """
 
     rows: Kind = "tree"
 
-    def __init__(self, model: PreTrainedModel, reserve: int) -> None:
+    def __init__(self, model: PreTrainedModel, reserve: int, extra: dict[str, Any] | None = None) -> None:
         config = model.config.get_text_config(decoder=True)
         self.vocabulary = int(config.vocab_size)
         self.length = 0
         self._model, self._cache, self._pending = model, SlotCache(config, reserve), 0
         self._fixed = _arguments(model)
         self._fixed["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # keeps the model from making one
+        self._fixed |= extra or {}
+
+    @property
+    def cache(self) -> SlotCache:
+        """The keys and values of the committed tokens."""
+        return self._cache
 
     def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> Tensor:
         """Logits [wanted, vocab] of the last ``wanted`` rows; the rows are pending until ``commit`` or ``rollback``."""

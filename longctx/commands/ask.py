@@ -39,6 +39,7 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
         max_new_tokens=settings.max_new_tokens,
         selector=settings.selector,
         drafters=settings.stack(),
+        kv=settings.policy(),
         temperature=settings.temperature,
         seed=settings.seed,
     ):
@@ -117,6 +118,7 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
         max_new_tokens=settings.max_new_tokens,
         selector=settings.selector,
         drafters=settings.stack(),
+        kv=settings.policy(),
         temperature=settings.temperature,
         seed=settings.seed,
     )
@@ -154,6 +156,7 @@ def check(settings: Settings) -> None:
     if settings.selector != "all":
         plugins.load("selectors", settings.selector)
     plugins.load("splitters", settings.splitter)
+    plugins.load("kv", settings.policy() or "full")
     check_drafters(settings)
 
 

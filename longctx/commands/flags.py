@@ -42,6 +42,12 @@ Drafters = Annotated[
     str | None,
     typer.Option(help="auto, none, or names: document+ngram; see `longctx list`.", rich_help_panel=_ANSWERING),
 ]
+KV = Annotated[
+    str | None,
+    typer.Option(
+        "--kv", help="none, or a policy: squeezed:keep=0.125; see `longctx list`.", rich_help_panel=_ANSWERING
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Makes a temperature repeatable.", rich_help_panel=_ANSWERING)]
 Tokens = Annotated[int, typer.Option("--tokens", parser=_count, metavar="N", help="Length of the text: 100k, 1M.")]
 SegmentKV = Annotated[

@@ -18,8 +18,8 @@ from longctx.errors import UnknownMethod, UsageError
 _SELECTION = "selection"
 # name -> (module of longctx.pipelines, function)
 _BENCHES = {"reading": ("bench_reading", "run_reading"), "speculation": ("bench_speculation", "run_speculation")}
-# Settings that an evaluation sets itself, or that change what is kept and never an answer.
-_NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "drafters", "segment_memory_bytes")
+# Settings that an evaluation sets itself, has no use for, or that change what is kept and never an answer.
+_NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "drafters", "kv", "segment_memory_bytes")
 
 
 def list_suites() -> None:

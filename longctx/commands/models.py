@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from longctx.commands.screen import Screen, size
@@ -29,11 +30,23 @@ def doctor(settings: Settings, screen: Screen) -> None:
             ("arithmetic", f"segments are read in {found.reading_dtype}"),
             ("layers", f"{layers}; {found.heads} heads, {found.kv_heads} for keys and values, {found.head_dim} wide"),
             ("window", f"{found.window:,} tokens; keys and values take {found.kv_bytes_per_token:,} bytes a token"),
+            ("cache", "; ".join(f"{_ranges(numbers)} {words}" for words, numbers in found.cache_layers.items())),
             ("template", f"{found.template}, {found.frame_tokens} tokens around text and question"),
             ("device", f"{found.device}, {found.threads} threads"),
             *((ability, f"no: {why}" if why else "yes") for ability, why in found.abilities.items()),
         ]
     )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``[0, 1, 2, 5]`` as ``0-2, 5``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def calibrate(settings: Settings, screen: Screen, seed: int) -> None:

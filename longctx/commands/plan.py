@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +47,16 @@ _READS = {"bm25": False, "head": False, "random": False, "all": False, "dense": 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Bytes by purpose. ``loaded`` is the model by itself; ``above`` what asking adds at its peak."""
+    """Bytes by purpose. ``loaded`` is the model by itself; ``above`` what asking adds at its peak.
+
+    ``kv`` is what keys, values and index of the whole text take by policy.
+    """
 
     parts: Mapping[str, int]
     loaded: int
     above: int
     free: int | None
+    kv: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def peak(self) -> int:
@@ -84,6 +88,7 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
                 "free_bytes": made.free,
                 "fits": made.fits,
                 "stored": dataclasses.asdict(kept),
+                "kv_bytes": made.kv,
             }
         )
     else:
@@ -95,6 +100,8 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
             ("peak", f"{size(made.peak):>9}  of {free} free: {'fits' if made.fits else 'does not fit'}"),
         ]
         screen.table([*rows, *_stored_rows(kept, _memory(settings))])
+        if settings.policy() is not None:
+            screen.table([(f"kv {name}", f"{size(held):>9}") for name, held in made.kv.items()])
         full = tokens * model.kv_bytes_per_token
         trained = f"and the model was trained to {model.window:,} tokens" if tokens > model.window else ""
         screen.note(f"reading all of it at once would keep {size(full)} of keys and values {trained}".rstrip())
@@ -124,13 +131,38 @@ def plan(model: Report, tokens: int, settings: Settings) -> Plan:
         "encoder": _ENCODER if encodes else 0,
         "segment memory": min(_memory(settings), read * model.kv_bytes_per_token),
         "reading scratch": _reading(model, settings, read, segment) if read else 0,
-        "prompt": (prompt + settings.max_new_tokens) * model.kv_bytes_per_token,
+        "prompt": _keys(model, prompt, settings.policy()) + settings.max_new_tokens * model.kv_bytes_per_token,
         "prompt scratch": _activations(model, min(prompt, _piece())),
     }
     during = parts["prompt"] + parts["prompt scratch"]
     kept = parts["text and index"] + parts["encoder"] + parts["segment memory"]
     loaded = parts["runtime"] + parts["weights"]
-    return Plan(parts, loaded, kept + max(parts["reading scratch"], during), free_bytes())
+    return Plan(parts, loaded, kept + max(parts["reading scratch"], during), free_bytes(), _policies(model, tokens))
+
+
+def _keys(model: Report, tokens: int, policy: str | None) -> int:
+    """Bytes of a prompt's keys and values at their peak, with the index of a policy that bounds them."""
+    whole = tokens * model.kv_bytes_per_token
+    if policy is None:
+        return whole
+    held = _held(model, tokens, policy)
+    grows: bool = plugins.load("kv", policy).grows
+    return held if grows else max(held, whole)  # the others read everything before they choose
+
+
+def _held(model: Report, tokens: int, policy: str) -> int:
+    """Bytes that a text of ``tokens`` takes once ``policy`` has bounded it. Raises BadOption for its budget."""
+    method = plugins.load("kv", policy)
+    if method.slots(tokens) >= tokens:
+        return tokens * model.kv_bytes_per_token
+    layers, itemsize = model.layers.get("full_attention", 0), max(1, model.weight_bytes // max(1, model.parameters))
+    own: int = method.index_bytes(tokens, model.heads, model.kv_heads, model.head_dim, itemsize)
+    return tokens * model.kv_bytes_per_token + layers * own
+
+
+def _policies(model: Report, tokens: int) -> dict[str, int]:
+    """What every policy would hold of the text, with its default options."""
+    return {name: _held(model, tokens, name) for name in plugins.names("kv")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class Settings:
     temperature: float = 0.0
     seed: int | None = None
     drafters: str = "auto"
+    kv: str = "none"
     splitter: str = "auto"
     encoder: str = "auto"
     calibration: str = "auto"
@@ -45,6 +46,10 @@ class Settings:
         if self.drafters in ("auto", "none"):
             return "auto" if self.drafters == "auto" else []
         return [name.strip() for name in self.drafters.split("+")]
+
+    def policy(self) -> str | None:
+        """The KV policy by name; None where the cache is not bounded."""
+        return None if self.kv == "none" else self.kv
 
     def reader_options(self) -> dict[str, Any]:
         """What ``Reader`` is made with; a key that was not given is left to the reader's own default."""

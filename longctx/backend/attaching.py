@@ -1,0 +1,84 @@
+"""Puts a bounded cache into a model's passes: announced before each, checked behind each, gone afterwards.
+
+Owns the hooks. What a caller hands to the model is held against the cache here, as nobody else sees both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from longctx.backend.attention import HELD, installed
+from longctx.backend.bounded import BoundedCache
+from longctx.errors import CacheError, ModelError
+
+_FULL_MASK = "Give the whole ids, or new ids with attention_mask of ones for context and new ids together"
+
+
+@contextmanager
+def attached(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, passes of ``model`` over a BoundedCache read what its policy chooses; all others are as ever."""
+    with installed(model):
+        before = model.register_forward_pre_hook(_announce, with_kwargs=True)
+        behind = model.register_forward_hook(_conclude, with_kwargs=True, always_call=True)
+        try:
+            yield
+        finally:
+            before.remove()
+            behind.remove()
+
+
+def _announce(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+    cache = given.get("past_key_values")
+    if type(cache) is not BoundedCache or cache.is_closed:
+        return None
+    _check(cache, given, args[0] if args else given.get("input_ids"))
+    mask = given.get("attention_mask")
+    cache.announce(mask if mask is not None and mask.ndim == 2 else None)
+    return args, {**given, HELD: cache}
+
+
+def _conclude(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Any) -> None:
+    cache = given.get(HELD)
+    if cache is None:
+        return
+    cache.is_announced = False
+    if cache.waiting and out is not None:
+        raise ModelError(
+            f"layers {cache.waiting} of {type(model).__name__} do not attend through the attention interface."
+        )
+
+
+def _check(cache: BoundedCache, given: dict[str, Any], ids: Any) -> None:
+    """Raises CacheError where ids, mask and positions do not go on from the cache."""
+    lengths = cache.lengths
+    if len(lengths) > 1:
+        raise CacheError("an earlier pass failed halfway, so the layers hold different tokens. Use rewind().")
+    length = lengths.pop()
+    new = ids if ids is not None else given.get("inputs_embeds")
+    if new is None or not new.shape[1]:
+        raise CacheError(f"no new token behind the {length} in the cache. {_FULL_MASK}.")
+    if cache.kept and len(new) > 1:
+        raise CacheError(
+            f"layers {cache.kept} were left as they are and hold one row, and {len(new)} are asked. Ask one question "
+            f"at a time, without beams."
+        )
+    positions, mask = given.get("position_ids"), given.get("attention_mask")
+    if positions is not None and bool((positions[..., -1] < cache.tokens).any()):
+        raise CacheError(
+            f"position {int(positions[..., -1].min())} lies inside the context of {cache.tokens} tokens. {_FULL_MASK}."
+        )
+    if mask is not None and mask.ndim == 2:
+        if mask.shape[1] != length + new.shape[1]:
+            raise CacheError(
+                f"the attention mask has {mask.shape[1]} columns for {length} tokens in the cache and {new.shape[1]} "
+                f"new ones. {_FULL_MASK}."
+            )
+        if not bool(mask[:, : cache.tokens].all()):
+            raise CacheError(
+                "the attention mask hides tokens of the context. Pad a batch of questions between context and question."
+            )

@@ -1,0 +1,278 @@
+"""A cache whose beginning is a compressed context: the layers read of it what the policy chooses, and all that is new.
+
+Owns the joint attention over both, and the count of what was read. Knows no method.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from longctx.backend.forks import Context, Fork, Held, Window
+from longctx.backend.meter import Meter
+from longctx.backend.parts import Part, causal_part, fold, merge, part
+from longctx.errors import CacheError, ModelError
+from longctx.keys import EVERYTHING, Asked, Choice, KVReport
+
+_BLOCK = 64  # rows of a pass that share one choice
+
+
+class Bounded(Fork):  # type: ignore[no-untyped-call]
+    """A layer that sees everything: its slots hold the new tokens, and of the context it reads what is chosen."""
+
+    def __init__(self, number: int, held: Held, context: Context, meter: Meter) -> None:
+        super().__init__(held, context.tokens)
+        self.number, self.policy, self.meter = number, context.policy, meter
+        self.waiting = False
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.waiting = True
+        return super().update(key_states, value_states)
+
+    def attend(
+        self,
+        query: Tensor,  # [batch, heads, rows, dim]
+        key: Tensor,  # [batch, kv_heads, new, dim]
+        value: Tensor,
+        mask: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """Attention over what is read of the context and over the new tokens, [batch, heads, rows, dim]."""
+        self.waiting = False
+        batch, heads, count, _ = query.shape
+        kv_heads, groups = key.shape[1], heads // key.shape[1]
+        outs = []
+        for start in range(0, count, _BLOCK):
+            stop = min(start + _BLOCK, count)
+            rows = query[:, :, start:stop]
+            folded = fold(rows, kv_heads)
+            seen = _seen(mask, start, stop, count, key.shape[2], groups, query.device)
+            if start == 0 and stop == count == key.shape[2] and mask is None and softcap is None:
+                new = causal_part(query, key, value, scale)
+            else:
+                new = part(folded, key, value, scale, seen, softcap)
+            if sinks is not None:
+                new = _with_sinks(new, sinks, kv_heads, stop - start)
+            position = self.get_seq_length() - count + stop - 1
+            weights = _weights(mask, start, stop, count, groups)
+            joined = self._joined(Asked(folded, self.held.keys, scale, softcap, position, self.held.turn, weights), new)
+            outs.append(joined.to(query.dtype).reshape(batch, heads, stop - start, -1))
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
+        self.meter.end(self.number)
+        return out
+
+    def _joined(self, asked: Asked, new: Part) -> Tensor:
+        held = self.held
+        if held.index is None:  # the context has no token yet
+            return merge([new])
+        choice = self.policy.choose(held.index, asked)
+        read = _read(held, choice, asked)
+        parts = [read, new]
+        unread = choice.unread
+        if unread is not None and unread.out is not None:
+            parts.append(Part(unread.out, unread.log))
+        joined = merge(parts)
+        if not bool(torch.isfinite(joined).all()):
+            raise ModelError(
+                f"the attention of layer {self.number} gave numbers that are not finite at position {asked.position}. "
+                f"Load the model in a wider dtype, such as float32."
+            )
+        bound = None if unread is None or held.slack is None else unread.log + held.slack.view(1, -1, 1)
+        self.meter.count(choice, held.keys.shape[1], read, new, bound)
+        if self.meter.audits(self.number) and choice.places is None and held.keys.shape[1] == self.tokens:
+            whole = _read(held, EVERYTHING, asked)
+            self.meter.audit(read, whole, new, bound)
+        return joined
+
+
+class BoundedCache(Cache):
+    """A fork of a context: its own new tokens behind keys that it shares with all other forks."""
+
+    def __init__(self, context: Context, audit_every: int = 0) -> None:
+        self.context, self.tokens = context, context.tokens
+        self._meter = Meter(context.tokens, audit_every)
+        self.is_announced = self.is_closed = False
+        self._mask: Tensor | None = None
+        self._forks: list[Fork] = []
+        self._bounded: dict[int, Bounded] = {}
+        layers: list[Any] = []
+        for number, held in enumerate(context.layers):
+            if held.kept is not None:
+                layers.append(copy.deepcopy(held.kept))
+                continue
+            if held.window is None:
+                self._bounded[number] = Bounded(number, held, context, self._meter)
+            self._forks.append(self._bounded.get(number) or Window(held, self.tokens))
+            layers.append(self._forks[-1])
+        super().__init__(layers=layers)
+
+    @property
+    def kept(self) -> list[int]:
+        """The layers that no policy can do anything with."""
+        return [number for number, held in enumerate(self.context.layers) if held.kept is not None]
+
+    def bounded(self, layer: int) -> Bounded | None:
+        """The layer where the policy chooses; None for one that is left alone."""
+        return self._bounded.get(layer)
+
+    def announce(self, mask: Tensor | None) -> None:
+        """A pass comes whose attention mask [batch, tokens] is this; None: no token is padding."""
+        self.is_announced = True
+        padded = mask is not None and not bool(mask.all())
+        self._mask = mask.bool() if mask is not None and padded else None
+        for fork in self._forks:
+            fork.padding = 0 if self._mask is None else int((~self._mask).sum(-1).max())
+
+    def window_mask(self, layer: int, rows: int, keys: int) -> Tensor | None:
+        """Who sees whom in a layer with a window, bool [batch, 1, rows, keys], where there is padding; else None.
+
+        Windows are counted in positions, and padding has none: counted in slots it would push keys out of sight.
+        """
+        if self._mask is None:
+            return None
+        window, columns = self.context.layers[layer].window, self._mask.shape[1]
+        assert window is not None
+        place = torch.arange(columns, device=self._mask.device)
+        position = self._mask.long().cumsum(-1)
+        one, other = slice(columns - rows, columns), slice(columns - keys, columns)
+        apart = position[:, one, None] - position[:, None, other]
+        causal = place[one, None] >= place[None, other]
+        seen = causal & self._mask[:, None, other] & (apart < window)
+        itself = place[one, None] == place[None, other]  # a row of padding must see something
+        return (seen | itself)[:, None]
+
+    def new(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [kv_heads, tokens, dim] of the tokens behind the context, of a batch of one.
+
+        A layer that sees a window gives what it holds of the context too.
+        """
+        fork: Any = self.layers[layer]
+        assert fork.keys is not None and fork.values is not None
+        return fork.keys[0, :, : fork.used], fork.values[0, :, : fork.used]
+
+    @property
+    def lengths(self) -> set[int]:
+        """The tokens that the layers hold, context included: one number, unless a pass failed halfway."""
+        return {fork.get_seq_length() for fork in self._forks}
+
+    @property
+    def waiting(self) -> list[int]:
+        """Layers whose new keys came, but whose queries never did."""
+        return [number for number, fork in self._bounded.items() if fork.waiting]
+
+    def report(self) -> KVReport:
+        """What the passes so far have read of the context."""
+        return self._meter.report()
+
+    def fork(self) -> BoundedCache:
+        """A cache that goes on from here by itself."""
+        self._check_open()
+        made = BoundedCache(self.context, self._meter.audit_every)
+        for one, other in zip(made._forks, self._forks, strict=True):
+            one.copied(other)
+        for number in self.kept:
+            made.layers[number] = copy.deepcopy(self.layers[number])
+        return made
+
+    def rewind(self) -> None:
+        """Only the context is left afterwards: the next question can be asked."""
+        self._check_open()
+        for fork in self._forks:
+            fork.rewind()
+        for number in self.kept:
+            self.layers[number] = copy.deepcopy(self.context.layers[number].kept)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take the last tokens back, given as a negative number. Raises CacheError, all being as it was, otherwise."""
+        for fork in self._forks:
+            fork.check_crop(-tokens_to_remove)
+        super().crop(tokens_to_remove)
+
+    def close(self) -> None:
+        """No pass uses this cache any more afterwards."""
+        self.is_closed = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_announced:
+            self._check_open()
+            raise CacheError("the pass did not come through the model that the context is attached to.")
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def activate_past_recording(self) -> None:
+        raise CacheError(
+            "prompt lookup and assisted generation do not go on from a filled cache: they feed the whole prompt again "
+            "and return other tokens. Use model.generate(custom_generate=longctx.speculative(...))."
+        )
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise CacheError("the fork is used after its context was closed. Attach the context again.")
+
+
+def _read(held: Held, choice: Choice, asked: Asked) -> Part:
+    """Attention over the slots chosen of a layer."""
+    folded, scale, softcap = asked.rows, asked.scale, asked.softcap
+    batch, kv_heads, rows, dim = folded.shape
+    if choice.slots is None:  # the same keys for every row of the batch
+        together = folded.transpose(0, 1).reshape(1, kv_heads, batch * rows, dim)
+        out, log = part(together, held.keys[None], held.values[None], scale, softcap=softcap)
+        return Part(
+            out.view(kv_heads, batch, rows, -1).transpose(0, 1), log.view(kv_heads, batch, rows).transpose(0, 1)
+        )
+    keys, values = _gathered(held.keys, choice.slots), _gathered(held.values, choice.slots)
+    if choice.places is not None:
+        assert held.turn is not None and held.index is not None
+        stand = choice.slots
+        if held.index.stored is not None:
+            stand = held.index.stored.expand(batch, -1, -1).gather(2, choice.slots)
+        keys = held.turn(keys, choice.places - stand)
+    seen = None if choice.read is None else choice.read[:, :, None]
+    return part(folded, keys, values, scale, seen, softcap)
+
+
+def _gathered(states: Tensor, slots: Tensor) -> Tensor:
+    """[kv_heads, slots, dim] at long [batch, kv_heads, chosen] as [batch, kv_heads, chosen, dim]."""
+    kv_heads, count, dim = states.shape
+    heads = torch.arange(kv_heads, device=slots.device)[:, None] * count
+    rows = states.reshape(kv_heads * count, dim)
+    return rows.index_select(0, (slots + heads).reshape(-1)).view(*slots.shape, dim)
+
+
+def _seen(
+    mask: Tensor | None, start: int, stop: int, count: int, new: int, groups: int, device: torch.device
+) -> Tensor | None:
+    """Which of the new tokens some rows see, bool [batch, 1, groups * rows, new]; without a mask rows are causal."""
+    if mask is not None:
+        allowed = mask[:, :, start:stop]
+        if allowed.dtype != torch.bool:
+            allowed = allowed >= 0
+        return allowed.repeat(1, 1, groups, 1)
+    if count == 1:
+        return None
+    places = torch.arange(new - count + start, new - count + stop, device=device)
+    return (torch.arange(new, device=device) <= places[:, None]).repeat(groups, 1)
+
+
+def _weights(mask: Tensor | None, start: int, stop: int, count: int, groups: int) -> Tensor | None:
+    """The weights of rows in a choice that they share, float32 [batch, 1, groups * rows, 1]: padding has none."""
+    if mask is None or count == 1:
+        return None
+    first = mask.shape[-1] - count
+    own = mask[:, :1, start:stop, first + start : first + stop].diagonal(dim1=-2, dim2=-1)
+    real = (own if own.dtype == torch.bool else own >= 0).repeat(1, 1, groups).float()
+    return (real / real.sum(-1, keepdim=True).clamp_min(1)).unsqueeze(-1)
+
+
+def _with_sinks(new: Part, sinks: Tensor, kv_heads: int, rows: int) -> Part:
+    """A part with the sinks of its heads in the denominator; they say nothing."""
+    per_row = sinks.float().view(1, kv_heads, -1, 1).expand(-1, -1, -1, rows).reshape(1, kv_heads, -1)
+    log = torch.logaddexp(new.log, per_row)
+    return Part(new.out * (new.log - log).exp().unsqueeze(-1), log)

@@ -1,0 +1,55 @@
+"""How far a policy's estimates of what it leaves out are off, measured on queries whose attention is known in full.
+
+Owns the measurement and its quantile (split conformal prediction). The bound it gives holds as often as it says for
+queries that are like these, the last ones of the context; an audit says how often it held.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from longctx.backend.forks import Held
+from longctx.backend.parts import capped
+from longctx.keys import Asked, Choice
+from longctx.protocols import KVPolicy
+
+QUERIES = 64  # last queries of a context on which its estimates are measured
+_SURE = 0.95
+_AT_ONCE = 8  # queries whose attention to all keys is held at once
+
+
+def slack(policy: KVPolicy, held: Held, queries: Tensor, scale: float, softcap: float | None) -> Tensor | None:
+    """What to add to the logarithm of an estimated mass to get a bound on the true one, float32 [kv_heads].
+
+    ``queries`` are [heads, count, dim], each a pass of its own. None where the policy estimates nothing.
+    """
+    assert held.index is not None
+    heads, count, dim = queries.shape
+    kv_heads = len(held.keys)
+    rows = queries.view(kv_heads, heads // kv_heads, count, dim).permute(2, 0, 1, 3)
+    off = []
+    for at in range(0, count, _AT_ONCE):
+        some = rows[at : at + _AT_ONCE]
+        asked = Asked(some, held.keys, scale, softcap, held.index.tokens, held.turn)
+        choice = policy.choose(held.index, asked)
+        if choice.unread is None or choice.slots is None:
+            continue
+        scores = capped((some.float() @ held.keys.float().transpose(-1, -2)) * scale, softcap)
+        left = scores.masked_fill(_taken(choice, scores)[:, :, None], torch.finfo(scores.dtype).min)
+        off.append((left.logsumexp(-1) - choice.unread.log).transpose(0, 1).flatten(1))
+    if not off:
+        return None
+    ordered = torch.cat(off, 1).sort(-1).values
+    total = ordered.shape[1]
+    return ordered[:, min(total, math.ceil(_SURE * (total + 1))) - 1]
+
+
+def _taken(choice: Choice, scores: Tensor) -> Tensor:
+    """Which slots a choice reads, bool [batch, kv_heads, slots]."""
+    assert choice.slots is not None
+    taken = torch.zeros_like(scores[:, :, 0])
+    read = torch.ones_like(choice.slots) if choice.read is None else choice.read
+    return taken.scatter_add_(2, choice.slots, read.to(taken.dtype)) > 0

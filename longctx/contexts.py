@@ -1,0 +1,250 @@
+"""The door to bounded caches: ``compress`` a fixed context once, attach it to the model for every question.
+
+Wiring between backend, policies and files. Knows no method by name but ``full``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from longctx import plugins
+from longctx.backend import compressing, growing
+from longctx.backend.attaching import attached
+from longctx.backend.bounded import BoundedCache
+from longctx.backend.compressing import kinds
+from longctx.backend.forks import Context, Held
+from longctx.backend.model import model_fingerprint
+from longctx.backend.rotary import turns
+from longctx.errors import ArtifactError, BadOption, CacheError, EmptyInput, UsageError
+from longctx.keys import Index
+from longctx.kv import _files
+from longctx.protocols import KVPolicy, Progress
+
+PIECE = 1024  # tokens of a context that are read in one pass
+_OWN = ("keys", "values", "stored", "slack")  # tensors of a stored layer that are not the policy's
+Policy = str | KVPolicy
+
+
+class CompressedContext:
+    """A context that a model has read, of which later passes read a bounded part. Shared by all its forks."""
+
+    def __init__(self, context: Context, ids: Sequence[int], fingerprint: str, warnings: tuple[str, ...]) -> None:
+        self._context, self.fingerprint, self.warnings = context, fingerprint, warnings
+        self.token_ids = tuple(ids)
+        self._open: BoundedCache | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self._context.tokens
+
+    @property
+    def policy(self) -> KVPolicy:
+        return self._context.policy
+
+    @property
+    def nbytes(self) -> int:
+        """What the context takes: keys, values and indices."""
+        return sum(held.nbytes for held in self._context.layers)
+
+    @property
+    def left_alone(self) -> tuple[int, ...]:
+        """The layers that are as the model left them: those that see a window, and those that keep no keys."""
+        return tuple(number for number, held in enumerate(self._context.layers) if held.index is None)
+
+    @contextmanager
+    def attached(self, model: Any, *, audit_every: int = 0) -> Iterator[BoundedCache]:
+        """A cache for ``model.generate(full_ids, past_key_values=cache)`` and for passes of one's own.
+
+        The ids begin with the context's; new ids alone need an attention mask of ones for context and new ids together.
+        A batch of questions is padded between context and question. Inside, no other thread of this library runs a
+        pass. ``audit_every`` k measures in every k-th pass what share of the attention the keys have that were not
+        read. Raises CacheError for another model.
+        """
+        if model_fingerprint(model) != self.fingerprint:
+            raise CacheError(f"the context was made by another model than this {type(model).__name__}. Compress again.")
+        with attached(model):
+            cache = BoundedCache(self._context, audit_every)
+            before, self._open = self._open, cache
+            try:
+                yield cache
+            finally:
+                self._open = before
+                cache.close()
+
+    def fork(self) -> BoundedCache:
+        """A fresh cache over the same keys, for use while the context is attached. Raises CacheError before and after.
+
+        ``cache.fork()`` goes on from what a cache holds.
+        """
+        if self._open is None:
+            raise CacheError(
+                "a fork belongs to an attached context: call fork() inside `with context.attached(model)`."
+            )
+        made = self._open.fork()
+        made.rewind()
+        return made
+
+    def save(self, path: str | Path) -> None:
+        """Afterwards the folder ``path`` holds the context for ``longctx.kv.load``; an older one there is replaced.
+
+        It holds the text as keys and token ids: who can read the folder can read the text.
+        """
+        kept = [number for number, held in enumerate(self._context.layers) if held.kept is not None]
+        if kept:
+            raise UsageError(f"layers {kept} keep no keys but states of their own, which have no form on the disk.")
+        name, options = _described(self.policy)
+        layers = [
+            {
+                "window": held.window,
+                "budget": None if held.index is None else held.index.budget,
+                "tokens": None if held.index is None else held.index.tokens,
+            }
+            for held in self._context.layers
+        ]
+        facts = {
+            "fingerprint": self.fingerprint,
+            "policy": {"name": name, "options": options},
+            "token_ids": self.token_ids,
+            "warnings": self.warnings,
+            "layers": layers,
+        }
+        _files.write(Path(path), facts, [_tensors(held) for held in self._context.layers])
+
+
+def compress(
+    model: Any,
+    input_ids: Any,
+    policy: Policy = "squeezed",
+    *,
+    attention_mask: Any = None,
+    allow_partial: bool = False,
+    piece_tokens: int = PIECE,
+    progress: Progress | None = None,
+) -> CompressedContext:
+    """The context of ``input_ids`` [tokens] or [1, tokens], read once by ``model`` and bounded by ``policy``.
+
+    A policy takes ``budget=``, the slots that a KV head reads, or ``keep=``, a share of the context turned into such a
+    count here. ``allow_partial`` leaves layers that cannot be compressed as they are. Raises BadOption for an
+    impossible budget or a padded context, and ModelError for layers that cannot be compressed, by name.
+    """
+    ids = _single(input_ids)
+    if attention_mask is not None and not bool(torch.as_tensor(attention_mask).all()):
+        raise BadOption("the context is padded (its attention mask has zeros): a context has no holes. Leave them out.")
+    if piece_tokens < 1:
+        raise BadOption(f"piece_tokens={piece_tokens} must be at least 1.")
+    method: KVPolicy = plugins.resolve("kv", policy)
+    found = kinds(model, allow_partial and not method.grows)
+    budget = method.slots(len(ids))
+    warnings = _partial(found)
+    if not method.lossless and budget >= len(ids):
+        warnings += (f"all {len(ids)} tokens of the context are read: the budget of {budget} slots holds them.",)
+        method = plugins.load("kv", "full")
+    if "full_attention" not in found:
+        warnings += ("no layer of the model sees more than a window: there was nothing to compress.",)
+    if method.grows:
+        made = growing.grow(model, ids, method, budget, progress)
+    else:
+        layers, queries = compressing.read(model, ids, method.window, piece_tokens, progress)
+        made = compressing.indexed(layers, queries, len(ids), method, budget, progress)
+    return CompressedContext(made, ids, model_fingerprint(model), warnings)
+
+
+def load(path: str | Path, model: Any) -> CompressedContext:
+    """The context saved at ``path``, for the model that made it.
+
+    Raises ArtifactError for what is damaged, of another format, or was made by another model.
+    """
+    facts, tensors = _files.read(Path(path))
+    fingerprint = model_fingerprint(model)
+    if facts.get("fingerprint") != fingerprint:
+        raise ArtifactError(
+            f"{path} was made by another model ({str(facts.get('fingerprint'))[:12]}, not {fingerprint[:12]}): "
+            f"its keys mean nothing to this {type(model).__name__}. Compress the context again."
+        )
+    found = kinds(model)
+    try:
+        policy = plugins.plugin("kv", facts["policy"]["name"])(**facts["policy"]["options"])
+        ids = [int(token) for token in facts["token_ids"]]
+        turned = turns(model, found) if policy.grows else (None,) * len(found)
+        layers = tuple(
+            _held(entry, own, turn, model.device)
+            for entry, own, turn in zip(facts["layers"], tensors, turned, strict=True)
+        )
+        warnings = tuple(map(str, facts["warnings"]))
+    except (KeyError, TypeError, ValueError, UsageError) as error:
+        raise ArtifactError(f"{path} is no context that can be read here ({error}). Compress it again.") from error
+    return CompressedContext(Context(len(ids), layers, policy), ids, fingerprint, warnings)
+
+
+def reach(policy: Policy | None, tokens: int) -> int:
+    """How many of ``tokens`` the model attends to at their distance: what counts against its window."""
+    if policy is None:
+        return tokens
+    method: KVPolicy = plugins.resolve("kv", policy)
+    return min(tokens, method.slots(tokens)) if method.grows else tokens
+
+
+class Kept:
+    """The last context that was compressed: the next question about the same text finds it here."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._context: CompressedContext | None = None
+
+    def __call__(self, model: Any, ids: Sequence[int], policy: Policy, progress: Progress | None) -> CompressedContext:
+        key = (tuple(ids), plugins.resolve("kv", policy))
+        if self._context is None or key != self._key:
+            self._context = None  # before another one is made: two may not fit
+            self._context, self._key = compress(model, ids, policy, progress=progress), key
+        return self._context
+
+
+def _partial(found: Sequence[str]) -> tuple[str, ...]:
+    left = [f"{number} ({kind})" for number, kind in enumerate(found) if "attention" not in kind or "linear" in kind]
+    return (f"these layers keep no keys and were left as they are: {', '.join(left)}.",) if left else ()
+
+
+def _single(input_ids: Any) -> list[int]:
+    rows = torch.as_tensor(input_ids)
+    if not rows.numel():
+        raise EmptyInput("the context has no tokens.")
+    if rows.ndim > 2 or (rows.ndim == 2 and len(rows) != 1):
+        raise BadOption(f"input_ids of shape {tuple(rows.shape)} are not one context: a context has one row.")
+    return [int(token) for token in rows.reshape(-1).tolist()]
+
+
+def _described(policy: Any) -> tuple[str, dict[str, Any]]:
+    """Name and options of a policy that can be found again by them."""
+    name = type(policy).__module__.rpartition(".")[2]
+    if name not in plugins.names("kv") or plugins.plugin("kv", name) is not type(policy):
+        raise UsageError(
+            f"{type(policy).__name__} is not one of the policies by name, so it cannot be found at loading."
+        )
+    return name, dataclasses.asdict(policy)
+
+
+def _tensors(held: Held) -> dict[str, torch.Tensor]:
+    own = {"keys": held.keys, "values": held.values}
+    if held.index is not None:
+        own |= held.index.tensors
+        if held.index.stored is not None:
+            own["stored"] = held.index.stored
+    return own if held.slack is None else own | {"slack": held.slack}
+
+
+def _held(entry: dict[str, Any], tensors: dict[str, torch.Tensor], turn: Any, device: torch.device) -> Held:
+    tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
+    keys, values, stored = tensors["keys"], tensors["values"], tensors.get("stored")
+    if keys.ndim != 3 or values.shape[:2] != keys.shape[:2]:
+        raise ValueError(f"keys of shape {tuple(keys.shape)} and values of shape {tuple(values.shape)}")
+    if entry["window"] is not None:
+        return Held(keys, values, None, int(entry["window"]), turn)
+    own = {name: tensor for name, tensor in tensors.items() if name not in _OWN}
+    index = Index(int(entry["tokens"]), int(entry["budget"]), stored, own)
+    return Held(keys, values, index, None, turn, tensors.get("slack"))

@@ -1,0 +1,56 @@
+"""Ragged choices as padded tensors: ranges of slots, one list per row of a batch and KV head.
+
+Owns the arithmetic only. No loop over clusters: a choice is made in every layer of every pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def members(taken: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """The slots of the ranges that are ``taken`` [batch, kv_heads, ranges], in ascending ranges.
+
+    ``starts`` and ``lengths`` are long [batch or 1, kv_heads, ranges]. Returns slots long and a bool mask of the real
+    ones, both [batch, kv_heads, most]; the others are slot 0.
+    """
+    batch, kv_heads, _ = taken.shape
+    row, head, which = taken.nonzero(as_tuple=True)
+    begin = starts.expand_as(taken)[row, head, which]
+    length = lengths.expand_as(taken)[row, head, which]
+    counts = torch.zeros(batch * kv_heads, dtype=torch.long, device=taken.device)
+    owner = row * kv_heads + head
+    counts.index_add_(0, owner, length)
+    most = int(counts.max()) if counts.numel() else 0
+    slots = torch.zeros(batch * kv_heads, most, dtype=torch.long, device=taken.device)
+    column = torch.arange(most, device=taken.device)
+    read = column[None] < counts[:, None]
+    ends = length.cumsum(0)
+    flat = torch.arange(int(ends[-1]) if len(ends) else 0, device=taken.device)
+    flat = flat + torch.repeat_interleave(begin - (ends - length), length)
+    slots[read] = flat  # both run row by row
+    return slots.view(batch, kv_heads, most), read.view(batch, kv_heads, most)
+
+
+def behind(forced: Tensor, slots: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    """``forced`` slots [forced] in front of everyone's choice."""
+    batch, kv_heads, _ = slots.shape
+    first = forced.expand(batch, kv_heads, -1)
+    return torch.cat((first, slots), 2), torch.cat((torch.ones_like(first, dtype=torch.bool), read), 2)
+
+
+def ends(slots: int, sinks: int, recent: int, device: torch.device) -> Tensor:
+    """The first ``sinks`` and the last ``recent`` of some slots."""
+    return torch.cat((torch.arange(sinks, device=device), torch.arange(slots - recent, slots, device=device)))
+
+
+def best(scores: Tensor, count: int, sinks: int, recent: int) -> Tensor:
+    """The first ``sinks``, the last ``recent`` and the best others, ``count`` slots in all and in ascending order.
+
+    ``scores`` [..., slots]; equal scores: the earlier slot.
+    """
+    forced = scores.clone()
+    forced[..., :sinks] = torch.inf
+    forced[..., scores.shape[-1] - recent :] = torch.inf
+    return forced.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values

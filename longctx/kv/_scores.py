@@ -1,0 +1,27 @@
+"""Scores of queries against keys as the model makes them, in float32 and as logarithms throughout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from longctx.keys import Asked
+
+LOWEST = torch.finfo(torch.float32).min  # not -inf: the mean over nothing must stay a number
+
+
+def scores(rows: Tensor, keys: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """Logits float32 [..., rows, keys]."""
+    logits: Tensor = (rows.float() @ keys.float().transpose(-1, -2)) * scale
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+
+def pooled(shares: Tensor, asked: Asked) -> Tensor:
+    """The mean over the rows that choose together, [batch, kv_heads, rows, some] as [batch, kv_heads, some]."""
+    return shares.mean(2) if asked.weights is None else (shares * asked.weights).sum(2)
+
+
+def grouped(queries: Tensor, kv_heads: int) -> Tensor:
+    """[heads, rows, dim] as [kv_heads, heads // kv_heads * rows, dim]."""
+    heads, rows, dim = queries.shape
+    return queries.reshape(kv_heads, heads // kv_heads * rows, dim)

@@ -1,0 +1,215 @@
+"""Squeezed Attention (arXiv 2411.09688): keys in clusters, of which each pass reads those that matter to it.
+
+Owns which clusters are read. The keys of a context are clustered once (segmented spherical k-means, per layer and KV
+head); a pass scores the clusters' means and reads whole clusters, the likeliest keys first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from longctx.errors import BadOption
+from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys, Unread
+from longctx.kv import _budget, _clusters, _ranges
+from longctx.kv._scores import LOWEST, grouped, pooled, scores
+
+_WINDOW = 100  # last queries on which the paper's threshold is measured
+_SCORED = ("starts", "sizes", "means", "spreads", "says")  # what a cluster is scored and read by
+
+
+@dataclass(frozen=True, slots=True)
+class Squeezed:
+    """At most ``budget`` slots (or the share ``keep`` of the context) are read by a KV head in a pass.
+
+    ``mode="top-p"`` reads clusters until they hold ``mass`` of the estimated attention, and counts what is left out by
+    the clusters' means. ``mode="paper"`` reads every cluster whose keys are, in the mean, likelier than one threshold
+    for all layers and heads (2411.09688, section 3), set so that on the context's last queries ``budget`` is read in
+    the mean; single passes may read more. ``levels=2`` looks at groups of clusters first and at the clusters of the
+    better half of them then. ``sinks`` and ``recent`` slots are always read.
+    """
+
+    lossless: ClassVar[bool] = False
+    grows: ClassVar[bool] = False
+
+    budget: int | None = None
+    keep: float | None = None
+    mode: Literal["top-p", "paper"] = "top-p"
+    mass: float = 0.95
+    sinks: int = 4
+    recent: int = 128
+    clusters: float = 0.05
+    levels: int = 1
+    segment: int = 8192
+    iterations: int = 10
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mass <= 1 or not 0 < self.clusters <= 1 or self.levels not in (1, 2):
+            raise BadOption(
+                f"mass={self.mass} and clusters={self.clusters} must be above 0 and at most 1, and "
+                f"levels={self.levels} 1 or 2."
+            )
+        if min(self.sinks, self.recent) < 0 or min(self.segment, self.iterations) < 1:
+            raise BadOption(
+                f"sinks={self.sinks} and recent={self.recent} must not be negative, and segment={self.segment} and "
+                f"iterations={self.iterations} at least 1."
+            )
+
+    @property
+    def window(self) -> int:
+        return _WINDOW if self.mode == "paper" else 0
+
+    def slots(self, tokens: int) -> int:
+        return _budget.slots(tokens, self.budget, self.keep, self.sinks + self.recent, "squeezed")
+
+    def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
+        first, last = self.sinks, layer.tokens - self.recent
+        stored, found = _clusters.clustered(
+            layer.keys, layer.values, first, last, self.clusters, self.segment, self.iterations
+        )
+        if self.mode == "paper":
+            found["window"] = _window(layer, found)
+        if self.levels == 2:
+            order, groups = _clusters.grouped(found, self.clusters, self.iterations)
+            found = {name: _ordered(value, order) for name, value in found.items()} | groups
+        return Index(layer.tokens, budget, stored, found)
+
+    def settle(self, indices: Sequence[Index]) -> list[Index]:
+        """In the paper's mode, one threshold over all layers and heads: the quantile that reads ``budget`` keys."""
+        if self.mode != "paper":
+            return list(indices)
+        likely = torch.cat([index.tensors["window"].flatten() for index in indices])
+        keys = torch.cat([index.tensors["sizes"].flatten() for index in indices]).double()
+        order = likely.argsort(descending=True)
+        wanted = (indices[0].budget - self.sinks - self.recent) / (indices[0].tokens - self.sinks - self.recent)
+        within = int((keys[order].cumsum(0) <= wanted * keys.sum()).sum())
+        threshold = likely[order[min(within, len(order) - 1)]].reshape(1)
+        return [replace(index, tensors={**index.tensors, "threshold": threshold}) for index in indices]
+
+    def choose(self, index: Index, asked: Asked) -> Choice:
+        own = index.tensors
+        forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
+        known = scores(asked.rows, asked.keys[:, forced], asked.scale, asked.softcap).logsumexp(-1)
+        look = _visited(own, asked) if self.levels == 2 else _all(own)
+        first = scores(asked.rows, look.means, asked.scale, asked.softcap) + _log(look.sizes)[:, :, None]
+        ranked = first if self.mode == "paper" or asked.softcap is not None else first + _spread(look.spreads, asked)
+        out, out_says = look.rest(asked)
+        norm = torch.logaddexp(ranked.logsumexp(-1), out)
+        if self.mode == "paper":
+            likely = pooled((ranked - norm.unsqueeze(-1)).exp(), asked).log() - _log(look.sizes)
+            taken = (likely > own["threshold"]) & (look.sizes > 0)
+        else:
+            norm = torch.logaddexp(norm, known)
+            likely = pooled((ranked - norm.unsqueeze(-1)).exp(), asked)
+            share = pooled((known - norm).exp().unsqueeze(-1), asked)
+            taken = self._taken(likely, look.sizes, share, index.budget - len(forced))
+        if look.complete and bool((taken | (look.sizes == 0)).all()):
+            return EVERYTHING
+        slots, read = _ranges.members(taken, look.starts, look.sizes)
+        slots, read = _ranges.behind(forced, slots, read)
+        left = first.masked_fill(taken[:, :, None], LOWEST)
+        log = torch.logaddexp(left.logsumexp(-1), out)
+        if self.mode == "paper":
+            return Choice(slots, read, Unread(log))
+        says = left.softmax(-1) @ look.says.float()
+        share = (left.logsumexp(-1) - log).exp().unsqueeze(-1)
+        return Choice(slots, read, Unread(log, says * share + out_says * (1 - share)))
+
+    def _taken(self, likely: Tensor, sizes: Tensor, known: Tensor, room: int) -> Tensor:
+        """Clusters by the likelihood of one of their keys until they hold ``mass``, within ``room`` slots."""
+        order = (likely / sizes.clamp_min(1)).argsort(dim=-1, descending=True, stable=True)
+        count = sizes.expand_as(likely).gather(-1, order)
+        share = likely.gather(-1, order)
+        before = known + share.cumsum(-1) - share
+        fits = (count.cumsum(-1) <= room) & (count > 0)
+        wanted = fits if self.mass == 1 else fits & (before < self.mass)
+        return torch.zeros_like(wanted).scatter(-1, order, wanted)
+
+    def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
+        found = math.ceil(self.clusters * tokens)
+        return kv_heads * (8 * tokens + found * (3 * dim * itemsize + 16))
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The clusters that a pass scores, [batch or 1, kv_heads, clusters], and the groups it looks at no closer."""
+
+    starts: Tensor
+    sizes: Tensor
+    means: Tensor
+    spreads: Tensor
+    says: Tensor
+    others: tuple[Tensor, Tensor] | None = (
+        None  # log mass [batch, kv_heads, rows, groups], says [kv_heads, groups, dim]
+    )
+
+    @property
+    def complete(self) -> bool:
+        return self.others is None
+
+    def rest(self, asked: Asked) -> tuple[Tensor, Tensor]:
+        """What is thought of the groups not looked at: log mass [batch, kv_heads, rows], and what they say."""
+        if self.others is None:
+            nothing = torch.full(asked.rows.shape[:3], LOWEST, device=asked.rows.device)
+            return nothing, torch.zeros_like(asked.rows[..., :1], dtype=torch.float32)
+        log, says = self.others
+        return log.logsumexp(-1), log.softmax(-1) @ says.float()
+
+
+def _all(own: Mapping[str, Tensor]) -> _Look:
+    return _look({name: own[name][None] for name in _SCORED})
+
+
+def _visited(own: Mapping[str, Tensor], asked: Asked) -> _Look:
+    """The clusters of the better half of the groups, by the likelihood of one of their keys."""
+    sizes = own["group_sizes"]
+    log = scores(asked.rows, own["group_means"], asked.scale, asked.softcap) + _log(sizes)[:, None]
+    likely = pooled(log.softmax(-1), asked) / sizes.clamp_min(1)
+    better = likely.argsort(dim=-1, descending=True, stable=True)[..., : (likely.shape[-1] + 1) // 2]
+    taken = torch.zeros_like(likely, dtype=torch.bool).scatter(-1, better, True)
+    which, real = _ranges.members(taken, own["group_starts"][None], own["group_counts"][None])
+    found = {name: _at(own[name], which) for name in _SCORED}
+    found["sizes"] = found["sizes"].masked_fill(~real, 0)
+    others = (log.masked_fill(taken[:, :, None], LOWEST), own["group_says"])
+    return replace(_look(found), others=others)
+
+
+def _look(found: Mapping[str, Tensor]) -> _Look:
+    return _Look(found["starts"], found["sizes"], found["means"], found["spreads"], found["says"])
+
+
+def _window(layer: LayerKeys, found: Mapping[str, Tensor]) -> Tensor:
+    """How likely one key of each cluster is in the mean over the last queries, float32 log [kv_heads, clusters]."""
+    queries = grouped(layer.queries, layer.keys.shape[0])
+    log = scores(queries, found["means"], layer.scale, layer.softcap)
+    norm = (log + _log(found["sizes"])[:, None]).logsumexp(-1, keepdim=True)
+    likely = (log - norm).logsumexp(1) - math.log(queries.shape[1])
+    return likely.masked_fill(found["sizes"] == 0, LOWEST)
+
+
+def _spread(spreads: Tensor, asked: Asked) -> Tensor:
+    """The second order of a cluster's mass: half the variance of its scores."""
+    return 0.5 * asked.scale**2 * (asked.rows.float().square() @ spreads.float().transpose(-1, -2))
+
+
+def _log(sizes: Tensor) -> Tensor:
+    """Natural logarithms of counts; an empty cluster's is as low as numbers go."""
+    return torch.where(sizes > 0, sizes.clamp_min(1).float().log(), LOWEST / 4)
+
+
+def _at(states: Tensor, which: Tensor) -> Tensor:
+    """[kv_heads, clusters, ...] at long [batch, kv_heads, some]."""
+    heads = torch.arange(states.shape[0], device=states.device)[None, :, None]
+    return states[heads, which]
+
+
+def _ordered(states: Tensor, order: Tensor) -> Tensor:
+    return states[torch.arange(len(states), device=states.device)[:, None], order]
+
+
+PLUGIN = Squeezed

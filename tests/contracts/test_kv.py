@@ -1,0 +1,134 @@
+"""What holds for every KV policy, whoever wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from haystacks import chosen, haystack, question
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import longctx.kv
+from longctx import plugins
+from longctx.backend import compressing, growing
+from longctx.backend.attaching import attached
+from longctx.backend.bounded import BoundedCache
+from longctx.errors import BadOption
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = plugins.names("kv")
+SMALL: dict[str, dict[str, Any]] = {  # options for contexts of tens of tokens
+    "lm_infinite": {"sinks": 2, "window": 8},
+    "longheads": {"window": 4},
+    "quest": {"page": 3, "recent": 4},
+    "random": {"sinks": 2, "recent": 4},
+    "snapkv": {"window": 4},
+    "squeezed": {"sinks": 2, "recent": 4, "clusters": 0.2},
+}
+IDS = torch.randint(4, 470, (1, 60), generator=torch.Generator().manual_seed(1))
+CONTEXT = 48
+
+
+def made(name: str, **options: Any) -> Any:
+    return plugins.plugin("kv", name)(**SMALL.get(name, {}), **options)
+
+
+def choosing() -> list[str]:
+    return [name for name in NAMES if not made(name).lossless]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_policy_is_frozen_and_its_options_have_defaults(name: str) -> None:
+    policy = plugins.load("kv", name)
+    assert dataclasses.is_dataclass(policy)
+    with pytest.raises((dataclasses.FrozenInstanceError, AttributeError, TypeError)):
+        policy.budget = 3
+    assert isinstance(policy.lossless, bool) and isinstance(policy.grows, bool) and policy.window >= 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=12, deadline=None)
+@given(tokens=st.integers(30, 90), budget=st.integers(16, 40), rows=st.integers(1, 3), batch=st.integers(1, 2))
+def test_never_more_than_the_budget_is_read(name: str, tokens: int, budget: int, rows: int, batch: int) -> None:
+    options = {} if made(name).lossless else {"budget": budget}
+    policy = made(name, **options)
+    layer = haystack(tokens, seed=tokens, window=tokens if policy.grows else policy.window)
+    if policy.slots(tokens) >= tokens:
+        return
+    limit = tokens if policy.lossless else budget
+    for row in chosen(policy, layer, question(layer, rows, batch, seed=budget)):
+        for head in row:
+            assert 0 < len(head) <= limit
+            assert head <= set(range(tokens))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+def test_everything_selected_is_full_attention(name: str, family: str) -> None:
+    """The policy itself is asked with a budget of the whole context; the door would have put ``full`` in its place."""
+    model = tiny.model(family)
+    policy = dataclasses.replace(made(name), **whole(name))
+    ids = IDS[0, :CONTEXT].tolist()
+    if policy.grows:
+        context = growing.grow(model, ids, policy, CONTEXT)
+    else:
+        layers, queries = compressing.read(model, ids, policy.window, 16)
+        context = compressing.indexed(layers, queries, CONTEXT, policy, CONTEXT)
+    with torch.inference_mode(), attached(model):
+        expected = model(IDS).logits[:, CONTEXT:]
+        seen = model(IDS[:, CONTEXT:], past_key_values=BoundedCache(context)).logits
+    torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def whole(name: str) -> dict[str, Any]:
+    return {"squeezed": {"mass": 1.0}, "lm_infinite": {"ceiling": 10_000}}.get(name, {})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_context_says_what_the_one_in_memory_says(name: str, tmp_path: Any) -> None:
+    model = tiny.model("qwen2")
+    options = {} if made(name).lossless else {"budget": 20}
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], made(name, **options))
+    context.save(tmp_path / "context")
+    loaded = longctx.kv.load(tmp_path / "context", model)
+    assert (loaded.policy, loaded.tokens, loaded.nbytes) == (context.policy, context.tokens, context.nbytes)
+    said = []
+    for one in (context, loaded):
+        with torch.inference_mode(), one.attached(model) as cache:
+            said.append(model(IDS[:, CONTEXT:], past_key_values=cache).logits)
+    assert torch.equal(*said)
+
+
+@pytest.mark.parametrize("name", choosing())
+def test_impossible_budgets_are_refused_with_numbers(name: str) -> None:
+    policy = plugins.plugin("kv", name)
+    with pytest.raises(BadOption, match="budget=9 and keep=0.5"):
+        policy(budget=9, keep=0.5).slots(1000)
+    with pytest.raises(BadOption, match="keep=1.5"):
+        policy(budget=None, keep=1.5).slots(1000)
+    with pytest.raises(BadOption, match="budget=0"):
+        policy(budget=0).slots(1000)
+    assert policy(budget=None, keep=0.5).slots(10_000) == 5_000
+    assert policy(budget=900).slots(10_000) == 900
+    assert policy(budget=900).slots(600) == 600
+
+
+@pytest.mark.parametrize("name", sorted({*choosing()} - {"oracle"}))
+def test_a_budget_must_pass_what_is_always_read(name: str) -> None:
+    with pytest.raises(BadOption, match="always read"):
+        made(name, budget=2).slots(1000)
+
+
+@pytest.mark.parametrize("name", choosing())
+def test_the_bytes_of_an_index_are_planned(name: str) -> None:
+    """As ``longctx plan`` says them: keys, values and index of every layer, within a tenth."""
+    model = tiny.model("llama")
+    ids = torch.randint(4, 470, (1, 400), generator=torch.Generator().manual_seed(2))
+    policy = made(name, budget=100)
+    context = longctx.kv.compress(model, ids, policy)
+    planned = 4 * (2 * 2 * 400 * 16 * 4 + policy.index_bytes(400, 4, 2, 16, 4))
+    assert context.nbytes == pytest.approx(planned, rel=0.1)

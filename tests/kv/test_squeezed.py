@@ -1,0 +1,161 @@
+"""Squeezed Attention: clusters, what is read of them, and what is thought of the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from haystacks import KV_HEADS, SCALE, chosen, haystack, masses, put, question, tensors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+
+from longctx.errors import BadOption
+from longctx.kv._clusters import clustered
+from longctx.kv._kmeans import spherical
+from longctx.kv.squeezed import Squeezed
+
+POLICY = Squeezed(budget=60, sinks=2, recent=8, clusters=0.1)
+
+
+def spread(keys: torch.Tensor, labels: torch.Tensor) -> float:
+    """The mean cosine of keys and the mean direction of their cluster."""
+    unit = torch.nn.functional.normalize(keys, dim=-1)
+    total = 0.0
+    for cluster in labels.unique():
+        own = unit[labels == cluster]
+        total += float((own @ torch.nn.functional.normalize(own.mean(0), dim=0)).sum())
+    return total / len(keys)
+
+
+def test_clusters_fit_as_well_as_another_librarys() -> None:
+    keys = torch.cat([tensors(60, 16, seed=s) * 0.3 + tensors(16, seed=50 + s) for s in range(8)])
+    ours = spherical(keys[None], 16, 10)[0]
+    unit = torch.nn.functional.normalize(keys, dim=-1).numpy()
+    theirs = torch.from_numpy(KMeans(16, n_init=1, random_state=0).fit_predict(unit).astype(np.int64))
+    assert spread(keys, ours) > spread(keys, theirs) - 0.01
+    assert torch.equal(ours, spherical(keys[None], 16, 10)[0])
+
+
+def test_sets_do_not_know_of_each_other() -> None:
+    keys = tensors(3, 50, 8)
+    together = spherical(keys, 7, 5)
+    for number in range(3):
+        assert torch.equal(together[number], spherical(keys[number : number + 1], 7, 5)[0])
+
+
+@pytest.mark.parametrize("keys", [torch.ones(1, 30, 8), torch.zeros(1, 30, 8), tensors(1, 3, 8)])
+def test_equal_keys_and_fewer_keys_than_clusters_are_clustered_too(keys: torch.Tensor) -> None:
+    labels = spherical(keys, 5, 5)
+    assert labels.shape == keys.shape[:2] and 0 <= int(labels.min()) and int(labels.max()) < 5
+
+
+@settings(max_examples=20, deadline=None)
+@given(tokens=st.integers(20, 120), share=st.floats(0.02, 0.6), segment=st.integers(7, 60), same=st.booleans())
+def test_statistics_are_those_of_the_keys_they_lie_beside(tokens: int, share: float, segment: int, same: bool) -> None:
+    keys, values = tensors(KV_HEADS, tokens, 8, seed=tokens), tensors(KV_HEADS, tokens, 8, seed=1)
+    if same:
+        keys[:, 3:] = keys[:, 3:4]
+    first, last = 2, tokens - 5
+    order, found = clustered(keys, values, first, last, share, segment, 4)
+    for head in range(KV_HEADS):
+        assert sorted(order[head].tolist()) == list(range(tokens))
+        assert order[head, :first].tolist() == [0, 1] and order[head, last:].tolist() == list(range(last, tokens))
+        assert int(found["sizes"][head].sum()) == last - first
+        for start, size, mean, var, says in zip(*(found[n][head] for n in found), strict=True):
+            own = order[head, int(start) : int(start) + int(size)]
+            if not len(own):
+                continue
+            torch.testing.assert_close(mean, keys[head, own].mean(0), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(var, keys[head, own].var(0, correction=0), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(says, values[head, own].mean(0), rtol=1e-4, atol=1e-5)
+            assert len({int(token - first) // segment for token in own}) == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"levels": 2}, {"mode": "paper"}, {"mode": "paper", "levels": 2}])
+@pytest.mark.parametrize("at", [5, 90, 180])
+def test_a_needle_is_read(at: int, options: dict[str, object]) -> None:
+    layer = haystack(200, needle=at)
+    policy = dataclasses.replace(POLICY, **options)
+    for row in chosen(policy, layer, question(layer, rows=3, batch=2)):
+        for tokens in row:
+            assert at in tokens and {0, 1, *range(192, 200)} <= tokens
+
+
+def test_each_row_of_a_batch_chooses_for_itself() -> None:
+    layer = haystack(200, needle=90)
+    asked = question(layer, batch=2)
+    apart = dataclasses.replace(asked, rows=torch.stack((asked.rows[0], -asked.rows[1])))
+    looking, away = chosen(POLICY, layer, apart)
+    alone = dataclasses.replace(asked, rows=apart.rows[:1])
+    assert looking == chosen(POLICY, layer, alone)[0]
+    assert all(90 in tokens for tokens in looking) and not any(90 in tokens for tokens in away)
+
+
+def test_reading_stops_where_the_mass_is_reached() -> None:
+    layer = haystack(400, needle=90)
+    read = [
+        len(chosen(dataclasses.replace(POLICY, budget=399, mass=mass), layer, question(layer))[0][0])
+        for mass in (0.1, 0.5, 0.9, 0.99, 1.0)
+    ]
+    assert read == sorted(read) and read[0] < 60 and read[-1] > 380
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_what_is_not_read_is_estimated_by_the_means_of_its_clusters(softcap: float | None, levels: int) -> None:
+    """Clusters of keys that are all alike leave nothing to estimate: mass and words are exact then."""
+    layer = haystack(200, softcap=softcap)
+    layer.keys[:, 2:192] = layer.keys[:, 2:21].repeat_interleave(10, 1)
+    layer.values[:, 2:192] = layer.values[:, 2:21].repeat_interleave(10, 1)
+    policy = dataclasses.replace(POLICY, levels=levels)
+    index = policy.settle([policy.index(layer, 60)])[0]
+    asked = put(layer, index, question(layer, rows=2, noise=1.0))
+    choice = policy.choose(index, asked)
+    assert choice.unread is not None and choice.unread.out is not None and index.stored is not None
+    logits = masses(layer, question(layer, rows=2, noise=1.0))
+    for head, tokens in enumerate(chosen(policy, layer, question(layer, rows=2, noise=1.0))[0]):
+        left = sorted(set(range(200)) - tokens)
+        log = logits[0, head][:, left].logsumexp(-1)
+        says = logits[0, head][:, left].softmax(-1) @ layer.values[head, left].double()
+        loose = {} if levels == 1 else {"rtol": 0.5, "atol": 1.0}  # groups hold clusters that differ
+        limits = loose or {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(choice.unread.log[0, head].double(), log, **limits)
+        torch.testing.assert_close(choice.unread.out[0, head].double(), says, **limits)
+
+
+def test_the_papers_threshold_reads_the_budget_on_the_last_queries() -> None:
+    """2411.09688: one quantile over all layers and heads of the mean likelihood of one key of each cluster."""
+    layers = [haystack(300, seed=seed) for seed in (0, 10, 20)]
+    policy = dataclasses.replace(POLICY, mode="paper", budget=100)
+    indices = policy.settle([policy.index(layer, 100) for layer in layers])
+    (threshold,) = {float(index.tensors["threshold"]) for index in indices}
+    read = 0
+    for layer, index in zip(layers, indices, strict=True):
+        own = index.tensors
+        for head in range(KV_HEADS):
+            queries = layer.queries[head * 3 : head * 3 + 3].reshape(-1, 16).double()
+            logits = queries @ own["means"][head].double().T * SCALE
+            norm = (logits.exp() * own["sizes"][head]).sum(-1, keepdim=True)
+            score = (logits.exp() / norm).mean(0)
+            read += int(own["sizes"][head][score > np.exp(threshold) * (1 + 1e-6)].sum())
+    assert 0.9 * 90 < read / 6 <= 90
+
+
+def test_scores_of_thousands_do_not_overflow() -> None:
+    layer = haystack(200, needle=90)
+    loud = dataclasses.replace(layer, keys=layer.keys * 1000)
+    for options in ({}, {"levels": 2}, {"mode": "paper"}):
+        policy = dataclasses.replace(POLICY, **options)
+        index = policy.settle([policy.index(loud, 60)])[0]
+        choice = policy.choose(index, put(loud, index, question(loud)))
+        assert choice.unread is not None and torch.isfinite(choice.unread.log).all()
+
+
+def test_options_that_cannot_be() -> None:
+    with pytest.raises(BadOption, match="levels=3"):
+        Squeezed(levels=3)
+    with pytest.raises(BadOption, match="sinks=-1"):
+        Squeezed(sinks=-1)

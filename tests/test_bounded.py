@@ -1,0 +1,150 @@
+"""The joint attention over what is read of a context and over new tokens, against a slow float64 softmax."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from longctx.backend.bounded import Bounded
+from longctx.backend.forks import Context, Held
+from longctx.backend.meter import Meter
+from longctx.keys import Choice, Index, Unread
+from longctx.kv.full import Full
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+DIM, KV_HEADS, SCALE = 8, 2, 0.3
+
+
+class Fixed(Full):
+    """Chooses what it is told to."""
+
+    choice: Choice
+
+    def choose(self, index: object, asked: object) -> Choice:
+        return type(self).choice
+
+
+def tensors(*shape: int, seed: int, size: float = 2.0) -> Tensor:
+    return size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def plainly(
+    query: Tensor, keys: Tensor, values: Tensor, seen: Tensor, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Softmax in float64 over keys [batch, heads, keys, dim] where ``seen`` [batch, heads, rows, keys]."""
+    scores = query.double() @ keys.double().transpose(-1, -2) * SCALE
+    scores = scores if softcap is None else torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if sinks is None:
+        return scores.softmax(-1) @ values.double()
+    column = sinks.double().view(1, -1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, column), -1).softmax(-1)[..., :-1] @ values.double()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 3),
+    groups=st.integers(1, 3),
+    slots=st.integers(1, 40),
+    rows=st.integers(1, 9),
+    before=st.integers(0, 5),
+    softcap=st.sampled_from([None, 3.0]),
+    with_sinks=st.booleans(),
+    wide=st.booleans(),
+    padded=st.booleans(),
+    size=st.sampled_from([1.0, 40.0]),
+    seed=st.integers(0, 10_000),
+)
+def test_any_choice_is_plain_attention_over_the_chosen_and_the_new(
+    batch: int,
+    groups: int,
+    slots: int,
+    rows: int,
+    before: int,
+    softcap: float | None,
+    with_sinks: bool,
+    wide: bool,
+    padded: bool,
+    size: float,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    heads, new, width = KV_HEADS * groups, before + rows, DIM + 4 * wide
+    keys, values = tensors(KV_HEADS, slots, DIM, seed=seed), tensors(KV_HEADS, slots, width, seed=seed + 1)
+    query = tensors(batch, heads, rows, DIM, seed=seed + 2, size=size)
+    key, value = tensors(batch, KV_HEADS, new, DIM, seed=seed + 3), tensors(batch, KV_HEADS, new, width, seed=seed + 4)
+    sinks = tensors(heads, seed=seed + 5) if with_sinks else None
+    # every KV head of every row of the batch reads some slots, at least one
+    order = torch.rand(batch, KV_HEADS, slots, generator=generator).argsort(-1)
+    read = torch.rand(batch, KV_HEADS, slots, generator=generator) < 0.5
+    read[..., 0] = True
+    Fixed.choice = Choice(order, read)
+    context = Context(slots, (Held(keys, values, Index(slots, slots)),), Fixed())
+    layer = Bounded(0, context.layers[0], context, Meter(slots))
+    layer.update(key, value)
+    own = torch.ones(rows, new, dtype=torch.bool).tril(new - rows).expand(batch, 1, rows, new).clone()
+    mask = None
+    if padded:
+        own[0, :, :, : min(2, new - 1)] = False  # the first rows see nothing of what is new, not even themselves
+        mask = own
+    out = layer.attend(query, key, value, mask, SCALE, softcap, sinks)
+    chosen = torch.zeros(batch, KV_HEADS, slots, dtype=torch.bool).scatter(2, order, read)
+    seen = torch.cat((chosen[:, :, None].expand(-1, -1, rows, -1), own.expand(-1, KV_HEADS, -1, -1)), -1)
+    whole_keys = torch.cat((keys.expand(batch, -1, -1, -1), key), 2).repeat_interleave(groups, 1)
+    whole_values = torch.cat((values.expand(batch, -1, -1, -1), value), 2).repeat_interleave(groups, 1)
+    expected = plainly(query, whole_keys, whole_values, seen.repeat_interleave(groups, 1), softcap, sinks)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4 if size == 1.0 else 2e-3)
+
+
+def test_an_estimate_counts_with_its_own_weight() -> None:
+    """An estimate that is exact makes the answer that of all keys; one without words leaves the answer as it was."""
+    keys, values = tensors(KV_HEADS, 30, DIM, seed=0), tensors(KV_HEADS, 30, DIM, seed=1)
+    query = tensors(1, KV_HEADS, 1, DIM, seed=2)
+    key, value = tensors(1, KV_HEADS, 1, DIM, seed=3), tensors(1, KV_HEADS, 1, DIM, seed=4)
+    scores = query @ keys.transpose(-1, -2) * SCALE
+    log, out = scores[..., 10:].logsumexp(-1), scores[..., 10:].softmax(-1) @ values[:, 10:]
+    slots = torch.arange(10).expand(1, KV_HEADS, -1)
+    found = []
+    for unread in (Unread(log, out), Unread(log), None):
+        Fixed.choice = Choice(slots, None, unread)
+        context = Context(30, (Held(keys, values, Index(30, 30)),), Fixed())
+        layer = Bounded(0, context.layers[0], context, Meter(30))
+        layer.update(key, value)
+        found.append(layer.attend(query, key, value, None, SCALE, None, None))
+        share = layer.meter.report().unread_share
+        assert (share is None) == (unread is None)
+    whole = plainly(
+        query,
+        torch.cat((keys[None], key), 2),
+        torch.cat((values[None], value), 2),
+        torch.ones(1, KV_HEADS, 1, 31, dtype=torch.bool),
+        None,
+        None,
+    )
+    torch.testing.assert_close(found[0].double(), whole, rtol=1e-4, atol=1e-5)
+    assert torch.equal(found[1], found[2]) and not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 130])
+def test_long_passes_are_made_in_blocks_that_join(rows: int) -> None:
+    Fixed.choice = Choice()
+    keys, values = tensors(KV_HEADS, 20, DIM, seed=0), tensors(KV_HEADS, 20, DIM, seed=1)
+    query, key = tensors(1, 4, rows, DIM, seed=2), tensors(1, KV_HEADS, rows, DIM, seed=3)
+    value = tensors(1, KV_HEADS, rows, DIM, seed=4)
+    context = Context(20, (Held(keys, values, Index(20, 20)),), Fixed())
+    layer = Bounded(0, context.layers[0], context, Meter(20))
+    layer.update(key, value)
+    out = layer.attend(query, key, value, None, SCALE, None, None)
+    seen = torch.cat((torch.ones(rows, 20, dtype=torch.bool), torch.ones(rows, rows, dtype=torch.bool).tril()), 1)
+    expected = plainly(
+        query,
+        torch.cat((keys[None], key), 2).repeat_interleave(2, 1),
+        torch.cat((values[None], value), 2).repeat_interleave(2, 1),
+        seen.expand(1, 4, -1, -1),
+        None,
+        None,
+    )
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)

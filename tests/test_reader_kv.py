@@ -1,0 +1,89 @@
+"""Questions to a Reader whose text is read through a bounded cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+
+from longctx import Document, Reader
+from longctx.backend import compressing
+from longctx.errors import BadOption, DoesNotFit, UnknownMethod
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TEXT = "the river of the north is in the street that was there before the winter. " * 30
+DOC = Document.from_text(TEXT)
+QUESTION = "Where is the river?"
+
+
+def reader(**changes: Any) -> Reader:
+    return Reader(tiny.model("llama", **changes), tiny.tokenizer("system"), encoder=None, calibration=None)
+
+
+def test_full_says_what_plain_attention_says_and_squeezed_says_what_it_left_out() -> None:
+    asked = reader()
+    plain = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=16)
+    full = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=16, kv="full")
+    assert (full.text, full.guarantee, full.warnings) == (plain.text, "exact", ())
+    bounded = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=16, kv="squeezed:budget=200")
+    assert bounded.guarantee == "approximate" and bounded.selection.dropped_tokens == 0
+    facts = next(step.facts for step in bounded.trace if step.name == "decode")["kv"]
+    assert 132 < facts["read_keys"] <= 200 and 0 < facts["unread_share"] < facts["unread_bound"] <= 1
+    assert facts["context_tokens"] + 30 > bounded.usage["prompt_tokens"] > facts["context_tokens"]
+
+
+def test_a_selection_can_be_bounded_too_and_a_stream_is_the_same() -> None:
+    asked = reader()
+    answer = asked.ask(DOC, QUESTION, selector="bm25", budget_tokens=300, max_new_tokens=8, kv="squeezed:budget=150")
+    assert answer.guarantee == "approximate" and answer.selection.dropped_tokens
+    events = list(
+        asked.stream(DOC, QUESTION, selector="bm25", budget_tokens=300, max_new_tokens=8, kv="squeezed:budget=150")
+    )
+    assert events[-1].answer is not None and events[-1].answer.text == answer.text
+    assert "".join(event.text for event in events if event.kind == "token") == answer.text
+
+
+def test_the_text_is_read_once_for_all_questions_about_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    original = compressing.read
+    monkeypatch.setattr(compressing, "read", lambda *args: read.append(1) or original(*args))
+    asked = reader()
+    first = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv="squeezed:budget=200")
+    asked.ask(DOC, "Where is the street?", selector="all", max_new_tokens=8, kv="squeezed:budget=200")
+    again = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv="squeezed:budget=200")
+    assert len(read) == 1 and again.text == first.text
+    asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv="squeezed:budget=199")
+    assert len(read) == 2
+
+
+def test_a_text_beyond_the_window_needs_a_policy_that_bounds_the_reading_too() -> None:
+    asked = Reader(
+        tiny.model("llama", max_position_embeddings=600),
+        tiny.tokenizer("system"),
+        encoder=None,
+        calibration=None,
+        segment_tokens=100,
+    )
+    for kv in (None, "squeezed:budget=200", "snapkv:budget=200"):
+        with pytest.raises(DoesNotFit, match="kv='longheads'"):
+            asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv=kv)
+    for kv in ("longheads:budget=300,window=32", "lm_infinite:budget=300"):
+        answer = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv=kv)
+        assert answer.usage["prompt_tokens"] > 600 and answer.guarantee == "approximate"
+
+
+def test_policies_that_are_none_are_refused_before_anything_is_read() -> None:
+    with pytest.raises(UnknownMethod, match="no kv named 'nonsense'"):
+        reader().ask(DOC, QUESTION, kv="nonsense")
+    with pytest.raises(BadOption, match="always read"):
+        reader().ask(DOC, QUESTION, selector="all", kv="squeezed:budget=100")
+
+
+def test_drafters_asked_for_by_name_are_told_that_a_bounded_cache_verifies_none() -> None:
+    asked = reader()
+    options: dict[str, Any] = {"selector": "all", "max_new_tokens": 8, "kv": "squeezed:budget=200"}
+    plain = asked.ask(DOC, QUESTION, **options)
+    drafted = asked.ask(DOC, QUESTION, drafters=["ngram"], **options)
+    assert not plain.warnings and drafted.text == plain.text
+    assert any("without drafts" in warning for warning in drafted.warnings)

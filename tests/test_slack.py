@@ -1,0 +1,93 @@
+"""The bound on what was not read: right by its own measure, and held by new queries that are like the old."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from haystacks import DIM, GROUPS, KV_HEADS, SCALE, haystack, tensors
+
+import longctx.kv
+from longctx.backend.compressing import stored
+from longctx.backend.forks import Held
+from longctx.backend.slack import slack
+from longctx.keys import Asked
+from longctx.kv.oracle import Oracle
+from longctx.kv.squeezed import Squeezed
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+POLICY = Squeezed(budget=80, sinks=2, recent=8, clusters=0.05)
+
+
+def held(policy: Any, budget: int) -> Held:
+    layer = haystack(400, seed=3)
+    index = policy.settle([policy.index(layer, budget)])[0]
+    if index.stored is None:
+        return Held(layer.keys, layer.values, index)
+    return Held(stored(layer.keys, index.stored), stored(layer.values, index.stored), index)
+
+
+def queries(count: int, seed: int) -> torch.Tensor:
+    return 3 * tensors(KV_HEADS * GROUPS, count, DIM, seed=seed)
+
+
+def excess(layer: Held, asking: torch.Tensor, policy: Any) -> torch.Tensor:
+    """By a plain loop: how far the true mass is above the estimate, as logarithms [kv_heads, count * groups]."""
+    off: list[list[float]] = [[] for _ in range(KV_HEADS)]
+    for at in range(asking.shape[1]):
+        rows = asking[:, at].view(1, KV_HEADS, GROUPS, DIM)
+        choice = policy.choose(layer.index, Asked(rows, layer.keys, SCALE, None, 400))
+        for head in range(KV_HEADS):
+            read = choice.slots[0, head] if choice.read is None else choice.slots[0, head][choice.read[0, head]]
+            left = torch.ones(400, dtype=torch.bool)
+            left[read] = False
+            for row in range(GROUPS):
+                logits = layer.keys[head].double() @ rows[0, head, row].double() * SCALE
+                off[head].append(float(logits[left].logsumexp(0) - choice.unread.log[0, head, row]))
+    return torch.tensor(off)
+
+
+def test_it_is_the_conformal_quantile_of_the_excess() -> None:
+    layer = held(POLICY, 80)
+    asking = queries(30, seed=5)
+    found = slack(POLICY, layer, asking, SCALE, None)
+    expected = excess(layer, asking, POLICY).sort(-1).values[:, 87 - 1]  # ceil(0.95 * (90 + 1)) of 90
+    assert found is not None
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_new_queries_of_the_same_kind_keep_to_it() -> None:
+    layer = held(POLICY, 80)
+    found = slack(POLICY, layer, queries(64, seed=5), SCALE, None)
+    assert found is not None
+    above = excess(layer, queries(100, seed=6), POLICY) > found[:, None]
+    # 200 draws a head at 5 %: more than 11 % would be four standard errors off
+    assert above.float().mean(-1).max() < 0.11
+    assert excess(layer, queries(100, seed=6), POLICY).mean() < found.mean()
+
+
+def test_exact_estimates_need_none_and_no_estimate_has_none() -> None:
+    exact = slack(Oracle(budget=80), held(Oracle(budget=80), 80), queries(16, seed=5), SCALE, None)
+    assert exact is not None and exact.abs().max() < 1e-4
+    from longctx.kv.random import Random
+
+    blind = Random(budget=80, sinks=2, recent=8)
+    assert slack(blind, held(blind, 80), queries(16, seed=5), SCALE, None) is None
+
+
+def test_the_report_of_an_answer_states_the_bound_and_how_often_it_held() -> None:
+    model = tiny.model("llama")
+    ids = torch.randint(4, 470, (1, 320), generator=torch.Generator().manual_seed(0))
+    context = longctx.kv.compress(model, ids[:, :300], "squeezed:budget=60,sinks=2,recent=8,clusters=0.1")
+    with context.attached(model, audit_every=1) as cache:
+        model.generate(ids, past_key_values=cache, do_sample=False, max_new_tokens=40, min_new_tokens=40)
+        report = cache.report()
+    assert report.unread_share is not None and report.true_unread_share is not None
+    assert report.unread_bound is not None and report.above_bound is not None
+    assert report.unread_share < report.true_unread_share < report.unread_bound <= 1
+    assert report.above_bound < 0.15
+    with longctx.kv.compress(model, ids[:, :300], "quest:budget=60").attached(model, audit_every=1) as cache:
+        model.generate(ids, past_key_values=cache, do_sample=False, max_new_tokens=3)
+        assert (cache.report().unread_bound, cache.report().above_bound) == (None, None)
