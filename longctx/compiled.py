@@ -172,8 +172,8 @@ class CompiledDocument:
     def read(self, segments: Sequence[int], depth: int | None = None) -> Iterator[tuple[int, Any]]:
         """Keys and values of ``segments``: those in memory first, then those in files, then the others.
 
-        The others are read by the model now, through its first ``depth`` layers (default: all). Where fewer are at hand,
-        the segment is read again.
+        The others are read by the model now, through its first ``depth`` layers (default: all). A segment of which fewer
+        are at hand is read again.
         """
         left = list(segments)
         depth = self.probe.depth() if depth is None and left else depth
