@@ -172,7 +172,7 @@ class CompiledDocument:
     def read(self, segments: Sequence[int], depth: int | None = None) -> Iterator[tuple[int, Any]]:
         """Keys and values of ``segments``: those in memory first, then those in files, then the others.
 
-        The others are read by the model now, through its first ``depth`` layers (default: all). A segment of which fewer
+        The others are read by the model now, through ``depth`` layers (default: all). A segment of which fewer layers
         are at hand is read again.
         """
         left = list(segments)
