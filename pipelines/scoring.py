@@ -39,7 +39,6 @@ METRICS = {
     "exam_number": Metric(choices.exam_number),
     "exam_words": Metric(choices.exam_words),
     "exam_loyalty": Metric(choices.exam_loyalty),
-    "exam_fact": Metric(choices.exam_fact),
     "count": Metric(counts.count, graded=True),
     "paragraph": Metric(counts.paragraph, graded=True),
     "classification": Metric(counts.classification, graded=True),

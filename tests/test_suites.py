@@ -90,7 +90,7 @@ def test_every_suite_has_its_file_and_names_metrics_there_are(tmp_path: Path) ->
         ("quality", "Who?\n(A) Mara\n(B) Odette", "(B) Odette", ["exam_option"], "only the letter"),
         ("coursera", "Who?\nA. Mara\nB. Odette", "AB", ["exam_options"], "One or several"),
         ("gsm100", "How many?", "18", ["exam_number"], "The answer is"),
-        ("sci_fi", "Is it so?", "True [fact: False]", ["exam_loyalty", "exam_fact"], "Is it so?"),
+        ("sci_fi", "Is it so?", "True [fact: False]", ["exam_loyalty"], "Is it so?"),
         ("topic_retrieval_longchat", "The first?", "Art", ["exam_words"], "The first?"),
     ],
 )
@@ -101,12 +101,14 @@ def test_leval_exams_are_scored_by_the_rule_of_their_file(
     case, question = only(read(tmp_path, "leval", row, name=f"{file}.jsonl"))
     assert (case.task, case.name, case.text) == (file, f"{file}-1", "A long text.")
     assert measured(question) == metrics and question.query == asked and told in question.prompt
+    assert question.max_new_tokens == 512
 
 
 def test_leval_tells_open_tasks_their_length_and_leaves_out_what_others_judge(tmp_path: Path) -> None:
     row = {"input": "A text.", "instructions": ["Who?"], "outputs": ["It was Odette."], "evaluation": "f1"}
     _, question = only(read(tmp_path, "leval", row, {**row, "evaluation": "human"}))
-    assert "3 words" in question.prompt and measured(question)[0] == "token_f1" and question.max_new_tokens == 38
+    assert "3 words" in question.prompt and measured(question)[0] == "token_f1"
+    assert question.max_new_tokens == 512, "the answer's limit tells the length of the reference"
     with pytest.raises(UsageError, match="no question that leval can score"):
         read(tmp_path, "leval", {**row, "evaluation": "LLM"})
 

@@ -9,7 +9,7 @@ import re
 
 from .words import normalise
 
-_STATED = re.compile(r"The correct answer is \(?([A-D])")
+_STATED = (re.compile(r"The correct answer is \(([A-D])\)"), re.compile(r"The correct answer is ([A-D])"))
 _LONE = re.compile(r"\b([A-D])\b")
 _MARKED = re.compile(r"[A-Z](?=[\s.)])")
 _RUN = re.compile(r"[A-D]+")
@@ -17,16 +17,17 @@ _PART = 0.25  # what L-Eval gives for some of several right options and no wrong
 
 
 def option(answer: str, reference: str) -> float:
-    """1 when the letter after "The correct answer is" is the reference; no such words, no point (LongBench v2)."""
-    found = _STATED.search(answer.replace("*", ""))
-    return float(found is not None and found[1] == reference)
+    """1 when the letter after "The correct answer is" is the reference; no such words, no point (LongBench v2).
+
+    The first letter in brackets of its own goes before the first one without.
+    """
+    return float(_stated(answer) == reference)
 
 
 def lone_option(answer: str, reference: str) -> float:
     """As ``option``, and where those words are missing the first letter A to D that stands alone."""
-    plain = answer.replace("*", "")
-    found = _STATED.search(plain) or _LONE.search(plain)
-    return float(found is not None and found[1] == reference)
+    lone = _LONE.search(answer.replace("*", ""))
+    return float((_stated(answer) or (lone[1] if lone else "")) == reference)
 
 
 def exam_option(answer: str, reference: str) -> float:
@@ -39,11 +40,14 @@ def exam_option(answer: str, reference: str) -> float:
 
 
 def exam_options(answer: str, reference: str) -> float:
-    """1 for exactly the right letters, 0.25 for some of them and no wrong one (L-Eval, several right options)."""
+    """1 for exactly the right letters, 0.25 for some of them and no wrong one (L-Eval, several right options).
+
+    Letters are put in order where they begin the answer or stand as marks in it; a run of them elsewhere is not.
+    """
     if not answer.strip():
         return 0.0
-    said, wanted = set(_said(answer)), set(_letters(reference))
-    return 1.0 if said == wanted else _PART if said < wanted else 0.0
+    said, wanted = _said(answer), _letters(reference)
+    return 1.0 if said == wanted else _PART if set(said) <= set(wanted) else 0.0
 
 
 def exam_number(answer: str, reference: str) -> float:
@@ -60,13 +64,16 @@ def exam_words(answer: str, reference: str) -> float:
 
 
 def exam_loyalty(answer: str, reference: str) -> float:
-    """1 when the answer's first true or false before "[fact:" is the reference's (L-Eval, science fiction)."""
-    return _verdict(answer, reference, 0)
+    """1 when the answer's first true or false is the reference's before "[fact:" (L-Eval, science fiction)."""
+    found = re.search(r"true|false", answer.lower().partition("[fact:")[0])
+    return float(found is not None and found[0] == normalise(reference.lower().partition("[fact:")[0]))
 
 
-def exam_fact(answer: str, reference: str) -> float:
-    """1 when the answer's first true or false after "[fact:" is the reference's (L-Eval, science fiction)."""
-    return _verdict(answer, reference, 1)
+def _stated(answer: str) -> str:
+    """The letter after "The correct answer is"; empty where there is none."""
+    plain = answer.replace("*", "")
+    found = next((found for pattern in _STATED if (found := pattern.search(plain))), None)
+    return found[1] if found else ""
 
 
 def _letters(reference: str) -> str:
@@ -80,13 +87,18 @@ def _said(answer: str) -> str:
     begins = _RUN.match(answer)
     first = begins[0] if begins else ""
     if len(first) > 1:
-        return first
+        return _sorted(first)
     rest = answer[len(first) :].split("Question")[0]
     found = first + "".join(mark for mark in _MARKED.findall(rest) if mark in "ABCD")
-    if not found:
-        run = _RUN.search(rest)
-        found = run[0] if run else "A"
-    return found
+    if found:
+        return _sorted(found)
+    run = _RUN.search(rest)
+    return run[0] if run else "A"
+
+
+def _sorted(letters: str) -> str:
+    """Each letter once, in order."""
+    return "".join(sorted(set(letters)))
 
 
 def _number(text: str) -> str:
@@ -98,10 +110,3 @@ def _number(text: str) -> str:
 
 def _is_number(text: str) -> bool:
     return re.fullmatch(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*", text) is not None
-
-
-def _verdict(answer: str, reference: str, part: int) -> float:
-    said = answer.lower().partition("[fact:")[2 * part]
-    wanted = normalise(reference.lower().partition("[fact:")[2 * part])
-    found = re.search(r"true|false", said)
-    return float(found is not None and found[0] == wanted)
