@@ -39,6 +39,13 @@ KNOWN: dict[str, list[tuple[str, str, float]]] = {
         ("It was I", "cat", 0.0),
         ("cat", "the cat sat", 0.0),  # the reference is looked for in the answer, not the other way round
         ("anything", "the", 0.0),  # nothing is left of the reference
+        ("It was 1984.", "9", 0.0),  # a number is looked for as a whole
+        ("It was 9.", "9", 1.0),
+        ("Version 3.5", "5", 0.0),
+        ("It cost 1,000 or so", "1000", 1.0),
+        ("It cost 1000.", "1,000", 1.0),
+        ("It cost 12 dollars", "$12.", 1.0),
+        ("It was 12 May 1984", "May 19", 1.0),  # a reference with words is text
     ],
     "substring": [("It is ABC-12.", "abc-12", 1.0), ("It is ABC12.", "abc-12", 0.0), ("x", "", 0.0)],
     "whole_number": [
@@ -245,6 +252,11 @@ MUTANTS = [
     (words, "normalise(answer) == normalise(reference)", "answer == reference"),
     (words, "wanted in normalise(answer)", "normalise(answer) in wanted"),
     (words, "bool(wanted) and wanted in", "wanted in"),
+    (words, "_NUMBER.fullmatch(reference)", "None"),
+    (words, "_NUMBER.fullmatch(reference)", "_NUMBER.search(reference)"),
+    (words, '_GROUPING.sub("", answer)', "answer"),
+    (words, '_GROUPING.sub("", number[1])', "number[1]"),
+    (words, "number[1])", "reference)"),
     (words, "reference.lower() in answer.lower()", "reference in answer"),
     (words, r"(?!\w)(?![.,]\d)", r"(?!\w)"),
     (words, r"(?!\w)(?![.,]\d)", r"(?![.,]\d)"),

@@ -11,6 +11,8 @@ from collections import Counter
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_NUMBER = re.compile(r"\W*(\d+(?:[.,]\d+)*)\W*")
+_GROUPING = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")  # the comma of 1,000
 
 
 def normalise(text: str) -> str:
@@ -31,7 +33,13 @@ def exact_match(answer: str, reference: str) -> float:
 
 
 def contains(answer: str, reference: str) -> float:
-    """1 when the normalised reference is a substring of the normalised answer (Lost in the Middle, RULER)."""
+    """1 when the normalised reference is a substring of the normalised answer (Lost in the Middle, RULER).
+
+    A reference that is a number must stand there as a whole one: 9 is not in 1984, and 1000 is in 1,000.
+    """
+    number = _NUMBER.fullmatch(reference)
+    if number:
+        return whole_number(_GROUPING.sub("", answer), _GROUPING.sub("", number[1]))
     wanted = normalise(reference)
     return float(bool(wanted) and wanted in normalise(answer))
 
