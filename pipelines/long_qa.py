@@ -160,14 +160,18 @@ def suites() -> list[str]:
 
 
 def read_cases(suite: str, data: Path) -> list[Case]:
-    """All documents of a suite in ``data``/SUITE, or in ``data`` itself where there is no such folder.
+    """All documents of a suite in ``data``/SUITE, or in ``data`` where that is the suite's folder or holds row files.
 
-    Raises UnknownMethod for a suite that there is not and UsageError for rows that are not in its format.
+    Raises UnknownMethod for a suite that there is not and UsageError for rows that are not there or not in its format.
     """
     if suite not in suites():
         raise UnknownMethod("suite", suite, suites())
     module = importlib.import_module(f".suites.{suite}", __package__)
-    folder = data / suite if (data / suite).is_dir() else data
+    folder = data / suite
+    if not folder.is_dir():
+        if data.name != suite and not any(path.suffix in (".json", ".jsonl") for path in data.glob("*.json*")):
+            raise UsageError(f"{data} has neither a folder {folder} nor rows of its own: put the suite's data in one.")
+        folder = data
     found = [case for case in module.cases(folder) if case.questions]
     if not found:
         raise UsageError(f"{folder} has no question that {suite} can score.")

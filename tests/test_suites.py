@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,17 @@ def test_books_are_found_beside_the_folder_of_questions(tmp_path: Path) -> None:
     assert only(read(tmp_path, "book_qa", row))[0].text == "A long text."
 
 
+@pytest.mark.parametrize("name", ["../../secret.txt", "books/../../../secret.txt", "{}/secret.txt"])
+def test_a_book_is_never_a_file_outside_the_data(name: str, tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("Not for the model.", encoding="utf-8")
+    folder = tmp_path / "given" / "data"
+    folder.mkdir(parents=True)
+    name = name.format(tmp_path)
+    row = {"document_id": "b", "book_file": name, "qas": [{"question": "Who?", "answers": ["Odette"]}]}
+    with pytest.raises(UsageError, match="row 1 names the book .*, which leads out of the data"):
+        read(folder, "book_qa", row)
+
+
 def test_lines_keep_the_record_as_text_and_ask_the_rest(tmp_path: Path) -> None:
     case, question = only(read(tmp_path, "longchat_lines", LINES))
     assert case.text == "Begin:\n\nline a: <7>\nline b: <423>" and question.prompt == "Tell me b."
@@ -232,8 +244,10 @@ def test_rows_of_another_format_are_named_with_what_they_lack(
 
 
 def test_files_that_are_no_rows_are_named(tmp_path: Path) -> None:
+    (tmp_path / "passkey").mkdir()
     with pytest.raises(UsageError, match="holds no rows"):
         long_qa.read_cases("passkey", tmp_path)
+    (tmp_path / "passkey").rmdir()
     (tmp_path / "rows.jsonl").write_text('{"input": "a", "target": 1}\n{"input": \n')
     with pytest.raises(UsageError, match="row 2 is not JSON"):
         long_qa.read_cases("passkey", tmp_path)
@@ -242,6 +256,20 @@ def test_files_that_are_no_rows_are_named(tmp_path: Path) -> None:
         long_qa.read_cases("passkey", tmp_path)
     with pytest.raises(UsageError, match="put it beside the data"):
         read(tmp_path, "longbench", {**LONGBENCH, "dataset": "hotpotqa"})
+
+
+def test_a_folder_of_other_suites_is_not_searched_for_rows(tmp_path: Path) -> None:
+    """A suite without a folder was looked for in the rows of all others, and theirs were said to be wrong."""
+    read(tmp_path, "loogle", LOOGLE)
+    with pytest.raises(
+        UsageError, match=f"neither a folder {re.escape(str(tmp_path / 'passkey'))} nor rows of its own"
+    ):
+        long_qa.read_cases("passkey", tmp_path)
+    deep = tmp_path / "given" / "passkey" / "part"
+    deep.mkdir(parents=True)
+    (deep / "rows.jsonl").write_text('{"input": "t 72498", "target": "72498"}\n', encoding="utf-8")
+    for folder in (tmp_path / "given", tmp_path / "given" / "passkey", deep):
+        assert only(list(long_qa.read_cases("passkey", folder)))[0].text == "t 72498"
 
 
 def test_two_questions_of_one_name_are_refused(tmp_path: Path) -> None:

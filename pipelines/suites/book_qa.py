@@ -1,6 +1,6 @@
 """Questions about whole books, in the form of LiteraryQA and NarrativeQA: a line a book, its text in a file beside.
 
-``book_file`` is looked for in the folder and in the one above it.
+``book_file`` is looked for in the folder and in the one above it, and can name no file elsewhere.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ def _text(folder: Path, row: Row) -> str:
     if row.has("text"):
         return row.text("text")
     name = row.text("book_file")
+    if Path(name).anchor or ".." in Path(name).parts:
+        raise row.wrong(f"names the book {name!r}, which leads out of the data")
     for path in (folder / name, folder.parent / name):
         if path.is_file():
             return path.read_text(encoding="utf-8")
