@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from longctx.errors import ArtifactError
+
+from .long_qa_rows import complete
 from .paired import interval, mcnemar
 
 Row = dict[str, Any]
@@ -20,16 +23,30 @@ Cell = tuple[str, int | None]  # system and budget
 
 
 def write_report(results: Path, suite: str) -> Path:
-    """Write ``results``/SUITE.md from every ``results``/SUITE-*.jsonl, packed by gzip or not, and return it."""
+    """Write ``results``/SUITE.md from every ``results``/SUITE-*.jsonl, packed by gzip or not, and return it.
+
+    Raises ArtifactError for a line that is no row. A last one that was cut short is left out, and the page says so.
+    """
     parts = [_head(suite)]
     for path in sorted(results.glob(f"{suite}-*.jsonl*")):
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        whole = complete(data)
+        rows = [_row(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
         if rows:
             parts += _model(rows)
+        if rows and len(whole) < len(data):
+            parts.append("A last row that was cut short is left out.\n")
     page = results / f"{suite}.md"
     page.write_text("\n".join(parts) + "\n", encoding="utf-8")
     return page
+
+
+def _row(path: Path, number: int, line: bytes) -> Row:
+    try:
+        found: Row = json.loads(line)
+    except ValueError as error:
+        raise ArtifactError(f"{path}, line {number} is no row of an evaluation. Move it away.") from error
+    return found
 
 
 def _model(rows: Sequence[Row]) -> list[str]:

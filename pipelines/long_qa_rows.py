@@ -32,8 +32,12 @@ def key(row: Mapping[str, Any]) -> Key:
 def about_run(
     reader: Any, suite: str, label: str, settings: Mapping[str, Any], seed: int, population: int
 ) -> dict[str, Any]:
-    """What every row says of the run; models and encoders by name, never by path."""
+    """What every row says of the run; models and encoders by name, never by path.
+
+    The model's own device and dtype stand in the place of those that were asked for, which may say no more than "auto".
+    """
     named = {k: Path(v).name if isinstance(v, str) and k in ("model", "encoder") else v for k, v in settings.items()}
+    named |= {"device": reader.model.device.type, "dtype": str(reader.model.dtype).removeprefix("torch.")}
     return {
         "suite": suite,
         "model": label,
@@ -71,10 +75,10 @@ def held(path: Path, run: Mapping[str, Any], cases: Sequence[Case], repair: bool
     if path.exists() and not path.is_file():
         raise UsageError(f"{str(path)!r} is not a regular file.")
     data = path.read_bytes() if path.exists() else b""
-    whole = data.rfind(b"\n") + 1
+    whole = complete(data)
     now = {(case.name, q.id): about_question(case, q) for case in cases for q in case.questions}
     done: set[Key] = set()
-    for number, line in enumerate(data[:whole].splitlines(), 1):
+    for number, line in enumerate(whole.splitlines(), 1):
         try:
             row = json.loads(line)
             apart = _differences(row, run) + _changes(row, now.get((row["document"], row["question"]), {}))
@@ -85,9 +89,14 @@ def held(path: Path, run: Mapping[str, Any], cases: Sequence[Case], repair: bool
             raise ArtifactError(
                 f"{path}, line {number} was made under other conditions: {'; '.join(apart)}. Name another --out."
             )
-    if repair and whole < len(data):
-        os.truncate(path, whole)
+    if repair and len(whole) < len(data):
+        os.truncate(path, len(whole))
     return done
+
+
+def complete(data: bytes) -> bytes:
+    """The lines of a file of rows that end; a last one cut short by an interruption is no row."""
+    return data[: data.rfind(b"\n") + 1]
 
 
 def digest(text: str) -> str:

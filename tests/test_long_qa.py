@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
+import torch
 from typer import BadParameter
 from typer.testing import CliRunner
 
@@ -22,6 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 eval_flags = importlib.import_module("longctx.commands.eval_flags")
 long_qa = importlib.import_module("longctx.pipelines.long_qa")
 systems = importlib.import_module("longctx.pipelines.systems")
+rows_module = importlib.import_module("longctx.pipelines.long_qa_rows")
 report = importlib.import_module("longctx.pipelines.long_qa_report")
 estimates = importlib.import_module("longctx.pipelines.long_qa_estimate")
 cases = importlib.import_module("longctx.pipelines.cases")
@@ -102,7 +106,8 @@ def test_rows_hold_no_text_and_no_path(data: Path, tmp_path: Path, reader: Reade
     text = job(data, tmp_path / "out").run(lambda: reader).read_text(encoding="ascii")
     assert not any(word in text for word in ("lamp", "market", "room 4711", "/a/place", str(tmp_path)))
     row = json.loads(text.splitlines()[0])
-    assert row["configuration"] == {"model": "tiny-model", "encoder": "none"} and "answer" not in row
+    real = {"device": "cpu", "dtype": "float32"}
+    assert row["configuration"] == {"model": "tiny-model", "encoder": "none", **real} and "answer" not in row
     kept = rows(job(data, tmp_path / "kept", keep_answers=True).run(lambda: reader))[0]
     assert kept["answer"] and long_qa.digest(kept["answer"]) == row["answer_sha256"]
 
@@ -187,7 +192,7 @@ def test_rows_are_made_once_and_an_interrupted_run_goes_on(data: Path, tmp_path:
     ("change", "said"),
     [
         ({"seed": 8}, "seed was 7 and is 8"),
-        ({"settings": {**SETTINGS, "dtype": "float32"}}, "dtype was None and is 'float32'"),
+        ({"settings": {**SETTINGS, "splitter": "sentences"}}, "splitter was None and is 'sentences'"),
         ({"max_new_tokens": 2}, "max_new_tokens of question '1' has changed"),
     ],
 )
@@ -202,6 +207,25 @@ def test_rows_of_other_conditions_are_refused_with_the_difference(
     with pytest.raises(ArtifactError, match=said):
         long_qa.Job("freeform", data, tmp_path / "out", settings, **given).run(lambda: reader)
     assert path.read_bytes() == before
+
+
+def test_rows_of_another_device_or_dtype_are_refused_whatever_was_asked_for(tmp_path: Path) -> None:
+    """Rows held "auto", so that those of a processor and of a GPU could stand in one file."""
+    settings = {"model": "m", "device": "auto", "dtype": "auto"}
+
+    def about(device: str, dtype: torch.dtype, asked: dict[str, str] = settings) -> Any:
+        model = SimpleNamespace(device=torch.device(device), dtype=dtype)
+        reader = SimpleNamespace(model=model, fingerprint="f", window=9)
+        return rows_module.about_run(reader, "freeform", "m", asked, 7, 1)
+
+    first = about("cpu", torch.float32)
+    assert (first["configuration"]["device"], first["configuration"]["dtype"]) == ("cpu", "float32")
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({**made("head", 0, 1.0), **first}) + "\n", encoding="ascii")
+    named = {"model": "m", "device": "cpu", "dtype": "float32"}
+    assert len(rows_module.held(path, about("cpu", torch.float32, named), [])) == 1
+    with pytest.raises(ArtifactError, match="device was 'cpu' and is 'cuda'; dtype was 'float32' and is 'bfloat16'"):
+        rows_module.held(path, about("cuda:0", torch.bfloat16), [])
 
 
 def test_rows_of_other_data_are_refused(data: Path, tmp_path: Path, reader: Reader) -> None:
@@ -314,6 +338,25 @@ def test_the_page_counts_its_figures_from_the_rows(tmp_path: Path) -> None:
         "Compiling took 2.5 s for 500 tokens of 1 documents" in text
         and "| bm25 | 100 | 0 | 0.25 | 1.50 | 4.0 |" in text
     )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_row_of_another_model_that_was_cut_short_is_left_out_and_said(packed: bool, tmp_path: Path) -> None:
+    """It ended the job after all its work."""
+    text = json.dumps(made("auto", 0, 1.0, model="other")) + "\n" + json.dumps(made("auto", 1, 1.0, model="other"))[:-9]
+    if packed:
+        (tmp_path / "freeform-other.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    else:
+        (tmp_path / "freeform-other.jsonl").write_text(text, encoding="ascii")
+    found = page(tmp_path, made("auto", 0, 1.0), made("auto", 1, 0.0))
+    assert "## other\n\n1 of 9 questions" in found and "## m\n\n2 of 9 questions" in found
+    assert found.count("A last row that was cut short is left out.") == 1
+
+
+def test_a_line_of_another_model_that_is_no_row_is_named(tmp_path: Path) -> None:
+    (tmp_path / "freeform-other.jsonl").write_text("{]\n", encoding="ascii")
+    with pytest.raises(ArtifactError, match=r"freeform-other.jsonl, line 1 is no row of an evaluation. Move it"):
+        page(tmp_path, made("auto", 0, 1.0))
 
 
 def test_only_questions_that_both_answered_are_compared(tmp_path: Path) -> None:
