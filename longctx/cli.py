@@ -250,7 +250,7 @@ def evaluate(
         sets=sets, full_sample=full_sample, paper_sample=paper_sample, systems=systems or None, budgets=budgets,
         max_new_tokens=max_new_tokens, seed=seed, keep_answers=keep_answers, dry_run=dry_run,
     )  # fmt: skip
-    grid = eval_flags.grid(suite, given)
+    grid = eval_flags.grid(suite, given, config)
     settings, screen = _begin(config, dict(model=model), json, quiet, verbose)
     importlib.import_module("longctx.commands.jobs").evaluate(suite, data, out, sample, grid, settings, screen)
 

@@ -305,6 +305,41 @@ def test_the_command_runs_a_suite_and_names_them_all(data: Path, tmp_path: Path)
     assert listed.stdout.split() == ["selection", *long_qa.suites()]
 
 
+def configured(folder: Path, text: str, *words: str) -> Any:
+    """What the command answers under a configuration file; one system, one question."""
+    model = tiny.save(folder / "model", num_hidden_layers=2)
+    file = folder / "longctx.toml"
+    file.write_text('calibration = "none"\nencoder = "none"\nsegment_tokens = 64\n' + text)
+    given = ["eval", "freeform", "--data", str(folder / "data"), "--out", str(folder / "out"), "--model", str(model)]
+    given += ["--config", str(file), "--sample", "1", "--json", "--quiet", *words]
+    return CliRunner().invoke(app, given)
+
+
+def test_the_configuration_file_holds_where_no_flag_is_given(data: Path, tmp_path: Path) -> None:
+    """Budget, length and seed of the file were replaced by the job's own, and nothing said so."""
+    text = 'budget = "0.15k"\nmax_new_tokens = 2\nseed = 3\n'
+    ran = configured(tmp_path, text, "--system", "head")
+    assert ran.exit_code == 0, ran.output
+    (row,) = rows(Path(json.loads(ran.stdout)["out"]))
+    assert (row["budget"], row["max_new_tokens"], row["seed"]) == (150, 2, 3)
+    ran = configured(
+        tmp_path, text, "--system", "head", "--budgets", "130", "--max-new-tokens", "1", "--seed", "4", "--out",
+        str(tmp_path / "flags"),
+    )  # fmt: skip
+    (row,) = rows(Path(json.loads(ran.stdout)["out"]))
+    assert (row["budget"], row["max_new_tokens"], row["seed"]) == (130, 1, 4)
+
+
+def test_what_an_evaluation_cannot_take_from_the_configuration_is_said(data: Path, tmp_path: Path) -> None:
+    refused = configured(tmp_path, "temperature = 0.9\n", "--system", "head")
+    assert refused.exit_code == 2 and "temperature=0.9" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "out").exists()
+    warned = configured(tmp_path, 'selector = "bm25"\n', "--dry-run")  # and then that dense has no encoder
+    assert "selector='bm25' of the configuration is not used" in warned.stderr
+    named = configured(tmp_path, 'selector = "bm25"\n', "--dry-run", "--system", "head")
+    assert named.exit_code == 0 and "warning" not in named.stderr
+
+
 def made(system: str, question: int, score: float, **changes: Any) -> dict[str, Any]:
     """A row as the job writes them."""
     row = {

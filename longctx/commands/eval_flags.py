@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from longctx.commands.settings import count
+from longctx.commands.settings import count, from_file
 
 _SELECTION, _LONG_QA = "For the suite selection", "For all other suites"
 # flag -> what it is where it was not given; the keys of the suites' own functions
@@ -67,8 +67,11 @@ DryRun = Annotated[
 ]
 
 
-def grid(suite: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The flags that were given, as the suite's function takes them. Refuses those of the other kind of suite."""
+def grid(suite: str, given: Mapping[str, Any], config: Path | None = None) -> dict[str, Any]:
+    """The flags that were given, else what ``config`` has of them, as the suite's function takes them.
+
+    Refuses flags of the other kind of suite.
+    """
     own, other = _SELECTION_DEFAULTS, _LONG_QA_DEFAULTS
     if suite != "selection":
         own, other = other, own
@@ -86,4 +89,11 @@ def grid(suite: str, given: Mapping[str, Any]) -> dict[str, Any]:
             found["max_new_tokens"] = count(found["max_new_tokens"])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    return found
+    return found if suite == "selection" or config is None else _configured(config) | found
+
+
+def _configured(config: Path) -> dict[str, Any]:
+    """What the file has of the flags for long QA."""
+    values = from_file(config)
+    found = {name: values[name] for name in ("max_new_tokens", "seed") if name in values}
+    return found | ({"budgets": (values["budget"],)} if "budget" in values else {})

@@ -13,12 +13,12 @@ from typing import Any
 from longctx.commands.ask import check, open_reader
 from longctx.commands.screen import Screen
 from longctx.commands.settings import Settings
-from longctx.errors import UnknownMethod, UsageError
+from longctx.errors import BadOption, UnknownMethod, UsageError
 
 _SELECTION = "selection"
 # name -> (module of longctx.pipelines, function)
 _BENCHES = {"reading": ("bench_reading", "run_reading"), "speculation": ("bench_speculation", "run_speculation")}
-# Settings that an evaluation sets itself, has no use for, or that change what is kept and never an answer.
+# Settings that rows name by themselves, that an evaluation has no use for, or that change what is kept alone.
 _NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "drafters", "kv", "segment_memory_bytes")
 
 
@@ -42,6 +42,10 @@ def evaluate(
         _done(run(data, settings.model, out, quiet=screen.quiet, sample=sample, **grid), screen)
         return
     check(settings)
+    if settings.temperature:
+        raise BadOption(f"temperature={settings.temperature} is not for eval, whose answers are greedy. Leave it out.")
+    if settings.selector != Settings().selector and "systems" not in grid:
+        screen.warn([f"selector={settings.selector!r} of the configuration is not used: name it with --system."])
     written = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _NOT_WRITTEN}
     dry = grid.pop("dry_run", False)
     job = _pipeline("long_qa").Job(suite, data, out, written, sample=sample, **grid)

@@ -78,12 +78,13 @@ def merge(config: Path | None, flags: Mapping[str, Any]) -> Settings:
 
     Raises UsageError for a file that cannot be read and BadOption for a key or value it cannot have.
     """
-    values = {} if config is None else _file(config)
+    values = {} if config is None else from_file(config)
     values |= {key: value for key, value in flags.items() if value is not None}
     return Settings(**values)
 
 
-def _file(path: Path) -> dict[str, Any]:
+def from_file(path: Path) -> dict[str, Any]:
+    """The keys that the file has, with values of their types. Raises as ``merge`` does."""
     try:
         with open(path, "rb") as file:
             found = tomllib.load(file)
