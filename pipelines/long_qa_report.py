@@ -105,7 +105,12 @@ def _seconds(rows: Sequence[Row]) -> list[str]:
             select, answer = (np.mean([row["seconds"][name] for row in own]) for name in ("select", "answer"))
             read, new = (np.mean([row[name] for row in own]) for name in ("tokens_read", "new_tokens"))
             lines.append(f"| {cell[0]} | {_budget(cell)} | {read:,.0f} | {select:.2f} | {answer:.2f} | {new:.1f} |")
-    return [*lines, "", "What one row of a document has read, later ones find: their times are for that much less.\n"]
+    return [
+        *lines,
+        "",
+        "What one row of a document has read, later ones find: their tokens read and times are for that much less, and "
+        "a run that was stopped reads again what it had read. Nothing else on this page depends on it.\n",
+    ]
 
 
 def _pairs(rows: Sequence[Row]) -> list[str]:

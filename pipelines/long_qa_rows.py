@@ -1,7 +1,8 @@
 """The file of rows of ``longctx eval SUITE``: what each row says of its run and question, and which rows there are.
 
 Owns the conditions under which a file goes on: the same model, settings, versions, data and draw, or none of it is
-touched. Rows hold hashes and offsets, never text of a document or of a reference.
+touched. Rows hold hashes and offsets, never text of a document or of a reference. ``seconds`` and ``tokens_read`` of a
+row depend on what its run had read of the document before; all else in it is that of a run that never stopped.
 """
 
 from __future__ import annotations
