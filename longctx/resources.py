@@ -83,8 +83,8 @@ class Calibrator:
                     self._found.save(self.path)
                 except OSError as error:
                     self._warnings.append(
-                        f"the calibration could not be kept in {self.path.parent} ({error.strerror or error}); "
-                        f"it will be made again."
+                        f"the calibration could not be kept ({error.strerror or type(error).__name__}): it will be "
+                        f"made again. Set LONGCTX_CACHE to a folder that can be written."
                     )
         return self._found
 

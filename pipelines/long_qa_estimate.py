@@ -23,7 +23,9 @@ _NEW = 16  # tokens decoded to measure
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Sums over the rows that are missing. Seconds are for answers of full length, so rather too many."""
+    """Sums over the rows that are missing. Seconds are rather too many: answers are taken to be of full length, and
+    what a selector read of a document for one budget is taken to be read again for the next.
+    """
 
     questions: int
     documents: int
