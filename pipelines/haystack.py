@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import longctx
+from longctx import plugins
 from longctx.errors import UsageError
 
 from . import standard_library
@@ -28,8 +29,11 @@ _BETWEEN = "\n\n"  # between two sources
 _CHUNK_CHARS = 50_000
 _NAMED = 8  # files of a haystack that a row names; its hash tells it from every other
 _AT_ONCE = 256  # pieces whose tokens are counted in one call
-# Where a sentence surely ends: a mark between a word and a capital, a mark of scripts without spaces, a blank line.
-_END = re.compile(r"(?<=\w[.!?])[\"'”’)\]]{0,2}+\s++(?=[\"'“‘(\[]?[A-Z])|(?<=[。！？])|\n[ \t\r]*+\n\s*+")
+_LONGEST = 1_000  # characters of a piece: a needle stands near its place in a text without sentences, too
+_LEAST_GAP, _GAP = 64, 0.05  # tokens, and share of a length, that may be missing at the end before a piece is cut
+# Where a sentence may end: a mark between a word and a capital, a mark of scripts without spaces, a blank line. The
+# splitter of sentences knows abbreviations; it also ends lines, where a needle would stand inside a table or a program.
+_END = re.compile(r"(?<=\w[.!?])[\"'”’)\]]{0,2}+\s++(?=[\"'“‘(\[]?[A-Z])|(?<=[。！？])\s*+|\n[ \t\r]*+\n\s*+")
 _SPACE = re.compile(r"\s*\Z")
 
 Count = Callable[[Sequence[str]], list[int]]  # texts -> tokens of each
@@ -64,6 +68,7 @@ class Haystack:
     def take(self, tokens: int) -> tuple[list[str], list[int]]:
         """The first pieces of at most ``tokens`` tokens together, and the tokens of each.
 
+        Where a whole piece would leave much of ``tokens`` empty, its beginning is taken, up to a line's end or a space.
         Raises UsageError when the haystack is shorter.
         """
         while self._total < tokens:
@@ -83,13 +88,46 @@ class Haystack:
             self._total += sum(counted)
         ends = list(accumulate(self._tokens))
         keep = bisect_left(ends, tokens + 1)
-        return self._pieces[:keep], self._tokens[:keep]
+        pieces, counted = self._pieces[:keep], self._tokens[:keep]
+        room = tokens - sum(counted)
+        if room > max(_LEAST_GAP, _GAP * tokens):
+            part = _beginning_of(self._pieces[keep], room, self._count)
+            pieces, counted = [*pieces, part], [*counted, *self._count([part])]
+        return pieces, counted
 
 
 def cut(text: str) -> list[str]:
-    """Pieces that together are ``text``; every one but the last ends where a sentence or a paragraph ends."""
-    edges = [0, *(end.end() for end in _END.finditer(text)), len(text)]
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    """Pieces that together are ``text``; every one but the last ends where a sentence or a paragraph ends.
+
+    A piece of more than _LONGEST characters is cut at line ends, else at spaces, else anywhere.
+    """
+    begins = set(plugins.load("splitters", "sentences").begins(text))
+    ends = [end.end() for end in _END.finditer(text) if end.end() in begins]
+    pieces, start = [], 0
+    for end in (*ends, len(text)):
+        while end - start > _LONGEST:
+            stop = _good_end(text, start, start + _LONGEST)
+            pieces.append(text[start:stop])
+            start = stop
+        if start < end:
+            pieces.append(text[start:end])
+        start = end
+    return pieces
+
+
+def _good_end(text: str, start: int, stop: int) -> int:
+    """Behind the last line end in the second half of the range, else behind the last space, else ``stop``."""
+    middle = (start + stop) // 2
+    return text.rfind("\n", middle, stop) + 1 or text.rfind(" ", middle, stop) + 1 or stop
+
+
+def _beginning_of(piece: str, tokens: int, count: Count) -> str:
+    """As much of the beginning of ``piece`` as ``tokens`` tokens hold, ended as well as can be."""
+    low, high = 0, len(piece)  # low characters are known to fit, high are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count([piece[:middle]])[0] <= tokens else (low, middle)
+    return piece[: _good_end(piece, 0, low)]
 
 
 def counter(tokenizer: Any) -> Count:
@@ -131,10 +169,8 @@ def plant(
         total = tokens_of(planted.text, count)
         if total <= length:
             return replace(planted, tokens=total)
-        over = total - length  # pieces count differently side by side
-        while pieces and over > 0:
-            over -= max(1, tokens[-1])
-            pieces, tokens = pieces[:-1], tokens[:-1]
+        # pieces count differently side by side
+        pieces, tokens = take(max(0, sum(tokens) - (total - length)))
     raise UsageError(f"no sentence of the haystack fits a text of {length:,} tokens with {own:,} tokens of needles.")
 
 
@@ -169,6 +205,18 @@ def named(paths: Sequence[Path]) -> list[str]:
         return [f"{PYTHON} {platform.python_version()}"]
     found = [path.name for path in files(paths)]
     return found if len(found) <= _NAMED else [*found[:_NAMED], f"and {len(found) - _NAMED} more"]
+
+
+def contents(paths: Sequence[Path]) -> str | None:
+    """SHA-256 of the names and contents of the haystack's files, in order; None for Python's, which its version tells."""
+    if not paths:
+        return None
+    found = hashlib.sha256()
+    for path in files(paths):
+        with path.open("rb") as file:
+            own = hashlib.file_digest(file, "sha256").hexdigest()
+        found.update(f"{own} {path.name}\n".encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
 
 
 def sentences(filler: Iterator[str]) -> Iterator[list[str]]:

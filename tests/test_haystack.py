@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longctx.errors import UsageError
-from longctx.pipelines.haystack import Haystack, beginning, counter, cut, files, plant, rebuilt, sources, tokens_of
+from longctx.pipelines.haystack import (
+    Haystack, beginning, contents, counter, cut, files, plant, rebuilt, sources, tokens_of
+)  # fmt: skip
 from longctx.pipelines.needles._nouns import Needle
 
 PROSE = "The rain had not stopped. Roads were slow! Was anybody there?\n\nA second paragraph, “quoted.” Then the end."
@@ -36,6 +38,20 @@ def test_pieces_end_where_sentences_and_paragraphs_do_and_not_after_abbreviated_
     ]
     assert cut("Version 3.11 is e.g. this one.") == ["Version 3.11 is e.g. this one."]
     assert cut("雨が降った。道は遅い。") == ["雨が降った。", "道は遅い。"]
+
+
+@pytest.mark.parametrize("inside", ["Mr. Darcy", "U.S. Army", "J. R. Tolkien", "5 p.m. Monday", "e.g. Python"])
+def test_no_piece_ends_inside_a_name_or_an_abbreviation(inside: str) -> None:
+    assert cut(inside) == [inside]
+    assert cut(f"We saw {inside} there. It rained.") == [f"We saw {inside} there. ", "It rained."]
+
+
+def test_a_long_text_without_sentences_is_cut_at_lines_else_at_spaces_else_anywhere() -> None:
+    lines, spaced, solid = "a b c d\n" * 1000, "word " * 1000, "x" * 5000
+    for text, end in ((lines, "\n"), (spaced, " "), (solid, "x")):
+        pieces = cut(text)
+        assert "".join(pieces) == text and max(map(len, pieces)) <= 1000 and len(pieces) < 12
+        assert all(piece.endswith(end) for piece in pieces)
 
 
 @given(
@@ -82,8 +98,26 @@ def test_lengths_are_exact_in_the_tokens_of_the_model() -> None:
     for length in (300, 1000, 2500):
         planted = plant(hay.take, [Needle("The key is 4711.", 0.5)], length, count)
         real = len(tokenizer(planted.text, add_special_tokens=False)["input_ids"])
-        assert length - 400 < real <= length
+        assert length - max(80, length // 20) <= real <= length
         assert abs(planted.tokens - real) <= 2
+
+
+def test_a_piece_that_is_longer_than_the_room_left_fills_it() -> None:
+    pieces = ["One two. ", "word " * 600, "x" * 900, " End."]
+    for length in (300, 400, 500):
+        planted = plant(Haystack(iter([pieces]), words).take, [Needle("Here.", 0.5)], length, words)
+        assert length - 64 <= planted.tokens <= length
+        assert rebuilt("".join(pieces)[: planted.chars], planted.inserted) == planted.text
+    letters = plant(
+        Haystack(iter([["x" * 900]]), lambda texts: [*map(len, texts)]).take, [], 300, lambda t: [*map(len, t)]
+    )
+    assert letters.text == "x" * 300
+
+
+def test_needles_of_one_place_keep_their_order() -> None:
+    needles = [Needle(f"Needle {i}.", 1.0) for i in range(3)]
+    planted = plant(Haystack(iter([["One two. "] * 9]), words).take, needles, 24, words)
+    assert planted.text.endswith("One two. Needle 0. Needle 1. Needle 2. ")
 
 
 def test_special_tokens_spelled_out_count_as_text() -> None:
@@ -114,3 +148,16 @@ def test_files_and_folders_are_read_in_order_without_hidden_ones(tmp_path: Path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="without files"):
         files([tmp_path / "empty"])
+
+
+def test_the_hash_of_a_haystack_follows_names_contents_and_order(tmp_path: Path) -> None:
+    a, b, other = (tmp_path / folder / name for folder, name in (("x", "a.txt"), ("x", "b.txt"), ("y", "a.txt")))
+    for path, text in ((a, "One."), (b, "Two."), (other, "Three.")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    hashes = [contents(paths) for paths in ([a, b], [b, a], [a], [other], [])]
+    assert len(set(hashes)) == 5 and hashes[-1] is None
+    other.write_text("One.")
+    assert contents([other]) == contents([a]), "where a file lies does not matter"
+    b.write_text("One.")
+    assert contents([b]) != contents([a])

@@ -68,6 +68,11 @@ def test_sentences_end_where_a_reader_ends_them(name: str, gold: list[str]) -> N
     assert wrapped == gold
 
 
+def test_the_splitter_says_where_sentences_begin() -> None:
+    begins = Sentences.begins
+    assert [begins(text) for text in ("Mr. Ray left. It rained.", "One\n\nTwo", "")] == [[14], [5], []]
+
+
 @pytest.mark.parametrize(("name", "gold"), GOLD_WITHOUT_SPACES, ids=[name for name, _ in GOLD_WITHOUT_SPACES])
 def test_scripts_without_spaces_have_sentences(name: str, gold: list[str]) -> None:
     assert sentences_of("".join(gold)) == gold

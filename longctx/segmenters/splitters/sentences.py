@@ -32,6 +32,11 @@ class Sentences:
         cuts, barriers = merge(snap(encoded, positions), blank)
         return tile(encoded, pack(encoded, cuts, barriers, self.max_tokens, self.min_tokens))
 
+    @staticmethod
+    def begins(text: str) -> list[int]:
+        """Ascending characters at which a sentence, paragraph or line of its own begins, the first of all left out."""
+        return boundaries(text)[0]
+
     def warnings(self, encoded: EncodedDocument) -> tuple[str, ...]:
         """Nothing is ever done differently from what was asked."""
         return ()
