@@ -44,12 +44,12 @@ class Thread:
 
 
 def chain(draw: Draw, steps: int, depth: float, direction: str) -> tuple[tuple[str, ...], tuple[Needle, ...]]:
-    """The people of one thread and its sentences, the first step first."""
+    """The people of one thread and its sentences, in the order of the text: needles of one place keep theirs."""
     names = tuple(draw.name() for _ in range(steps + 1))
-    low, high = (0.0, depth) if direction == "forward" else (depth, 1.0)
-    places = sorted((draw.place(low, high) for _ in range(steps - 1)), reverse=direction == "backward")
     said = [f"{giver} handed the parcel to {taker}." for giver, taker in zip(names, names[1:], strict=False)]
-    return names, tuple(map(Needle, said, [*places, depth]))
+    if direction == "forward":
+        return names, tuple(map(Needle, said, [*sorted(draw.place(0.0, depth) for _ in said[1:]), depth]))
+    return names, tuple(map(Needle, reversed(said), [depth, *sorted(draw.place(depth, 1.0) for _ in said[1:])]))
 
 
 PLUGIN = Thread
