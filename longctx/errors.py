@@ -83,11 +83,14 @@ class MissingExtra(LongctxError):
 
 
 class EndpointError(LongctxError):
-    """A server that does not answer, or not as asked. ``refused``: it answered, and will not answer otherwise."""
+    """A server that does not answer, or not as asked.
 
-    def __init__(self, said: str, retries: int, refused: bool) -> None:
+    ``refused``: it will not answer this request. ``closed``: it will answer none: the key or the address is wrong.
+    """
+
+    def __init__(self, said: str, retries: int, refused: bool = False, closed: bool = False) -> None:
         super().__init__(said)
-        self.retries, self.refused = retries, refused
+        self.retries, self.refused, self.closed = retries, refused, closed
 
 
 class ArtifactError(LongctxError):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _INSTALL = 'pip install "longctx-hf[eval]"'
 _KEY = "OPENAI_API_KEY"
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # states of a server that may be over at the next try
+_REFUSING = {400, 413}  # states that speak of the request: too long, most often
+_CLOSED = {401, 403, 404}  # states that every other request will meet too
 _LONGEST_WAIT = 60.0  # seconds; also where the server asks for more
 _SHORTEST_SHARE = 0.5  # of our count of tokens; a server that counts fewer has probably cut the prompt
 _QUOTED = 200  # characters of a server's refusal
@@ -74,7 +76,7 @@ class Endpoint:
             choice, usage = reply["choices"][0], reply.get("usage") or {}
             text = str(choice["message"]["content"] or "").strip()
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise EndpointError(f"the server's answer has no message in it ({error!r}).", retries, True) from error
+            raise EndpointError(f"the server's answer has no message in it ({error!r}).", retries) from error
         facts = {name: usage[name] for name in ("prompt_tokens", "completion_tokens") if name in usage}
         facts |= {"finish_reason": choice.get("finish_reason"), "retries": retries}
         warnings = _cut(facts.get("prompt_tokens"), self.tokens(prompt))
@@ -111,18 +113,19 @@ class Endpoint:
                     return _json(reply, tried), tried
                 said = f"the server answered {reply.status_code}: {' '.join(reply.text.split())[:_QUOTED]}"
                 if reply.status_code not in _PASSING:
-                    raise EndpointError(f"{said}.", tried, True)
+                    state = reply.status_code
+                    raise EndpointError(f"{said}.", tried, refused=state in _REFUSING, closed=state in _CLOSED)
                 wait = _asked_for(reply, wait)
             if tried < self.retries:
                 self.sleep(min(wait, _LONGEST_WAIT))
-        raise EndpointError(f"{said}, and {self.retries} more tries ended no better.", self.retries, False)
+        raise EndpointError(f"{said}, and {self.retries} more tries ended no better.", self.retries)
 
 
 def _json(reply: httpx.Response, tried: int) -> dict[str, Any]:
     try:
         found: dict[str, Any] = reply.json()
     except ValueError as error:
-        raise EndpointError("the server's answer is not JSON.", tried, True) from error
+        raise EndpointError("the server's answer is not JSON.", tried) from error
     return found
 
 

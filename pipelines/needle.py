@@ -24,17 +24,20 @@ from .rows import Row, Rows, read
 
 IDENTITY = ("task", "length", "seed", "fact", "system")
 ROWS = "needle.jsonl"
-_FAILURES = 3  # rows in succession after which a server is taken to be gone
+_FAILURES = 3  # rows of a server in succession after which it is taken to be gone
 Progress = Callable[[str, int, int], None]
 
 
-def made_with(grid: Grid, model: str, tokenizer: str, haystack: Sequence[str]) -> dict[str, Any]:
+def made_with(
+    grid: Grid, model: str, tokenizer: str, haystack: Sequence[str], haystack_sha256: str | None
+) -> dict[str, Any]:
     """What every row of one file was made with. ``tokenizer`` is a hash: lengths are counted in its tokens."""
     return {
         "longctx": longctx.__version__,
         "model": model,
         "tokenizer": tokenizer,
         "haystack": list(haystack),
+        "haystack_sha256": haystack_sha256,
         "depths": grid.depths,
         "distractors": grid.distractors,
         "together": grid.together,
@@ -63,10 +66,11 @@ def run(
 ) -> None:
     """Ask what ``rows`` does not hold yet, a row at a time; ``facts`` are written into each.
 
-    Raises EndpointError after _FAILURES rows in succession to which a server gave no answer; a later run makes them
-    again.
+    Raises EndpointError when a server answers nobody, and after _FAILURES of its rows in succession without an answer
+    that it did not refuse for their own sake. A later run makes every row again to which a server gave no answer.
     """
-    done, every, failed = 0, counted(grid)[1] * len(grid.lengths) * len(systems), 0
+    done, every = 0, counted(grid)[1] * len(grid.lengths) * len(systems)
+    failed = dict.fromkeys((system.name for system in systems), 0)
     for (task, length, seed, group), make in texts(grid, haystack, count):
         text: Text | None = None
         document: longctx.Document | None = None
@@ -81,8 +85,8 @@ def run(
                     document = longctx.Document.from_text(text.planted.text, f"{task}, {length} tokens, seed {seed}")
                 row, failure = _row(text, place, document, system)
                 rows.add({**key, **row, **facts, "made_with": {**common, **system.settings}})
-                failed = failed + 1 if row.get("again") else 0
-                if failure is not None and failed >= _FAILURES:
+                failed[system.name] = 0 if failure is None or failure.refused else failed[system.name] + 1
+                if failure is not None and (failure.closed or failed[system.name] >= _FAILURES):
                     raise failure
                 if progress is not None:
                     progress("questions", done, every)
@@ -117,7 +121,7 @@ def _row(text: Text, place: int, document: longctx.Document, system: System) -> 
         wrong = {"error": {"kind": type(error).__name__, "message": str(error)}}
         failure = error if isinstance(error, EndpointError) else None
         if failure is not None:
-            nothing |= {"facts": {"retries": failure.retries}, "again": not failure.refused}
+            nothing |= {"facts": {"retries": failure.retries}, "again": True}
         return {**row, **nothing, **wrong}, failure
     seconds = {**answer.seconds, "total": time.perf_counter() - started}
     found = {

@@ -5,6 +5,7 @@ Owns what each is given and what it reports of what it read. Knows no task, no r
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,7 +117,12 @@ class Plain:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return model_settings(self.reader, self.max_new_tokens)
+        return {**model_settings(self.reader, self.max_new_tokens), "decoding": self._decoding}
+
+    @property
+    def _decoding(self) -> dict[str, Any]:
+        """Greedy, and nothing of what a model's own settings may add: a reader does not follow these either."""
+        return {"do_sample": False, "eos_token_id": self.reader.model.generation_config.eos_token_id}
 
     def answer(self, document: longctx.Document, question: str) -> Said:
         import torch
@@ -133,17 +139,13 @@ class Plain:
             )
         started = time.perf_counter()
         ids = torch.tensor([prompt], device=model.device)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        # generate takes what a given configuration leaves open from the model's own, so the model gets another one: a
+        # copy that shares every weight, for the caller's stays as it is
+        clean = copy.copy(model)
+        clean.generation_config = type(model.generation_config)(**self._decoding, pad_token_id=pad)
         with torch.inference_mode():
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            )
+            out = clean.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.max_new_tokens)
         new = out[0, len(prompt) :].tolist()
         said = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
         facts = {"prompt_tokens": len(prompt), "new_tokens": len(new)}

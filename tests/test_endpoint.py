@@ -104,7 +104,7 @@ def test_tries_end_and_the_error_says_how_many_there_were(server: Server) -> Non
     server.replies = [(500, b"out of order", {})]
     with pytest.raises(EndpointError, match="answered 500: out of order, and 2 more tries") as failed:
         endpoint(server, retries=2).answer(DOCUMENT, "?")
-    assert (failed.value.retries, failed.value.refused, len(server.asked)) == (2, False, 3)
+    assert (failed.value.retries, failed.value.closed, len(server.asked)) == (2, False, 3)
 
 
 def test_a_server_that_does_not_answer_in_time_is_asked_again(server: Server) -> None:
@@ -121,11 +121,20 @@ def test_a_server_that_is_gone_is_an_error(server: Server) -> None:
     assert not failed.value.refused
 
 
-def test_a_refusal_is_not_tried_again(server: Server) -> None:
-    server.replies = [(400, {"error": "context length exceeded"}, {})]
-    with pytest.raises(EndpointError, match="400.*context length exceeded") as failed:
+@pytest.mark.parametrize(
+    ("status", "refused", "closed"),
+    [
+        (400, True, False), (413, True, False), (401, False, True), (403, False, True), (404, False, True),
+        (422, False, False),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_not_tried_again_and_says_whether_it_is_of_this_prompt_or_of_all(
+    server: Server, status: int, refused: bool, closed: bool
+) -> None:
+    server.replies = [(status, {"error": {"message": "context length exceeded"}}, {})]
+    with pytest.raises(EndpointError, match=f"answered {status}") as failed:
         endpoint(server).answer(DOCUMENT, "?")
-    assert failed.value.refused and len(server.asked) == 1
+    assert (failed.value.refused, failed.value.closed, len(server.asked)) == (refused, closed, 1)
 
 
 @pytest.mark.parametrize("reply", [b"<html>", {"choices": []}, {"choices": [{"message": None}]}, []])
@@ -133,7 +142,7 @@ def test_an_answer_without_a_message_is_an_error(server: Server, reply: Any) -> 
     server.replies = [(200, reply, {})]
     with pytest.raises(EndpointError, match="not JSON|no message") as failed:
         endpoint(server).answer(DOCUMENT, "?")
-    assert failed.value.refused
+    assert not failed.value.refused and not failed.value.closed
 
 
 def test_a_prompt_that_the_server_cut_is_told(server: Server) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import tiny
+from test_encoder import tiny as tiny_encoder
 from test_endpoint import GOOD, Server
 from typer.testing import CliRunner
 
@@ -57,7 +59,7 @@ def made(
 ) -> list[Row]:
     out.mkdir(exist_ok=True)
     count = counter(reader.tokenizer)
-    common = needle.made_with(asked, "tiny", "abc", ["python"])
+    common = needle.made_with(asked, "tiny", "abc", ["python"], None)
     rows = needle.rows_of(out, systems, common)
     needle.run(asked, systems, Haystack(sources(haystack), count), count, rows, common, {"machine": "m"})
     return read(out / needle.ROWS)
@@ -215,6 +217,24 @@ def test_plain_generation_says_what_reading_everything_says(reader: Reader) -> N
     assert plain.text == reader.ask(document, "Where is the lamp?", selector="all", max_new_tokens=6).text
 
 
+def test_plain_generation_is_greedy_whatever_the_models_own_settings_say(reader: Reader) -> None:
+    document = Document.from_text("The lamp of Odette stands in room 4711. It rained.", "t")
+    asked = Plain(reader, "full", 12)
+    plain, settings = asked.answer(document, "Where is the lamp?").text, asked.settings
+    own = reader.model.generation_config
+    changes = {"repetition_penalty": 50.0, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(40))}
+    before = {name: getattr(own, name) for name in changes}
+    try:
+        for name, value in changes.items():
+            setattr(own, name, value)
+        assert asked.answer(document, "Where is the lamp?").text == plain
+        assert asked.settings == settings and settings["decoding"]["do_sample"] is False
+        assert reader.model.generation_config is own and own.repetition_penalty == 50.0
+    finally:
+        for name, value in before.items():
+            setattr(own, name, value)
+
+
 @pytest.mark.parametrize("template", ["system", "no_system", "base"])
 def test_a_server_is_given_the_words_that_a_reader_gives_its_model(template: str) -> None:
     tokenizer = tiny.tokenizer(template)
@@ -227,7 +247,7 @@ def test_a_server_that_fails_marks_its_rows_ends_the_run_and_is_asked_again_late
     reader: Reader, tmp_path: Path
 ) -> None:
     def gone(text: str, question: str) -> str:
-        raise EndpointError("no answer", 3, refused=False)
+        raise EndpointError("no answer", 3)
 
     with pytest.raises(EndpointError):
         made(reader, tmp_path, grid(depths=5), [Oracle(says=gone)])
@@ -236,6 +256,48 @@ def test_a_server_that_fails_marks_its_rows_ends_the_run_and_is_asked_again_late
     assert failed[0]["facts"] == {"retries": 3} and failed[0]["said"] is None
     rows = made(reader, tmp_path, grid(depths=5), [Oracle()])
     assert [row["said"] for row in rows] == [1.0] * 5
+
+
+def test_a_server_that_is_gone_ends_the_run_whatever_other_systems_answer(reader: Reader, tmp_path: Path) -> None:
+    def gone(text: str, question: str) -> str:
+        raise EndpointError("no answer", 3)
+
+    with pytest.raises(EndpointError):
+        made(reader, tmp_path, grid(depths=5), [Oracle(), Oracle(name="server", says=gone)])
+    assert [row["system"] for row in read(tmp_path / needle.ROWS)] == ["oracle", "server"] * 3
+
+
+def test_a_server_that_answers_nobody_ends_the_run_at_once(reader: Reader, tmp_path: Path) -> None:
+    def closed(text: str, question: str) -> str:
+        raise EndpointError("the server answered 401.", 0, closed=True)
+
+    with pytest.raises(EndpointError):
+        made(reader, tmp_path, grid(depths=5), [Oracle(says=closed)])
+    assert len(read(tmp_path / needle.ROWS)) == 1
+    assert [row["said"] for row in made(reader, tmp_path, grid(depths=5), [Oracle()])] == [1.0] * 5
+
+
+def test_prompts_that_a_server_refuses_do_not_end_the_run_and_are_asked_again_later(
+    reader: Reader, tmp_path: Path
+) -> None:
+    def refused(text: str, question: str) -> str:
+        raise EndpointError("the server answered 413.", 0, refused=True)
+
+    rows = made(reader, tmp_path, grid(depths=5), [Oracle(says=refused)])
+    assert [row["said"] for row in rows] == [None] * 5
+    assert [row["said"] for row in made(reader, tmp_path, grid(depths=5), [Oracle()])] == [1.0] * 5
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_backward_thread_stands_backward_at_every_depth(reader: Reader, tmp_path: Path, depth: int) -> None:
+    for task, sign in (("thread:direction=backward", -1), ("thread", 1), ("threads:threads=2,direction=backward", -1)):
+        row = made(reader, tmp_path / task[:9], grid(tasks=(task,)), [Oracle()])[depth]
+        handed = [
+            re.search(r"(\w+ \w+) handed the parcel to (.*)[.]", string) for _, string in row["recipe"]["inserted"]
+        ]
+        taken = [(at[1], at[2]) for at in handed if at is not None]
+        for (giver, taker), later in itertools.combinations(taken, 2):
+            assert taker != later[0] if sign < 0 else giver != later[1], (task, taken)
 
 
 def test_a_length_that_plain_generation_refuses_is_a_row_with_the_reason(reader: Reader, tmp_path: Path) -> None:
@@ -349,6 +411,26 @@ def test_one_command_makes_rows_table_picture_and_page_and_another_the_prompt(fo
         digest(json.loads(call("rebuild", "out/needle.jsonl", "--row", "2", "--json").stdout)["prompt"])
         == (held[1]["recipe"]["prompt_sha256"])
     )
+
+
+def test_rows_hold_no_path_of_the_machine(folder: Path) -> None:
+    config = (folder / "fast.toml").read_text().replace('encoder = "none"', f'encoder = "{folder / "minilm"}"')
+    (folder / "fast.toml").write_text(config)
+    tiny_encoder(folder / "minilm", "bert")
+    ran = call("--lengths", "500", "--selector", "bm25", "--json", "--quiet", *COMMON)
+    assert ran.exit_code == 0, ran.output
+    rows = read(folder / "out" / "needle.jsonl")
+    assert rows[0]["made_with"]["encoder"] == "minilm" and str(folder) not in json.dumps(rows)
+
+
+def test_rows_of_another_haystack_of_the_same_name_are_refused(folder: Path) -> None:
+    for name in ("quiet", "loud"):
+        (folder / name).mkdir()
+        (folder / name / "hay.txt").write_text(" ".join(f"In week {i} it was {name}." for i in range(400)))
+    words = ("--lengths", "500", "--selector", "bm25", "--quiet", *COMMON, "--haystack")
+    assert call(*words, "quiet/hay.txt").exit_code == 0
+    ran = call(*words, "loud/hay.txt")
+    assert ran.exit_code == 4 and "haystack_sha256 was" in ran.stderr
 
 
 def test_a_dry_run_tells_what_it_takes_and_makes_no_row(folder: Path) -> None:

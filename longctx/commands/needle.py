@@ -72,7 +72,8 @@ def run(asked: Asked, settings: Settings, screen: Screen) -> None:
         return
     forecast.show(works, screen, screen.note)
     under_test = [*_local(asked, settings, screen), *servers]
-    common = needle.made_with(grid, Path(settings.model).name, _hash_of(tokenizer), haystacks.named(asked.haystack))
+    model, named = Path(settings.model).name, haystacks.named(asked.haystack)
+    common = needle.made_with(grid, model, _hash_of(tokenizer), named, haystacks.contents(asked.haystack))
     rows = needle.rows_of(asked.out, under_test, common)
     before = len(rows.rows)
     facts = {name: version(name) for name in ("torch", "transformers")}
@@ -150,7 +151,8 @@ def _local(asked: Asked, settings: Settings, screen: Screen) -> list[Any]:
     systems = _pipeline("needle_systems")
     reader = open_reader(settings, screen)
     books = systems.Books(reader, _patient(screen.progress))
-    reading = {name: getattr(settings, name) for name in ("splitter", "encoder", "calibration", "segment_tokens")}
+    reading = {name: getattr(settings, name) for name in ("splitter", "calibration", "segment_tokens")}
+    reading["encoder"] = Path(settings.encoder).name  # rows never say where a file lies
     limit = settings.max_new_tokens
     chosen = [systems.Selecting(books, name, settings.budget, limit, reading) for name in asked.selectors]
     return [*(systems.Plain(reader, name, limit) for name in asked.plain), *chosen]
