@@ -6,7 +6,9 @@ that is set, and stands in no row and no message. Needs httpx, of the extra ``ev
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ _REFUSING = {400, 413}  # states that speak of the request: too long, most often
 _CLOSED = {401, 403, 404}  # states that every other request will meet too
 _LONGEST_WAIT = 60.0  # seconds; also where the server asks for more
 _SHORTEST_SHARE = 0.5  # of our count of tokens; a server that counts fewer has probably cut the prompt
-_QUOTED = 200  # characters of a server's refusal
+_NAME = re.compile(r"[\w.-]{1,40}")  # of a kind of error; sentences may repeat the text that was asked about
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +100,15 @@ class Endpoint:
         for tried in range(self.retries + 1):
             wait = float(2**tried)
             try:
-                reply = httpx.post(
-                    f"{self.url.rstrip('/')}/chat/completions",
-                    json=body,
-                    headers=headers,
-                    timeout=self.timeout_seconds,
-                )
-            except httpx.TimeoutException:
+                reply = asyncio.run(self._posted(body, headers))
+            except TimeoutError:
                 said = f"the server did not answer within {self.timeout_seconds:g} s"
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 said = f"the connection to the server failed ({type(error).__name__})"
             else:
                 if reply.is_success:
                     return _json(reply, tried), tried
-                said = f"the server answered {reply.status_code}: {' '.join(reply.text.split())[:_QUOTED]}"
+                said = f"the server answered {reply.status_code}{_named(reply)}"
                 if reply.status_code not in _PASSING:
                     state = reply.status_code
                     raise EndpointError(f"{said}.", tried, refused=state in _REFUSING, closed=state in _CLOSED)
@@ -119,6 +116,24 @@ class Endpoint:
             if tried < self.retries:
                 self.sleep(min(wait, _LONGEST_WAIT))
         raise EndpointError(f"{said}, and {self.retries} more tries ended no better.", self.retries)
+
+    async def _posted(self, body: Mapping[str, Any], headers: Mapping[str, str]) -> httpx.Response:
+        """The whole reply. Raises TimeoutError when it takes longer, however often a part of it comes."""
+        import httpx
+
+        async with asyncio.timeout(self.timeout_seconds), httpx.AsyncClient(timeout=None) as client:
+            return await client.post(f"{self.url.rstrip('/')}/chat/completions", json=body, headers=headers)
+
+
+def _named(reply: httpx.Response) -> str:
+    """The names that the protocol has for an error, in brackets, and nothing else of what the server said."""
+    try:
+        error = reply.json()["error"]
+        found = [str(error[name]) for name in ("type", "code") if error.get(name)]
+    except (ValueError, KeyError, TypeError, AttributeError):  # not of the protocol
+        return ""
+    names = [name for name in found if _NAME.fullmatch(name)]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _json(reply: httpx.Response, tried: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -41,6 +42,15 @@ class Server:
                     outer.hold.wait(5)
                     return
                 data = said if isinstance(said, bytes) else json.dumps(said).encode()
+                if "Trickle" in headers:  # a byte now and then, of the head or behind it
+                    head = b"HTTP/1.0 200 OK\r\nContent-Length: %d\r\n\r\n" % len(data)
+                    fast = head if headers["Trickle"] == "body" else b""
+                    self.wfile.write(fast)
+                    with contextlib.suppress(OSError):  # the other end has gone
+                        for byte in (head + data)[len(fast) :]:
+                            self.wfile.write(bytes([byte]))
+                            outer.hold.wait(0.1)
+                    return
                 self.send_response(status)
                 for name, value in {"Content-Length": str(len(data)), **headers}.items():
                     self.send_header(name, value)
@@ -102,7 +112,7 @@ def test_busy_and_failing_servers_are_asked_again_after_growing_pauses(server: S
 
 def test_tries_end_and_the_error_says_how_many_there_were(server: Server) -> None:
     server.replies = [(500, b"out of order", {})]
-    with pytest.raises(EndpointError, match="answered 500: out of order, and 2 more tries") as failed:
+    with pytest.raises(EndpointError, match="answered 500, and 2 more tries") as failed:
         endpoint(server, retries=2).answer(DOCUMENT, "?")
     assert (failed.value.retries, failed.value.closed, len(server.asked)) == (2, False, 3)
 
@@ -143,6 +153,34 @@ def test_an_answer_without_a_message_is_an_error(server: Server, reply: Any) -> 
     with pytest.raises(EndpointError, match="not JSON|no message") as failed:
         endpoint(server).answer(DOCUMENT, "?")
     assert not failed.value.refused and not failed.value.closed
+
+
+def test_of_a_refusal_only_the_state_and_names_of_errors_are_told(server: Server) -> None:
+    for error in (
+        {"message": f"too long: {DOCUMENT.text}", "type": "invalid_request_error", "code": "context_length_exceeded"},
+        {"message": "?", "type": DOCUMENT.text, "code": 4711},
+        DOCUMENT.text,
+    ):
+        server.replies = [(400, {"error": error}, {})]
+        with pytest.raises(EndpointError) as failed:
+            endpoint(server).answer(DOCUMENT, "?")
+        assert "lamp" not in str(failed.value) and "400" in str(failed.value)
+        if "code" in error and error["code"] != 4711:
+            assert "invalid_request_error, context_length_exceeded" in str(failed.value)
+
+
+def test_a_try_ends_in_time_however_slowly_the_server_speaks(server: Server) -> None:
+    slow: list[Reply] = [(200, GOOD, {"Trickle": "head"}), (200, GOOD, {"Trickle": "body"})]
+    for reply in slow:
+        server.replies = [reply]
+        with pytest.raises(EndpointError, match="within 0.3 s"):
+            endpoint(server, timeout_seconds=0.3, retries=0).answer(DOCUMENT, "?")
+    assert server.hold.wait(0) is False
+
+
+def test_an_answer_that_cannot_be_decoded_is_asked_for_again(server: Server) -> None:
+    server.replies = [(200, b"no gzip", {"Content-Encoding": "gzip"}), (200, GOOD, {})]
+    assert endpoint(server).answer(DOCUMENT, "?").facts["retries"] == 1
 
 
 def test_a_prompt_that_the_server_cut_is_told(server: Server) -> None:
