@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from longctx import plugins
 from longctx.errors import UsageError
@@ -108,13 +108,7 @@ class _Maker:
     count: Count
 
     def __call__(self) -> Text:
-        drawn, draws = self._drawn()
-        cases = [drawn.cases[fact] for fact in self.facts]
-        wanted = beside(self.task, self.spec, self.grid)
-        more = drawn.distractors[: max(0, wanted - len(cases) + 1)]  # the other facts are of the same form
-        needles = [needle for own in (*(case.needles for case in cases), *more) for needle in own]
-        take = Haystack(sentences(drawn.filler()), self.count).take if drawn.filler else self.haystack.take
-        planted = plant(take, needles, self.length, self.count)
+        drawn, draws, cases, planted = self._made()
         evidence, places, depths, at = [], [], [], 0
         for fact, case in zip(self.facts, cases, strict=True):
             numbers = [at + i for i, needle in enumerate(case.needles) if needle.evidence]
@@ -135,22 +129,36 @@ class _Maker:
             depths=tuple(depths),
         )
 
-    def _drawn(self) -> tuple[Drawn, int]:
-        """Facts whose keys do not stand in the haystack, and how many draws that took."""
+    def _made(self) -> tuple[Drawn, int, list[Case], Planted]:
+        """Facts that leave every question one answer in their text, how many draws that took, the cases, the text."""
         wanted = beside(self.task, self.spec, self.grid)
-        text = ""
+        haystack = said = ""
         for draws in range(1, _DRAWS + 1):
             drawn = drawn_facts(self.task, self.spec, self.seed, draws, self.grid.shares, wanted)
-            if drawn.filler is not None:
-                return drawn, draws
-            text = text or "".join(self.haystack.take(self.length)[0])
-            found = [key for case in drawn.cases for key in case.keys if key in text]
-            if not found:
-                return drawn, draws
-        raise UsageError(
-            f"in {_DRAWS} draws of the task {self.spec!r} some key always stood in the haystack already, at last "
-            f"{found[0]!r}. Use another --haystack or seed, or fewer --depths."
-        )
+            if drawn.filler is None:
+                haystack = haystack or "".join(self.haystack.take(self.length)[0])
+                found = [key for case in drawn.cases for key in case.keys if key in haystack]
+                if found:
+                    said = (
+                        f"some key always stood in the haystack already, at last {found[0]!r}. Use another --haystack "
+                        "or seed, or fewer --depths."
+                    )
+                    continue
+            cases = [drawn.cases[fact] for fact in self.facts]
+            planted = self._planted(drawn, cases, wanted)
+            if drawn.counted is None:
+                return drawn, draws, cases, planted
+            if answers := drawn.counted(planted.text):
+                return drawn, draws, [replace(case, answers=answers) for case in cases], planted
+            said = f"no text of {self.length:,} tokens had a single answer. Use longer --lengths."
+        raise UsageError(f"in {_DRAWS} draws of the task {self.spec!r} {said}")
+
+    def _planted(self, drawn: Drawn, cases: Sequence[Case], wanted: int) -> Planted:
+        """The text with the cases' needles and so many distractors."""
+        more = drawn.distractors[: max(0, wanted - len(cases) + 1)]  # the other facts are of the same form
+        needles = [needle for own in (*(case.needles for case in cases), *more) for needle in own]
+        take = Haystack(sentences(drawn.filler()), self.count).take if drawn.filler else self.haystack.take
+        return plant(take, needles, self.length, self.count)
 
 
 def drawn_facts(task: Task, spec: str, seed: int, draws: int, shares: Sequence[float], distractors: int) -> Drawn:

@@ -45,12 +45,14 @@ class Case:
 class Drawn:
     """One case per depth. A distractor is all the sentences of one more fact of the same form.
 
-    ``filler`` gives the sentences of a task that brings its own haystack, without an end.
+    ``filler`` gives the sentences of a task that brings its own haystack, without an end. ``counted`` reads the answers
+    of a task without needles off the text that was made, in place of those of its case; none: they are not certain.
     """
 
     cases: tuple[Case, ...]
     distractors: tuple[tuple[Needle, ...], ...] = ()
     filler: Callable[[], Iterator[str]] | None = None
+    counted: Callable[[str], tuple[str, ...]] | None = None
 
 
 class Task(Protocol):

@@ -6,7 +6,9 @@ Owns the word lists. They share no name and no form of sentence with those that 
 from __future__ import annotations
 
 import random
+import re
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -40,6 +42,13 @@ _CONSONANTS, _VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
 T = TypeVar("T")
+
+
+def most_frequent(text: str, count: int) -> tuple[str, ...]:
+    """The ``count`` words that occur most often; none when the last of them occurs no more often than the next."""
+    found = Counter(re.findall(r"\w+", text)).most_common(count + 1)
+    certain = len(found) > count and found[count - 1][1] > found[count][1]
+    return tuple(word for word, _ in found[:count]) if certain else ()
 
 
 class Draw:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ._nouns import Case, Drawn, Scoring, Stands, at_least
-from ._words import Draw
+from ._words import Draw, most_frequent
 
 _RARE = 2_000  # different words that are not common; each is listed far less often
 _RARE_A_LINE = 20
@@ -33,7 +33,11 @@ class CommonWords:
         rare = [draw.coined(3) for _ in range(_RARE)]
         question = f"Which {self.words} words occur most often in the list?"
         seed = rng.getrandbits(64)
-        return Drawn((Case(question, common, (), ()),), filler=lambda: _filler(common, rare, seed))
+        return Drawn(
+            (Case(question, common, (), ()),),
+            filler=lambda: _filler(common, rare, seed),
+            counted=lambda text: most_frequent(text, self.words),
+        )
 
 
 def _filler(common: Sequence[str], rare: Sequence[str], seed: int) -> Iterator[str]:

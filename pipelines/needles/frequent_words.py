@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ._nouns import Case, Drawn, Scoring, Stands, at_least
-from ._words import Draw
+from ._words import Draw, most_frequent
 
 _VOCABULARY = 500
 _A_LINE = 25
@@ -18,8 +18,8 @@ _A_LINE = 25
 class FrequentWords:
     """Scored by the share of the most frequent words that the output names.
 
-    The word of rank r has a share of r^-alpha of all draws (zeta law, as RULER's frequent-words task). In a short text
-    chance may put neighbouring ranks in the other order.
+    The word of rank r has a share of r^-alpha of all draws (zeta law, as RULER's frequent-words task). Wanted are the
+    most frequent words of the text that was made, where chance may put neighbouring ranks in the other order.
     """
 
     scoring: ClassVar[Scoring] = "share"
@@ -37,7 +37,11 @@ class FrequentWords:
         coined = tuple(draw.coined(3) for _ in range(_VOCABULARY))
         question = f"Which {self.words} words occur most often in the text?"
         seed = rng.getrandbits(64)
-        return Drawn((Case(question, coined[: self.words], (), ()),), filler=lambda: _filler(coined, self.alpha, seed))
+        return Drawn(
+            (Case(question, coined[: self.words], (), ()),),
+            filler=lambda: _filler(coined, self.alpha, seed),
+            counted=lambda text: most_frequent(text, self.words),
+        )
 
 
 def _filler(coined: Sequence[str], alpha: float, seed: int) -> Iterator[str]:

@@ -17,3 +17,7 @@ def test_counting_gives_the_answers_whatever_the_length() -> None:
         counts = Counter(re.findall("[a-z]+", " ".join(islice(made.filler(), lines))))
         assert {word for word, _ in counts.most_common(5)} == set(made.cases[0].answers)
         assert counts.most_common(6)[5][1] < lines
+        assert made.counted is not None and set(made.counted(" ".join(islice(made.filler(), lines)))) == set(
+            made.cases[0].answers
+        )
+    assert made.counted is not None and made.counted(next(made.filler())) == (), "in one line all words are rare"
