@@ -208,7 +208,7 @@ def named(paths: Sequence[Path]) -> list[str]:
 
 
 def contents(paths: Sequence[Path]) -> str | None:
-    """SHA-256 of the names and contents of the haystack's files, in order; None for Python's, which its version tells."""
+    """SHA-256 of the names and contents of the haystack's files, in order; None for Python's, named by its version."""
     if not paths:
         return None
     found = hashlib.sha256()
@@ -249,7 +249,10 @@ def files(paths: Sequence[Path]) -> list[Path]:
         if not own:
             raise UsageError(f"--haystack {str(path)!r} is a folder without files.")
         found += own
-    return found
+    first: dict[Path, Path] = {}  # a text is never repeated, so no file is read twice
+    for path in found:
+        first.setdefault(path.resolve(), path)
+    return list(first.values())
 
 
 def _inserted(pieces: Sequence[str], tokens: Sequence[int], needles: Sequence[Needle]) -> Planted:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from longctx import plugins
 from longctx.errors import ArtifactError, DoesNotFit, EndpointError, UsageError
 
 from .haystack import Count, Haystack, beginning, digest, rebuilt, sentences, sources
-from .needle_grid import Grid, Text, counted, drawn_facts, texts
+from .needle_grid import Grid, Place, Text, drawn_facts, texts
 from .needle_scores import kept, said
 from .needle_systems import Said, System, turn
 from .needles._nouns import Task
@@ -34,6 +35,7 @@ def made_with(
     """What every row of one file was made with. ``tokenizer`` is a hash: lengths are counted in its tokens."""
     return {
         "longctx": longctx.__version__,
+        **{name: version(name) for name in ("torch", "transformers")},
         "model": model,
         "tokenizer": tokenizer,
         "haystack": list(haystack),
@@ -66,23 +68,46 @@ def run(
 ) -> None:
     """Ask what ``rows`` does not hold yet, a row at a time; ``facts`` are written into each.
 
+    Afterwards the grid's rows stand in its order, whenever each was made, and other rows before them.
+
     Raises EndpointError when a server answers nobody, and after _FAILURES of its rows in succession without an answer
     that it did not refuse for their own sake. A later run makes every row again to which a server gave no answer.
     """
-    done, every = 0, counted(grid)[1] * len(grid.lengths) * len(systems)
-    failed = dict.fromkeys((system.name for system in systems), 0)
-    for (task, length, seed, group), make in texts(grid, haystack, count):
+    made = list(texts(grid, haystack, count))
+    keys = [rows.key(key) for place, _ in made for system in systems for key in _keys(place, system)]
+    try:
+        _run(made, systems, len(keys), rows, common, facts, progress)
+    finally:
+        rows.sort(keys)
+
+
+def _keys(place: Place, system: System) -> list[Row]:
+    """What tells the rows of one text and system from all others."""
+    task, length, seed, group = place
+    return [{"task": task, "length": length, "seed": seed, "fact": fact, "system": system.name} for fact in group]
+
+
+def _run(
+    made: Sequence[tuple[Place, Callable[[], Text]]],
+    systems: Sequence[System],
+    every: int,
+    rows: Rows,
+    common: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    progress: Progress | None,
+) -> None:
+    done, failed = 0, dict.fromkeys((system.name for system in systems), 0)
+    for at, make in made:
         text: Text | None = None
         document: longctx.Document | None = None
         for system in systems:
-            for place, fact in enumerate(group):
-                key = {"task": task, "length": length, "seed": seed, "fact": fact, "system": system.name}
+            for place, key in enumerate(_keys(at, system)):
                 done += 1
                 if key in rows:
                     continue
                 if text is None or document is None:
                     text = make()
-                    document = longctx.Document.from_text(text.planted.text, f"{task}, {length} tokens, seed {seed}")
+                    document = longctx.Document.from_text(text.planted.text, f"{at[0]}, {at[1]} tokens, seed {at[2]}")
                 row, failure = _row(text, place, document, system)
                 rows.add({**key, **row, **facts, "made_with": {**common, **system.settings}})
                 failed[system.name] = 0 if failure is None or failure.refused else failed[system.name] + 1
@@ -131,6 +156,8 @@ def _row(text: Text, place: int, document: longctx.Document, system: System) -> 
         "read": None if answer.read is None else [list(span) for span in answer.read],
         "facts": dict(answer.facts),
         "warnings": list(answer.warnings),
+        # like the seconds not the same after an interruption: what was read for another question is not read again
+        "tokens_read": answer.tokens_read,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "date": time.strftime("%Y-%m-%d"),
     }

@@ -18,7 +18,9 @@ class Line(Protocol):
     def cells(self) -> tuple[str, ...]: ...
 
 
-HEADERS = ("task", "system", "tokens", "rows", "refused", "kept by the selection", "said in the answer")
+HEADERS = (
+    "task", "system", "tokens", "rows", "beyond the window", "no answer", "kept by the selection", "said in the answer",
+)  # fmt: skip
 _SHOWN = 300  # characters of an answer
 _STYLE = (
     "body{font:15px/1.45 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#212529}"
@@ -37,8 +39,8 @@ def page(rows: Sequence[Mapping[str, Any]], lines: Sequence[Line], picture: byte
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
         f"<title>Needles</title><style>{_STYLE}</style><h1>Needles in long texts</h1>",
         "<p>Kept: the share of a question's evidence that lies whole inside what the model was given to read. Said: "
-        "whether, or how much of, the answer is in what it said. In brackets: 95 % of the mean, Wilson's interval or "
-        "a bootstrap.</p>",
+        "whether, or how much of, the answer is in what it said. In brackets: 95 % of the mean by Wilson's "
+        "interval, and behind them over how many rows; a row without an answer is in no mean.</p>",
         f"<img alt='Heat map: depth of the needle by length of the text' src='data:image/png;base64,{image}'>",
         "<h2>Means</h2>",
         _table(HEADERS, [[escape(cell) for cell in line.cells] for line in lines]),
@@ -83,7 +85,7 @@ def _share(value: float | None) -> str:
 
 
 def _settings(row: Mapping[str, Any]) -> dict[str, str]:
-    machine = {name: row[name] for name in ("machine", "torch", "transformers") if name in row}
+    machine = {name: row[name] for name in ("machine",) if name in row}
     return {name: str(value) for name, value in {"system": row["system"], **row["made_with"], **machine}.items()}
 
 

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longctx.errors import MissingExtra, UsageError
+from longctx.errors import DoesNotFit, MissingExtra, UsageError
 
 from . import needle_page
 from .needle_scores import interval
@@ -36,23 +36,32 @@ _DARK_BELOW, _DARK_ABOVE = 0.25, 0.75
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One task, system and length: means of 0 to 1 with 95 % intervals, None where nothing could be measured."""
+    """One task, system and length: means of 0 to 1 with 95 % intervals, None where nothing could be measured.
+
+    ``refused`` rows are beyond a window, ``unanswered`` ones got nothing from a server; means are over ``measured`` and
+    ``answered`` rows.
+    """
 
     task: str
     system: str
     length: int
     rows: int
     refused: int
+    unanswered: int
+    measured: int
     kept: float | None
     kept_interval: tuple[float, float] | None
+    answered: int
     said: float | None
     said_interval: tuple[float, float] | None
 
     @property
     def cells(self) -> tuple[str, ...]:
         """As people read them, in the order of the page's headers."""
-        kept, said = percent(self.kept, self.kept_interval), percent(self.said, self.said_interval)
-        return self.task, self.system, f"{self.length:,}", str(self.rows), str(self.refused), kept, said
+        kept = percent(self.kept, self.kept_interval, self.measured)
+        said = percent(self.said, self.said_interval, self.answered)
+        counts = map(str, (self.rows, self.refused, self.unanswered))
+        return self.task, self.system, f"{self.length:,}", *counts, kept, said
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +71,11 @@ class Written:
 
 
 def check(out: Path) -> None:
-    """Raise now what ``write`` would raise after all the work, and make the folder."""
+    """Raise now what ``write`` would raise after all the work."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {str(out)!r} is not a folder.")
     if find_spec("matplotlib") is None:
         raise MissingExtra("the heat map", "matplotlib", _INSTALL)
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def write(out: Path, rows: Sequence[Mapping[str, Any]]) -> Written:
@@ -89,14 +97,18 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> tuple[Line, ...]:
     lines = []
     for (task, system, length), own in groups.items():
         kept, said = [[row[name] for row in own if row[name] is not None] for name in ("kept", "said")]
-        refused = sum(row.get("error") is not None for row in own)
-        lines.append(Line(task, system, length, len(own), refused, *_mean(kept), *_mean(said)))
+        failed = [row["error"]["kind"] for row in own if row.get("error") is not None]
+        refused = failed.count(DoesNotFit.__name__)
+        counts = (len(own), refused, len(failed) - refused)
+        lines.append(Line(task, system, length, *counts, len(kept), *_mean(kept), len(said), *_mean(said)))
     return tuple(lines)
 
 
-def percent(mean: float | None, ends: tuple[float, float] | None) -> str:
-    """A mean and its interval in points, or a dash."""
-    return "-" if mean is None or ends is None else f"{100 * mean:.0f} % [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]"
+def percent(mean: float | None, ends: tuple[float, float] | None, count: int) -> str:
+    """A mean and its interval in points and over how many rows it is, or a dash."""
+    if mean is None or ends is None:
+        return "-"
+    return f"{100 * mean:.0f} % [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}] of {count}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -24,13 +24,17 @@ _TURN = "Answer the question with the text below. Answer briefly.\n\nText:\n{tex
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer; ``read`` are the characters of the document that the model saw when answering, None: not known."""
+    """An answer; ``read`` are the characters of the document that the model saw when answering, None: not known.
+
+    ``tokens_read`` were read for choosing them, now and not for an earlier question.
+    """
 
     text: str
     read: tuple[tuple[int, int], ...] | None
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    tokens_read: int = 0
 
 
 def turn(text: str, question: str) -> str:
@@ -104,7 +108,9 @@ class Selecting:
         )
         spans = tuple((span.start, span.end) for span in answer.selection.spans)
         timings = {name.removesuffix("_seconds"): seconds for name, seconds in answer.timings.items()}
-        return Said(answer.text, spans, dict(answer.usage), {**timings, "compile": compiling}, tuple(answer.warnings))
+        facts = dict(answer.usage)
+        read, seconds = facts.pop("selection_tokens_read"), {**timings, "compile": compiling}
+        return Said(answer.text, spans, facts, seconds, tuple(answer.warnings), read)
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,14 @@ class Rows:
             os.fsync(file.fileno())
         self.rows[self.key(row)] = row
 
+    def sort(self, keys: Sequence[Key]) -> None:
+        """Afterwards the rows of ``keys`` stand in that order behind all others, in the file too."""
+        place = {key: at for at, key in enumerate(keys)}
+        ordered = dict(sorted(self.rows.items(), key=lambda item: place.get(item[0], -1)))
+        if list(ordered) != list(self.rows):
+            self.rows = ordered
+            self._rewrite()
+
     def _rewrite(self) -> None:
         """The rows taken over and nothing else, in a file that appears whole or not at all."""
         part = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from longctx.errors import UsageError
 from longctx.pipelines.haystack import (
-    Haystack, beginning, contents, counter, cut, files, plant, rebuilt, sources, tokens_of
+    Haystack,
+    beginning,
+    contents,
+    counter,
+    cut,
+    files,
+    plant,
+    rebuilt,
+    sources,
+    tokens_of,
 )  # fmt: skip
 from longctx.pipelines.needles._nouns import Needle
 
@@ -145,6 +154,8 @@ def test_files_and_folders_are_read_in_order_without_hidden_ones(tmp_path: Path)
     assert beginning(sources([tmp_path / "a.txt"]), 7) == "Text of"
     with pytest.raises(UsageError, match="another one"):
         beginning(sources([tmp_path / "a.txt"]), 700)
+    named = [tmp_path / "b" / "2.txt", tmp_path / "b", tmp_path / "b" / ".." / "a.txt", tmp_path / "a.txt"]
+    assert [path.name for path in files(named)] == ["2.txt", "1.txt", "a.txt"], "every file once"
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match="without files"):
         files([tmp_path / "empty"])

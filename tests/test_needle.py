@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from longctx.pipelines.rows import Row, read
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TIMES = {"seconds", "date"}
+TIMES = {"seconds", "date", "tokens_read"}
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,33 @@ def test_an_interrupted_run_that_goes_on_equals_one_that_was_not(reader: Reader,
     path.write_bytes(path.read_bytes()[:-30])
     again = made(reader, tmp_path / "parts", asked, [selecting(reader)])
     assert timeless([row for row in again if row["system"] == "bm25"]) == timeless(whole)
+    assert again[0]["tokens_read"] >= 0 and not [name for name in again[0]["facts"] if "tokens_read" in name]
     assert made(reader, tmp_path / "whole", asked, [selecting(reader)]) == whole, "nothing is made twice"
+
+
+def test_rows_that_are_made_again_stand_where_they_would_have_stood(reader: Reader, tmp_path: Path) -> None:
+    hours = iter([False, True, True, False, True])
+
+    def sometimes(text: str, question: str) -> str:
+        if not next(hours):
+            raise EndpointError("no answer", 3)
+        return text
+
+    asked = grid(tasks=("number", "passkey"), seeds=(0,))
+    whole = made(reader, tmp_path / "whole", asked, [Oracle(), Oracle(name="server")])
+    made(reader, tmp_path / "parts", grid(tasks=("number",)), [Oracle(name="server", says=sometimes)])
+    again = made(reader, tmp_path / "parts", asked, [Oracle(), Oracle(name="server")])
+    assert timeless(again) == timeless(whole)
+    assert [needle.rebuild(tmp_path / "parts" / needle.ROWS, number, []) for number in (1, 12)]
+
+
+def test_rows_of_other_versions_of_the_libraries_are_refused(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(reader, tmp_path, grid(), [Oracle()])
+    monkeypatch.setattr(needle, "version", lambda name: "0.0")
+    with pytest.raises(ArtifactError, match="transformers was '[^']*' and is '0.0'"):
+        made(reader, tmp_path, grid(), [Oracle()])
 
 
 def test_rows_of_other_settings_are_refused_with_the_difference(reader: Reader, tmp_path: Path) -> None:
@@ -195,6 +222,24 @@ def test_facts_whose_keys_stand_in_the_haystack_are_drawn_anew_and_the_row_says_
     (row, *_) = made(reader, tmp_path / "b", grid(), [Oracle()], [hay])
     assert (first["recipe"]["draws"], row["recipe"]["draws"]) == (1, 2)
     assert name[1] not in row["question"]
+
+
+def test_words_are_counted_in_the_text_that_was_made(reader: Reader, tmp_path: Path) -> None:
+    texts: list[str] = []
+
+    def keep(text: str, question: str) -> str:
+        texts.append(text)
+        return ""
+
+    asked = grid(tasks=("frequent_words",), seeds=tuple(range(12)))
+    rows = made(reader, tmp_path, asked, [Oracle(says=keep)])
+    for row, text in zip(rows, texts, strict=True):
+        (*top, beyond) = Counter(re.findall("[a-z]+", text)).most_common(4)
+        assert set(row["answers"]) == {word for word, _ in top} and top[-1][1] > beyond[1]
+    assert [needle.rebuild(tmp_path / needle.ROWS, number, []) for number in range(1, 13)]
+    assert any(row["recipe"]["draws"] > 1 for row in rows), "a text without a single answer is drawn anew"
+    with pytest.raises(UsageError, match="had a single answer"):
+        made(reader, tmp_path, grid(tasks=("common_words:words=2",), lengths=(90,)), [Oracle()])
 
 
 def test_plain_generation_reads_all_or_both_ends_and_refuses_what_the_window_does_not_hold(reader: Reader) -> None:
@@ -306,7 +351,7 @@ def test_a_length_that_plain_generation_refuses_is_a_row_with_the_reason(reader:
     rows = made(reader, tmp_path, grid(lengths=(4200,), depths=1), [Plain(reader, "full", 4)], [hay])
     assert rows[0]["error"]["kind"] == "DoesNotFit" and rows[0]["kept"] is None and not rows[0].get("again")
     (line,) = needle_report.summary(rows)
-    assert (line.rows, line.refused, line.kept, line.said_interval) == (1, 1, None, None)
+    assert (line.rows, line.refused, line.unanswered, line.kept, line.said_interval) == (1, 1, 0, None, None)
 
 
 @pytest.mark.parametrize(
@@ -346,6 +391,21 @@ def test_the_summary_is_the_mean_of_the_rows(rows: list[Row]) -> None:
     assert (lines[0].kept, lines[0].said) == (1.0, 1.0)
     assert lines[0].kept_interval == pytest.approx((0.4385, 1.0), abs=1e-4)  # Wilson, 3 of 3
     assert lines[1].kept is None
+
+
+def test_means_tell_over_how_many_answers_they_are(reader: Reader, tmp_path: Path) -> None:
+    hours = iter([True, False, False, True, False])
+
+    def sometimes(text: str, question: str) -> str:
+        if not next(hours):
+            raise EndpointError("no answer", 3)
+        return text
+
+    rows = made(reader, tmp_path, grid(depths=5), [Oracle(says=sometimes)])
+    (line,) = needle_report.summary(rows)
+    assert (line.rows, line.refused, line.unanswered, line.answered, line.said) == (5, 0, 3, 2, 1.0)
+    assert line.cells[-1] == "100 % [34, 100] of 2"
+    assert "100 % [34, 100] of 2" in needle_report.write(tmp_path, rows).files["html"].read_text(encoding="utf-8")
 
 
 def test_files_hold_every_row_and_the_page_fetches_nothing_and_runs_nothing(rows: list[Row], tmp_path: Path) -> None:
@@ -444,6 +504,24 @@ def test_a_dry_run_tells_what_it_takes_and_makes_no_row(folder: Path) -> None:
     assert [work["tokens"] for work in found] == [2000, 36000]
     assert found[1]["peak_bytes"] >= found[0]["peak_bytes"] > 0 and found[1]["seconds"] > found[0]["seconds"] > 0
     assert found[1]["refused"] == ["full"]
+    assert not (folder / "out").exists()
+
+
+def test_a_dry_run_counts_the_rows_of_a_server_beside_those_of_the_model(folder: Path) -> None:
+    server = ("--endpoint", "http://localhost:1/v1", "--endpoint-model", "m", "--dry-run", "--json", *COMMON)
+    rows = [
+        json.loads(call("--lengths", "500", *words, *server).stdout)["forecast"][0]["rows"]
+        for words in ((), ("--selector", "bm25"), ("--selector", "bm25", "--plain", "full"))
+    ]
+    assert rows == [2, 4, 6]
+
+
+def test_rebuild_takes_the_flags_of_all_commands_and_none_in_front_of_it(folder: Path) -> None:
+    assert call("--lengths", "500", "--selector", "bm25", "--quiet", *COMMON).exit_code == 0
+    words = ("out/needle.jsonl", "--row", "1", "--quiet", "--model", "model", "--config", "fast.toml")
+    assert call("rebuild", *words).exit_code == 0
+    ran = call("--quiet", "--lengths", "500", "rebuild", "out/needle.jsonl", "--row", "1")
+    assert ran.exit_code == 2 and "--lengths" in ran.stderr and "--quiet" in ran.stderr
 
 
 def test_a_length_that_memory_does_not_hold_is_refused_before_anything_starts(

@@ -54,14 +54,19 @@ def forecast(
     lengths: Sequence[tuple[int, int, int]],
     selectors: Sequence[str],
     plain: Sequence[str],
+    servers: int,
     settings: Settings,
     measure: Callable[[], Speed],
 ) -> list[Work]:
-    """The work of each (length, texts, questions). Without a model on this machine's processor no time is known."""
+    """The work of each (length, texts, questions). Without a model on this machine's processor no time is known.
+
+    That of servers is never known.
+    """
     found = []
     speed = measure() if model is not None and model.device == "cpu" else Speed(math.inf, math.inf)
     for length, texts, questions in lengths:
-        work = Work(length, texts, questions, texts * length, None, None)
+        rows = questions * (len(selectors) + len(plain) + servers)
+        work = Work(length, texts, rows, texts * length, None, None)
         if model is None:
             found.append(work)
             continue
@@ -80,10 +85,7 @@ def forecast(
             peaks.append(whole.peak + _activations(model, read) - _activations(model, min(read, _piece())))
             attention = 2.0 * sum(model.layers.values()) * model.heads * model.head_dim * read**2
             seconds += questions * (attention / (_SHARE * speed.operations) + _said(model, read, settings, speed))
-        rows = questions * (len(selectors) + len(plain))
-        found.append(
-            dataclasses.replace(work, rows=rows, peak_bytes=max(peaks), seconds=seconds or None, refused=tuple(refused))
-        )
+        found.append(dataclasses.replace(work, peak_bytes=max(peaks), seconds=seconds or None, refused=tuple(refused)))
     return found
 
 

@@ -15,7 +15,6 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +70,13 @@ def run(asked: Asked, settings: Settings, screen: Screen) -> None:
         _show_forecast(works, screen)
         return
     forecast.show(works, screen, screen.note)
+    asked.out.mkdir(parents=True, exist_ok=True)
     under_test = [*_local(asked, settings, screen), *servers]
     model, named = Path(settings.model).name, haystacks.named(asked.haystack)
     common = needle.made_with(grid, model, _hash_of(tokenizer), named, haystacks.contents(asked.haystack))
     rows = needle.rows_of(asked.out, under_test, common)
     before = len(rows.rows)
-    facts = {name: version(name) for name in ("torch", "transformers")}
-    facts["machine"] = f"{platform.machine()}, {os.cpu_count()} cores"
+    facts = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     try:
         needle.run(grid, under_test, haystack, counts, rows, common, facts, screen.progress)
     finally:
@@ -188,7 +187,10 @@ def _forecast(grids: Any, grid: Any, asked: Asked, settings: Settings, screen: S
     model = report(settings, screen) if local else None
     dtype = model.dtype if model is not None else ""
     counted = [(length, *grids.counted(grid)) for length in grid.lengths]
-    return forecast.forecast(model, counted, asked.selectors, asked.plain, settings, lambda: forecast.speed_of(dtype))
+    servers = 0 if asked.endpoint is None else 1
+    return forecast.forecast(
+        model, counted, asked.selectors, asked.plain, servers, settings, lambda: forecast.speed_of(dtype)
+    )
 
 
 def _show_forecast(works: Sequence[forecast.Work], screen: Screen) -> None:
@@ -210,9 +212,10 @@ def _show(written: Any, rows: Any, before: int, screen: Screen) -> None:
         )
         return
     for line in written.summary:
-        task, system, length, count, refused, kept, said = line.cells
-        beyond = f"  {refused} refused" if line.refused else ""
-        screen.line(f"{task}  {system}  {length} tokens  {count} rows  kept {kept}  said {said}{beyond}")
+        task, system, length, count, refused, unanswered, kept, said = line.cells
+        beyond = f"  {refused} beyond the window" if line.refused else ""
+        silent = f"  {unanswered} without an answer" if line.unanswered else ""
+        screen.line(f"{task}  {system}  {length} tokens  {count} rows  kept {kept}  said {said}{beyond}{silent}")
     screen.note(f"{len(rows.rows)} rows, {before} of them from before")
     for path in written.files.values():
         screen.line(str(path))

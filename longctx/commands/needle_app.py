@@ -44,7 +44,9 @@ def needle(
         str | None, typer.Option(metavar="URL", help="Under test: a server of the OpenAI chat protocol.")
     ] = None,
     endpoint_model: Annotated[str, typer.Option(metavar="NAME", help="What the server calls its model.")] = "",
-    endpoint_timeout: Annotated[float, typer.Option(metavar="SECONDS", min=0.001)] = 600.0,
+    endpoint_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.001, help="Of one try, to the last byte.")
+    ] = 600.0,
     endpoint_retries: Annotated[int, typer.Option(metavar="N", min=0)] = 3,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show tokens, memory and time, and stop.")] = False,
     model: flags.Model = None,
@@ -59,6 +61,7 @@ def needle(
 ) -> None:
     """Hide facts in long texts and ask for them: what was kept, what was said, at which length and depth."""
     if context.invoked_subcommand is not None:
+        _check_none_in_front(context)
         return
     if not lengths or out is None:
         raise typer.BadParameter("--lengths and --out are needed.")
@@ -81,8 +84,21 @@ def rebuild(
     haystack: Annotated[
         list[Path] | None, typer.Option(metavar="PATH", help="The files the rows were made with.")
     ] = None,
+    model: Annotated[str | None, typer.Option(hidden=True)] = None,
+    config: flags.Config = None,
     json: flags.Json = False,
+    quiet: flags.Quiet = False,
+    verbose: flags.Verbose = False,
 ) -> None:
     """Print the exact prompt of a row, made again from its recipe and compared by its hash."""
-    _, screen = begin(None, {}, json, True, False)
+    _, screen = begin(config, dict(model=model), json, quiet, verbose)
     importlib.import_module("longctx.commands.needle").rebuild(rows, row, haystack or [], screen)
+
+
+def _check_none_in_front(context: typer.Context) -> None:
+    """Raises BadParameter for flags that stand before the name of a command, which would not see them."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise typer.BadParameter(f"{named} must stand behind `{context.invoked_subcommand}`, if it has them.")
