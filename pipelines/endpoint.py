@@ -121,7 +121,7 @@ class Endpoint:
         """The whole reply. Raises TimeoutError when it takes longer, however often a part of it comes."""
         import httpx
 
-        async with asyncio.timeout(self.timeout_seconds), httpx.AsyncClient(timeout=None) as client:
+        async with httpx.AsyncClient(timeout=None) as client, asyncio.timeout(self.timeout_seconds):
             return await client.post(f"{self.url.rstrip('/')}/chat/completions", json=body, headers=headers)
 
 
