@@ -205,18 +205,24 @@ class Storage:
             )
 
     def _compare(self, artifact: Artifact) -> None:
-        """Raises ArtifactError naming what the artifact was made with that the reader is not."""
+        """Raises ArtifactError naming what the artifact was made with that the reader is not.
+
+        Units and segments that the reader would cut otherwise are as good, and a warning.
+        """
         was, now = artifact.manifest.origin, self.origin
-        apart = [
-            f"{field} ({getattr(was, field)[:16]}, now {getattr(now, field)[:16]})"
-            for field in ("dtype", "model", "tokenizer", "template")
-            if getattr(was, field) != getattr(now, field)
-        ]
-        if apart:
+        if cut := _apart(was, now, ("splitter", "segment_tokens"), 80):
+            artifact.warn(f"{artifact.folder} is asked as it was cut, which this reader would do otherwise: {cut}.")
+        if apart := _apart(was, now, ("dtype", "model", "tokenizer", "template"), 16):
             raise ArtifactError(
                 f"{artifact.folder} was compiled with {was.name}, and this reader has {now.name}; they differ in "
-                f"{', '.join(apart)}. Load that model, or compile the documents again with this one."
+                f"{apart}. Load that model, or compile the documents again with this one."
             )
+
+
+def _apart(was: Origin, now: Origin, fields: Sequence[str], characters: int) -> str:
+    """The fields that differ, each with the first ``characters`` of what it was and is."""
+    pairs = [(field, str(getattr(was, field)), str(getattr(now, field))) for field in fields]
+    return ", ".join(f"{f} ({a[:characters]}, now {b[:characters]})" for f, a, b in pairs if a != b)
 
 
 def _documents(writer: Writer, book: CompiledDocument) -> tuple[StoredDocument, ...]:

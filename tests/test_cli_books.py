@@ -92,6 +92,39 @@ def test_documents_are_added_and_removed_by_name(folder: Path, model: Path) -> N
     assert last.exit_code == 2 and "nothing would be left" in last.stderr
 
 
+def test_adding_and_removing_keep_the_place_and_form_of_segments(folder: Path, model: Path) -> None:
+    with_model = ("--model", str(model), "--json")
+    first = told(
+        call("compile", "story.txt", "-o", "book.lctx", "--segment-kv", "ram", "--segment-form", "int8", *with_model)
+    )
+    added = told(call("compile", "other.md", "--add", "-o", "book.lctx", *with_model))
+    assert (added["segment_kv"], added["segment_form"]) == ("ram", "int8")
+    assert added["tokens_read"] == added["tokens"] - first["tokens"]
+    left = told(call("compile", "--remove", "other.md", "-o", "book.lctx", *with_model))
+    assert (left["segment_kv"], left["segment_form"], left["tokens_read"]) == ("ram", "int8", 0)
+
+
+def test_a_document_replaced_while_the_model_is_loaded_is_not_shown_with_the_old_text(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from longctx.commands import ask
+
+    with_model = ("--model", str(model))
+    told(call("compile", "story.txt", "-o", "book.lctx", *with_model, "--json"))
+    (folder / "story.txt").write_text("A word before all. " + story())
+    real = ask.open_reader
+
+    def slow(*given: Any) -> Any:
+        monkeypatch.undo()
+        monkeypatch.chdir(folder)
+        told(call("compile", "story.txt", "-o", "book.lctx", *with_model, "--json"))
+        return real(*given)
+
+    monkeypatch.setattr(ask, "open_reader", slow)
+    ran = call("select", "book.lctx", QUESTION, "--selector", "bm25", *with_model)
+    assert ran.exit_code == 4 and "was replaced while the model was loaded" in ran.stderr, ran.stdout
+
+
 def test_inspecting_shows_what_is_there_and_verifying_finds_what_was_damaged(folder: Path, model: Path) -> None:
     told(call("compile", "story.txt", "-o", "book.lctx", "--segment-kv", "disk", "--model", str(model), "--json"))
     facts = told(call("inspect", "book.lctx", "--verify", "--json"))

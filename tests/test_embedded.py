@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from gguf import GGUFReader, GGUFWriter
 from safetensors import safe_open
 from tokenizers import Tokenizer, models
@@ -258,6 +260,40 @@ def test_processes_that_make_it_at_once_agree(tmp_path: Path) -> None:
         assert [process.returncode for process in started] == [0, 0, 0, 0]
         assert len(folders) == 1 and embedded.intact(Path(folders.pop()))
         assert leftovers(models) == []
+
+
+def test_what_another_process_put_in_place_first_is_used(small_make: Path, tmp_path: Path) -> None:
+    """The other one holds the lock, has seen nothing or a damaged folder as this one has, and is done before it."""
+    whole = shutil.copytree(embedded.embedded_model(), tmp_path / "whole")
+    folder = embedded.folder_of_embedded()
+    for damaged in (False, True):
+        shutil.rmtree(folder)
+        if damaged:
+            folder.mkdir()
+        with ThreadPoolExecutor(1) as pool:
+            with FileLock(f"{folder}.lock"):
+                late = pool.submit(embedded.embedded_model)
+                while not list(small_make.glob(".building-*/manifest.json")):
+                    assert not late.done()
+                if damaged:
+                    folder.rmdir()
+                shutil.copytree(whole, folder)
+                mine = folder.stat().st_ino
+            assert late.result(60) == folder and folder.stat().st_ino == mine
+        assert embedded.intact(folder) and leftovers(small_make) == []
+
+
+def test_a_file_that_vanishes_while_it_is_verified_is_no_error(
+    small_make: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, real = embedded.embedded_model(), embedded._sha256
+
+    def replaced(path: Path) -> str:
+        path.unlink()
+        return real(path)
+
+    monkeypatch.setattr(embedded, "_sha256", replaced)
+    assert not embedded.intact(folder)
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -284,6 +284,15 @@ def test_keys_read_behind_another_prompt_are_read_again_and_that_is_said(
     assert one.tokens_read >= loaded.tokens
 
 
+def test_units_cut_otherwise_than_the_reader_would_are_used_and_that_is_said(stored: Path) -> None:
+    reader = reader_of(splitter="fixed:tokens=40", segment_tokens=120)
+    loaded = reader.load(stored)
+    warnings = reader.select(loaded, QUESTION, budget_tokens=150, selector="bm25").warnings
+    assert any("splitter" in w and "segment_tokens (96, now 120)" in w for w in warnings)
+    reader = reader_of()
+    assert not reader.select(reader.load(stored), QUESTION, budget_tokens=150, selector="bm25").warnings[1:]
+
+
 def test_embeddings_of_another_encoder_are_made_again_and_that_is_said(stored: Path) -> None:
     encoder = Encoder("vowels")
     reader = reader_of(encoder=encoder)
@@ -347,6 +356,20 @@ def test_a_damaged_file_is_refused_when_it_is_first_used_and_never_answers(
     mended = reader_of().compile(DOCUMENT, path=folder, segment_kv="disk")
     assert mended.saved is not None and mended.saved.written_bytes == path.with_name(path.name).stat().st_size
     assert reader_of().load(folder, verify="full").documents == book.documents
+
+
+def test_a_file_that_is_changed_between_two_questions_is_refused_by_the_second(stored: Path, tmp_path: Path) -> None:
+    folder = copied(stored, tmp_path)
+    reader = reader_of()
+    loaded = reader.load(folder)
+    assert reader.select(loaded, QUESTION, budget_tokens=150, selector="xl3m").tokens_read
+    path = sorted(folder.glob("segment-*"))[0]
+    with open(path, "r+b") as file:  # the same file, of the same length
+        file.seek(-3, os.SEEK_END)
+        file.write(b"\x7f\x7f\x7f")
+    with pytest.raises(ArtifactError, match=f"{path.name} is damaged.*SHA-256"):
+        reader.select(loaded, "Who keeps the lamp?", budget_tokens=150, selector="xl3m")
+    assert path.with_name(f"{path.name}.damaged").exists()
 
 
 def test_full_checks_everything_at_once(stored: Path, tmp_path: Path) -> None:

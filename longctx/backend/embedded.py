@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from longctx.backend.places import INSTALL_WHEELS, cache_folder, wheel_file
 from longctx.errors import ArtifactError, MissingExtra, ModelError
 from longctx.protocols import Progress
@@ -25,7 +27,7 @@ _FORMAT = 1  # of what this module writes; a new number makes a new folder
 _MANIFEST = "manifest.json"
 _NEEDED_BYTES = 280_000_000
 _ABANDONED_SECONDS = 3600.0
-_ATTEMPTS = 3
+_WAIT_SECONDS = 60.0  # for another process that puts in place what it has made, which takes it a moment
 
 
 def embedded_model(progress: Progress | None = None) -> Path:
@@ -61,16 +63,16 @@ def intact(folder: Path) -> bool:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         present = {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")}
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        if not isinstance(manifest, dict) or manifest.get("source_sha256") != _SOURCE_SHA256:
+            return False
+        files = manifest.get("files")
+        if not isinstance(files, dict) or present != {*files, _MANIFEST}:
+            return False
+        if any((folder / name).stat().st_size != fact["bytes"] for name, fact in files.items()):
+            return False
+        return all(_sha256(folder / name) == fact["sha256"] for name, fact in files.items())
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # damaged, or another process is replacing it
         return False
-    if not isinstance(manifest, dict) or manifest.get("source_sha256") != _SOURCE_SHA256:
-        return False
-    files = manifest.get("files")
-    if not isinstance(files, dict) or present != {*files, _MANIFEST}:
-        return False
-    if any((folder / name).stat().st_size != fact["bytes"] for name, fact in files.items()):
-        return False
-    return all(_sha256(folder / name) == fact["sha256"] for name, fact in files.items())
 
 
 def _refuse_without_wheel(folder: Path) -> None:
@@ -134,26 +136,22 @@ def _write_files(source: Path, building: Path, progress: Progress | None) -> dic
 
 
 def _put_in_place(building: Path, folder: Path) -> None:
-    """``building`` becomes ``folder``, unless another process was first; a damaged folder makes way."""
-    for _ in range(_ATTEMPTS):
-        try:
-            os.rename(building, folder)
-        except OSError:
-            if not folder.exists():
-                raise
-            if intact(folder):
-                return
-            aside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-            try:
-                os.rename(folder, aside / "damaged")
-            except FileNotFoundError:
-                pass  # another process moved it first
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-        else:
-            _flush_folder(folder.parent)
+    """``building`` becomes ``folder``, unless another process was first; a damaged folder makes way.
+
+    One process at a time: without the lock, what one has just put in place could be moved away by another that had
+    seen the damaged folder before it.
+    """
+    with FileLock(folder.with_name(f"{folder.name}.lock"), timeout=_WAIT_SECONDS):
+        if intact(folder):
             return
-    raise OSError(f"{folder} is being replaced by other processes again and again")
+        aside = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
+        try:
+            if folder.exists():
+                os.rename(folder, aside / "damaged")
+            os.rename(building, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        _flush_folder(folder.parent)
 
 
 def _sweep(parent: Path) -> None:

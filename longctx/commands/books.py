@@ -22,8 +22,8 @@ _SHOWN = 20  # documents listed for people; --json has all
 def compile_(
     paths: Sequence[str],
     out: Path,
-    segment_kv: str,
-    segment_form: str,
+    segment_kv: str | None,
+    segment_form: str | None,
     add: bool,
     remove: Sequence[str],
     settings: Settings,
@@ -31,8 +31,10 @@ def compile_(
 ) -> None:
     """``out`` holds the compiled documents of ``paths`` afterwards; what it held of the same text is kept."""
     check(settings)
-    check_words(segment_kv, segment_form)
+    check_words(segment_kv or "auto", segment_form or "exact")
     check_place(out)
+    place, form = _stored_as(out) if add or remove else ("auto", "exact")
+    segment_kv, segment_form = segment_kv or place, segment_form or form
     documents = _wanted(paths, out, add, remove)
     started = time.perf_counter()
     book = open_reader(settings, screen).compile(
@@ -68,6 +70,12 @@ def inspect(path: Path, verify: bool, screen: Screen) -> None:
         raise ArtifactError(f"{len(found)} of {len(held.entries())} files of {path} are damaged or missing: {named}")
     if verify:
         screen.note(f"all {len(held.entries())} files are as they were written")
+
+
+def _stored_as(out: Path) -> tuple[str, str]:
+    """Where the artifact has its segments and in which form, so that adding and removing leave it so."""
+    kv = load(out).kv
+    return ("none", "exact") if kv is None else (kv.residency, kv.form)
 
 
 def _wanted(paths: Sequence[str], out: Path, add: bool, remove: Sequence[str]) -> list[Document]:

@@ -51,9 +51,9 @@ KV = Annotated[
 Seed = Annotated[int | None, typer.Option(help="Makes a temperature repeatable.", rich_help_panel=_ANSWERING)]
 Tokens = Annotated[int, typer.Option("--tokens", parser=_count, metavar="N", help="Length of the text: 100k, 1M.")]
 SegmentKV = Annotated[
-    str,
+    str | None,
     typer.Option(
-        metavar="WHERE", help="Keys and values of segments: auto, none, disk or ram.", rich_help_panel=_READING
+        metavar="WHERE", help="Keys and values of segments: auto, none, disk or ram [auto].", rich_help_panel=_READING
     ),
 ]
 Cache = Annotated[
@@ -65,7 +65,7 @@ CachedKV = Annotated[
     typer.Option("--segment-kv", metavar="WHERE", help="With --cache: none, disk or ram.", rich_help_panel=_READING),
 ]
 SegmentForm = Annotated[
-    str, typer.Option(metavar="FORM", help="exact, or int8: half as large.", rich_help_panel=_READING)
+    str | None, typer.Option(metavar="FORM", help="exact, or int8: half as large [exact].", rich_help_panel=_READING)
 ]
 Plot = Annotated[
     Path | None, typer.Option(metavar="FILE.png", help="Draw where the model looked.", rich_help_panel=_TALK)

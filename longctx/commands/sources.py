@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from longctx.commands.screen import Screen
 from longctx.commands.settings import Settings
-from longctx.errors import UsageError
+from longctx.errors import ArtifactError, UsageError
 from longctx.types import Document
 
 if TYPE_CHECKING:
@@ -40,9 +40,12 @@ class Sources:
     def open(
         self, reader: Reader, settings: Settings, screen: Screen, cached: Cached
     ) -> CompiledDocument | list[Document]:
-        """What ``reader`` is to be asked about."""
+        """What ``reader`` is to be asked about. Raises ArtifactError where it is another version by now."""
         if self.stored is not None:
-            return reader.load(self.stored)
+            book = reader.load(self.stored)
+            if list(book.documents) != list(self.documents):  # their text is shown, and read before the model
+                raise ArtifactError(f"{self.stored} was replaced while the model was loaded. Ask again.")
+            return book
         if not cached.wanted:
             return list(self.documents)
         from longctx.commands.cache import opened

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,18 +48,20 @@ class Cache:
         return self.folder / f"{key}{SUFFIX}"
 
     def used(self, path: Path) -> None:
-        """The document at ``path`` is the latest used afterwards."""
-        os.utime(path / manifest.FILE)
+        """The document at ``path`` is the latest used afterwards, unless another process has just removed it."""
+        with suppress(FileNotFoundError):
+            os.utime(path / manifest.FILE)
 
     def kept(self) -> list[Kept]:
         """Everything there is, the latest used first."""
         if not self.folder.is_dir():
             return []
-        found = [_look(path) for path in self.folder.iterdir() if path.suffix == SUFFIX and path.is_dir()]
+        found = [_look(path) for path in self.folder.iterdir() if path.suffix == SUFFIX and _is_folder(path)]
         return sorted(found, key=lambda one: (-one.used, one.path.name))
 
     def trim(self) -> list[Kept]:
         """What was removed, the longest unused first, so that the rest is within the limit."""
+        self._sweep()
         kept = self.kept()
         total, removed = sum(one.bytes for one in kept), []
         for one in reversed(kept):
@@ -71,11 +74,21 @@ class Cache:
 
     def clear(self) -> tuple[list[Kept], list[Kept]]:
         """What was removed, and what another process is writing and was left."""
+        self._sweep()
         removed: list[Kept] = []
         busy: list[Kept] = []
         for one in self.kept():
             (removed if _remove(one.path) else busy).append(one)
         return removed, busy
+
+    def _sweep(self) -> None:
+        """Finishes what a process that was killed had begun to remove."""
+        for left in self.folder.glob(f"*{_LEAVING}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _look(path: Path) -> Kept:
@@ -86,7 +99,7 @@ def _look(path: Path) -> Kept:
         names, model = [document.id for document in held.documents], held.origin.name
     except ArtifactError:  # unfinished or damaged: it takes room all the same
         pass
-    sizes, used = [0], [0.0]
+    sizes, used, changed = [0], [0.0], 0.0
     for entry in (path, *path.glob("*")):
         try:
             found = entry.lstat()
@@ -94,8 +107,11 @@ def _look(path: Path) -> Kept:
             continue
         if entry.name == manifest.FILE:
             used.append(found.st_mtime)
-        sizes.append(found.st_size if entry != path else 0)
-    return Kept(path, sum(sizes), max(used) or path.stat().st_mtime, tuple(names), model)
+        if entry == path:
+            changed = found.st_mtime
+        else:
+            sizes.append(found.st_size)
+    return Kept(path, sum(sizes), max(used) or changed, tuple(names), model)
 
 
 def _remove(path: Path) -> bool:
@@ -108,5 +124,5 @@ def _remove(path: Path) -> bool:
         return False
     except FileNotFoundError:  # another process was first
         return True
-    shutil.rmtree(leaving)
+    shutil.rmtree(leaving, ignore_errors=True)  # another process may be sweeping it
     return True

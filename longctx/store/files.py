@@ -55,6 +55,7 @@ def write(folder: Path, kind: str, data: bytes) -> tuple[Entry, bool]:
 def replace(path: Path, data: bytes) -> None:
     """``path`` holds ``data`` afterwards, or what it held before; there is no moment between the two."""
     part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    part.unlink(missing_ok=True)  # of a dead process of the same number
     try:
         with open(part, "xb") as file:
             file.write(data)
@@ -91,11 +92,18 @@ def share(source: Path, folder: Path, entry: Entry) -> bool:
 
 def holds(folder: Path, entry: Entry) -> bool:
     """Whether there is a regular file of that name and length."""
+    return state(folder, entry) is not None
+
+
+def state(folder: Path, entry: Entry) -> tuple[int, ...] | None:
+    """What is another one after the file was written to or replaced; None where ``holds`` is not so."""
     try:
         found = os.lstat(folder / entry.name)
     except OSError:
-        return False
-    return stat.S_ISREG(found.st_mode) and found.st_size == entry.size
+        return None
+    if not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def read(folder: Path, entry: Entry, check: bool = True) -> bytes | None:

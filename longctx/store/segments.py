@@ -41,26 +41,26 @@ class SegmentFiles:
     ) -> None:
         self.held = held
         self._artifact, self._keys, self._restore, self._prove = artifact, keys, restore, prove
-        self._checked: set[str] = set()
+        self._checked: dict[str, tuple[int, ...] | None] = {}
         self._proved = not artifact.checks
 
     def get(self, segment: int, mapped: bool = True) -> Any:
         """Keys and values of ``segment``; None where the file is gone or was computed from something else.
 
         They are views of the file, or copies. The first use of all proves the model, the first use of a file its
-        checksum.
+        checksum, and so does the first after it was written to.
         """
         entry = self.entry(segment, self._keys[segment])
         if entry is None:
             self._artifact.warn("segments were stored for another prompt frame and are read again.")
             return None
-        data = None
-        if not mapped or entry.name not in self._checked or not files.holds(self._artifact.folder, entry):
+        data, state = None, files.state(self._artifact.folder, entry)
+        if not mapped or state is None or self._checked.get(entry.name) != state:
             data = self._artifact.content(entry)
             if data is None:
                 return self._gone(entry)
         try:
-            found = self._map(entry, data) if mapped or data is None else load(data)
+            found = self._map(entry, data, state) if mapped or data is None else load(data)
             self._prove_once()
             return self._restore(found, segment)
         except FileNotFoundError:  # a newer version swept it just now
@@ -73,11 +73,11 @@ class SegmentFiles:
         stored = self.held.segments[segment]
         return stored.file if stored.key == key else None
 
-    def _map(self, entry: Entry, data: bytes | None) -> dict[str, Tensor]:
-        """Views of the file, whose content ``data`` was looked at before its first use."""
+    def _map(self, entry: Entry, data: bytes | None, state: tuple[int, ...] | None) -> dict[str, Tensor]:
+        """Views of the file, whose content ``data`` was looked at in that ``state`` before its first use."""
         if data is not None:
             tensors.header(data)
-            self._checked.add(entry.name)
+            self._checked[entry.name] = state
         with safe_open(self._artifact.folder / entry.name, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -86,42 +87,54 @@ class Writer:
     def publish(self, made: Manifest) -> None:
         """The artifact is ``made`` afterwards, and files that are no part of it are gone."""
         manifest.publish(self.folder, made)
+        self.published, self._added = made, []
         kept = {entry.name for entry in made.entries()}
         for path in self.folder.iterdir():
             if path.name not in kept and _ours(path.name) and path.name not in (LOCK, manifest.FILE):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # a folder, or in use elsewhere: it is no part of the artifact and may stay
+                    path.unlink()
         files.sync(self.folder)
-        self.published, self._added = made, []
 
     def _note(self, key: str, entry: Entry) -> None:
         """A line in the journal. It is written after the file it names, so that a line never promises too much."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         with open(os.open(self.folder / JOURNAL, flags, 0o666), "ab") as file:
             line = {"key": key, "name": entry.name, "size": entry.size, "sha256": entry.sha256}
+            if file.tell():  # a line that a full disk cut off ends here
+                file.write(b"\n")
             file.write(json.dumps(line).encode("ascii") + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self._known[key] = entry
 
     def _journal(self) -> dict[str, Entry]:
-        """What an interrupted process had added. A line that was half written, and all after it, counts as absent."""
+        """What an interrupted process had added. A line that was half written counts as absent."""
         found: dict[str, Entry] = {}
         try:
-            lines = (self.folder / JOURNAL).read_bytes().splitlines()
-        except OSError:
+            with files.regular(self.folder / JOURNAL) as file:
+                lines = file.read().splitlines()
+        except (OSError, files.NotRegular):
             return found
         for line in lines:
             try:
                 row = json.loads(line)
                 found[str(row["key"])] = Entry(str(row["name"]), int(row["size"]), str(row["sha256"]))
             except (ValueError, KeyError, TypeError):
-                break
+                continue
         return found
 
     def _take_back(self) -> None:
-        """Give back the space of what this process added: the disk may be full."""
+        """Give back the space of what this process added: the disk may be full.
+
+        What the manifest names stays: it may have been put in place just before the failure.
+        """
+        try:
+            kept = manifest.load(self.folder).entries()
+        except ArtifactError:
+            kept = ()
         for entry in self._added:
-            (self.folder / entry.name).unlink(missing_ok=True)
+            if entry not in kept:
+                (self.folder / entry.name).unlink(missing_ok=True)
 
 
 def check_place(folder: Path) -> None:

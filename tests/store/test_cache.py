@@ -88,3 +88,20 @@ def test_other_folders_are_not_touched(tmp_path: Path) -> None:
     put(cache, "one", 1000)
     assert len(cache.trim()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["calibration", "note.lctx"]
+
+
+def test_what_a_killed_process_was_removing_is_gone_and_a_link_is_left(tmp_path: Path) -> None:
+    cache, elsewhere = Cache(tmp_path / "cache", 10**9), Cache(tmp_path / "elsewhere", 10**9)
+    one, other = put(cache, "one", 1000), put(elsewhere, "other", 1000)
+    one.rename(one.with_suffix(".77.leaving"))
+    cache.place("link").symlink_to(other)
+    assert cache.trim() == [] == cache.kept() and cache.clear() == ([], [])
+    assert [path.name for path in cache.folder.iterdir()] == ["link.lctx"] and names(elsewhere) == ["other"]
+
+
+def test_using_what_another_process_has_removed_is_no_error(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 0)
+    path = put(cache, "one", 1000)
+    assert [one.path for one in cache.trim()] == [path]
+    cache.used(path)
+    assert cache.kept() == []

@@ -126,7 +126,8 @@ def test_files_that_did_not_change_are_neither_written_nor_touched(tmp_path: Pat
     kept = {e.name for e in made.entries()} & before.keys()
     assert made.documents[1].file.name in kept and {s.file.name for s in made.kv.segments[:2]} <= kept  # type: ignore[union-attr]
     for name in kept:
-        assert (folder / name).stat() == before[name]
+        now, was = (folder / name).stat(), before[name]
+        assert (now.st_ino, now.st_mtime_ns, now.st_size) == (was.st_ino, was.st_mtime_ns, was.st_size)
     assert names(folder) == {e.name for e in made.entries()} | {manifest.FILE, LOCK}
 
 
@@ -270,3 +271,61 @@ def test_a_damaged_manifest_does_not_stop_a_new_version(tmp_path: Path) -> None:
     artifacts.write(folder, NEW)
     assert whole(folder) == NEW
     assert os.stat(folder / manifest.FILE).st_size > 1000
+
+
+def test_a_failure_after_publishing_takes_back_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifest is in place and the disk fails at the next step: the files it names are needed from then on."""
+    folder = tmp_path / "book.lctx"
+    artifacts.write(folder, OLD)
+    real = files.sync
+
+    def fail(place: Path) -> None:
+        if NEW in whole(folder):
+            raise OSError(5, "Input/output error")
+        real(place)
+
+    monkeypatch.setattr(files, "sync", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        artifacts.write(folder, NEW)
+    assert whole(folder) == NEW
+
+
+def test_what_cannot_be_swept_is_left_and_the_new_version_stands(tmp_path: Path) -> None:
+    folder = tmp_path / "book.lctx"
+    entry = artifacts.write(folder, OLD).entries()[0]
+    (folder / f"{entry.name}{files.DAMAGED}").mkdir()  # a folder in the place of a file, set aside
+    artifacts.write(folder, NEW)
+    assert whole(folder) == NEW
+
+
+def test_a_half_written_file_of_a_dead_process_with_the_same_number_is_written_over(tmp_path: Path) -> None:
+    """Process numbers come again, in containers at once."""
+    folder = tmp_path / "book.lctx"
+    folder.mkdir()
+    (folder / f"{manifest.FILE}.{os.getpid()}{files.PART}").write_text("half")
+    artifacts.write(folder, OLD)
+    assert whole(folder) == OLD
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes with names are of Unix")
+def test_a_pipe_in_the_place_of_the_journal_is_not_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "book.lctx"
+    artifacts.write(folder, OLD)
+    os.mkfifo(folder / JOURNAL)
+    code = (
+        f"import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]\n"
+        f"import artifacts; from pathlib import Path\nartifacts.write(Path({str(folder)!r}), 'a new line\\n')"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert ran.returncode == 1 and JOURNAL in ran.stderr and whole(folder) == OLD
+
+
+def test_a_torn_line_of_the_journal_costs_no_later_line(tmp_path: Path) -> None:
+    folder = tmp_path / "book.lctx"
+    folder.mkdir()
+    (folder / JOURNAL).write_bytes(b'{"key": "segment five", "na')
+    with pytest.raises(KeyboardInterrupt), Writer(folder) as writer:
+        artifacts.assemble(writer, OLD)
+        raise KeyboardInterrupt
+    with Writer(folder) as writer:
+        assert writer.known("segment three")
