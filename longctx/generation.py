@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from longctx import plugins
 from longctx.backend.capability import open_target
 from longctx.backend.outputs import refuse, result, rows_of
+from longctx.backend.rope import frequencies
 from longctx.backend.stopping import ends, stop_strings
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
 from longctx.decoding.acceptance import Greedy, Residual, Rule, SharedNoise
 from longctx.decoding.control import Controller
 from longctx.decoding.laws import Processor, Temperature
-from longctx.decoding.loop import Decoding, Ends
+from longctx.decoding.loop import PIECE, Decoding, Ends
 from longctx.drafts import DraftSource, Generation, Stats
 from longctx.errors import BadOption, EmptyInput
 from longctx.protocols import Drafter, Progress
@@ -78,6 +79,7 @@ def generate(
         controller=controller,
         on_end=lambda stats, warnings: made.append((stats, warnings)),
     )
+    mask = options.get("attention_mask")
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     sequences = model.generate(
         prompts,
@@ -89,7 +91,9 @@ def generate(
     )
     texts = tuple(_text(tokenizer, row, stop) for row in sequences[:, prompts.shape[1] :])
     (stats, warnings) = made[0]
-    return Generation(sequences, texts, stats, guarantee(model, temperature), warnings)
+    shortest = prompts.shape[1] if mask is None else int(torch.as_tensor(mask).sum(-1).min())
+    promise = guarantee(model, temperature, shortest, sequences.shape[1])
+    return Generation(sequences, texts, stats, promise, warnings)
 
 
 def speculative(
@@ -126,7 +130,7 @@ def speculative(
         answers: list[list[int]] = []
         stats = Stats()
         warnings: tuple[str, ...] = ()
-        for prompt in prompts:
+        for row, prompt in zip(input_ids.tolist(), prompts, strict=True):
             decoding, warnings = begin(
                 model,
                 prompt,
@@ -135,8 +139,9 @@ def speculative(
                 controller=controller,
                 max_new_tokens=generation_config.max_length - input_ids.shape[1],
                 copied=copied,
-                ends=ends(stopping_criteria, prompt),
+                ends=ends(stopping_criteria, row),
                 processors=tuple(logits_processor),
+                shown=row,
                 cache=cache,
             )
             for token in decoding.run():
@@ -164,16 +169,21 @@ def begin(
     copied: NDArray[np.int32] | None = None,
     ends: Ends = lambda new: False,
     processors: Sequence[Processor] = (),
+    shown: Sequence[int] | None = None,
     cache: Any = None,
     progress: Progress | None = None,
 ) -> tuple[Decoding, tuple[str, ...]]:
-    """A request ready to run, and what is done otherwise than was asked. ``copied`` is the document to draft from."""
+    """A request ready to run, and what is done otherwise than was asked.
+
+    ``copied`` is the document to draft from, ``shown`` the prompt as processors see it, with its padding.
+    """
     target, reason = open_target(model, len(prompt) + min(max_new_tokens, _AHEAD), cache)
     warnings: tuple[str, ...] = ()
     if stack and target.rows == "off":
         warnings = (f"decoded one token at a time, without drafts: {reason}.",)
     elif stack and target.rows == "chain":
         warnings = (f"drafts are verified as chains, not as trees: {reason}.",)
+    rotation = frequencies(model.config)
     source = DraftSource(np.asarray(prompt, dtype=np.int32), target.vocabulary, copied)
     decoding = Decoding(
         target,
@@ -185,6 +195,9 @@ def begin(
         needs=max((drafter.needs for _, drafter in stack), default=0),
         ends=ends,
         processors=processors,
+        shown=shown,
+        piece=rotation.piece(len(prompt), PIECE),
+        reach=rotation.reach,
         progress=progress,
     )
     return decoding, warnings
@@ -208,8 +221,13 @@ def drawing(temperature: float, seed: int | None) -> tuple[Rule, tuple[Processor
     return SharedNoise(secrets.randbits(63) if seed is None else seed), (Temperature(temperature),)
 
 
-def guarantee(model: Any, temperature: float) -> Guarantee:
-    """What drafting leaves unchanged: every token in wide floats and without drawing, else their law up to rounding."""
+def guarantee(model: Any, temperature: float, first: int, last: int) -> Guarantee:
+    """What stays unchanged from ``first`` tokens to ``last``: in wide floats every token, else the law up to rounding.
+
+    A model whose rotary frequencies change on the way goes on from keys that were rotated otherwise: no promise.
+    """
+    if frequencies(model.config).change(first, last):
+        return "approximate"
     wide = model.dtype in (torch.float32, torch.float64)
     return "exact" if wide and temperature == 0 else "exact-up-to-float"
 

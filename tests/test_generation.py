@@ -185,6 +185,61 @@ def test_a_filled_cache_of_the_caller_is_continued_and_filled_further() -> None:
         longctx.generate(model, TOKENIZER, PROMPT[:, :12], past_key_values=filled(), **OPTIONS)
 
 
+def test_prompts_that_would_share_a_cache_are_refused() -> None:
+    """Their tokens would stand behind one another in it."""
+    model = tiny.model()
+    both = torch.cat((PROMPT, PROMPT.flip(1)))
+    for given in ({"past_key_values": DynamicCache(config=model.config)}, {"cache_implementation": "static"}):
+        with pytest.raises(CacheError, match="2 prompts"):
+            longctx.generate(model, TOKENIZER, both, **OPTIONS | given)
+
+
+@pytest.mark.parametrize("options", [{"min_new_tokens": 5}, {"min_length": 42}, {"repetition_penalty": 1.3}])
+def test_processors_and_criteria_see_the_padding_as_in_plain_decoding(options: dict[str, Any]) -> None:
+    model = tiny.model()
+    padded = torch.cat((torch.ones(1, 10, dtype=torch.long), PROMPT), 1)
+    mask = torch.cat((torch.zeros(1, 10, dtype=torch.long), torch.ones_like(PROMPT)), 1)
+    given = options | {"eos_token_id": plain(model)[0, PROMPT.shape[1] + 6].item(), "attention_mask": mask}
+    out = longctx.generate(model, TOKENIZER, padded, drafters=["document"], **STEADILY | given)
+    assert torch.equal(out.sequences, plain(model, padded, **given))
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "factor": 4.0}
+LONGROPE |= {"long_factor": [float(2 + i) for i in range(8)], "original_max_position_embeddings": 40}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens", "promise"),
+    [
+        ("phi3", 1300, "exact"),  # long from the first token, and more than one piece of prefill
+        ("phi3", 12, "exact"),  # short to the end
+        ("phi3", 30, "approximate"),
+        ("llama", 1300, "approximate"),
+        ("llama", 30, "approximate"),
+        ("llama", 12, "exact"),
+    ],
+)
+def test_frequencies_that_follow_the_length_are_those_of_plain_decoding(family: str, tokens: int, promise: str) -> None:
+    """Published mistake: rows beyond a switch of longrope or dynamic RoPE, or pieces before it, change all others."""
+
+    def fresh() -> Any:  # dynamic frequencies remember the longest text they saw
+        rope, most = (LONGROPE, 4096) if family == "phi3" else (DYNAMIC, 40)
+        changes = {"rope_parameters": rope, "original_max_position_embeddings": 40, "max_position_embeddings": most}
+        return tiny.model(family, **changes)
+
+    prompt = PROMPT.repeat(1, 49)[:, :tokens]
+    switched = family == "phi3" and promise == "approximate"  # there Hugging Face computes the whole prompt anew
+    drafters = [Oracle(plain(fresh(), prompt)[0, tokens:].tolist()), "recycling"]
+    expected = plain(fresh(), prompt)
+    if switched:
+        expected = longctx.generate(fresh(), TOKENIZER, prompt, drafters=[], **OPTIONS).sequences
+    for given in ([], drafters):
+        out = longctx.generate(fresh(), TOKENIZER, prompt, drafters=given, **STEADILY)
+        assert torch.equal(out.sequences, expected) and out.guarantee == promise
+    assert (out.stats.accepted > 0) == (tokens < 40 or family == "phi3")
+
+
 def test_a_document_is_what_the_answer_copies_from() -> None:
     model = tiny.model()
     expected = plain(model)
@@ -231,9 +286,9 @@ def test_a_drafter_that_raises_is_an_error_of_its_name() -> None:
 
 
 def test_the_guarantee_is_exact_in_wide_floats_and_without_drawing_only() -> None:
-    assert guarantee(tiny.model(), 0.0) == "exact"
-    assert guarantee(tiny.model(), 0.5) == "exact-up-to-float"
-    assert guarantee(tiny.model(dtype=torch.bfloat16), 0.0) == "exact-up-to-float"
+    assert guarantee(tiny.model(), 0.0, 9, 99) == "exact"
+    assert guarantee(tiny.model(), 0.5, 9, 99) == "exact-up-to-float"
+    assert guarantee(tiny.model(dtype=torch.bfloat16), 0.0, 9, 99) == "exact-up-to-float"
 
 
 def test_a_model_in_training_mode_decodes_without_dropout_and_stays_in_training_mode() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from longctx.backend.borrowed import held, untouched
 from longctx.errors import BadOption, CacheError
 
 _REFUSED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
@@ -37,10 +38,16 @@ def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], 
     """
     mask = given.get("attention_mask")
     cache = given.get("past_key_values", given.get("cache_params"))
-    held = int(cache.get_seq_length()) if cache is not None else 0
-    if held and (len(input_ids) > 1 or mask is not None or held >= input_ids.shape[1]):
+    used = cache is not None and not untouched(cache)
+    if used and len(input_ids) > 1:
         raise CacheError(
-            f"the cache holds {held} tokens: give one prompt of more tokens than that, those in the cache first, and "
+            f"{len(input_ids)} prompts cannot share a {type(cache).__name__}, as they are decoded one after another: "
+            "give one prompt, or no cache."
+        )
+    count = held(cache) if used else 0
+    if count and (mask is not None or count >= input_ids.shape[1]):
+        raise CacheError(
+            f"the cache holds {count} tokens: give one prompt of more tokens than that, those in the cache first, and "
             "no padding."
         )
     if mask is None:
@@ -56,6 +63,6 @@ def result(prompts: Tensor, answers: Sequence[Sequence[int]], config: Generation
     new = torch.tensor(filled, dtype=prompts.dtype, device=prompts.device).reshape(len(answers), longest)
     sequences: Any = torch.cat((prompts, new), 1)
     if config.return_dict_in_generate:
-        own = cache if cache is not None and cache.get_seq_length() else None  # else nothing was put into it
+        own = None if cache is None or untouched(cache) else cache  # nothing was put into what generate made
         return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=own)
     return sequences

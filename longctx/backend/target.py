@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from longctx.backend.attention import ROWS, alone, installed
+from longctx.backend.borrowed import held
 from longctx.backend.rows import Rows
 from longctx.backend.slots import SlotCache
 from longctx.drafts import Kind
@@ -84,7 +85,7 @@ class StockTarget:
         self.vocabulary = int(config.vocab_size)
         self._model, self._pending = model, 0
         self._cache: Any = DynamicCache(config=model.config) if cache is None else cache
-        self.length = int(self._cache.get_seq_length()) if cache is not None else 0
+        self.length = held(cache) if cache is not None else 0
         self._fixed, self._recording = _arguments(model), False
         self._fixed[_cache_name(model)] = self._cache
 

@@ -24,6 +24,9 @@ from longctx.protocols import Drafting, Progress, Target
 
 PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
 
+Reach = Callable[[int], int]
+"""How many tokens drafts may go beyond so many committed ones."""
+
 Ends = Callable[[Sequence[int]], bool]
 """Whether generation is over after these new tokens; asked after every single one."""
 
@@ -43,6 +46,9 @@ class Decoding:
         needs: int = 0,
         ends: Ends = lambda new: False,
         processors: Sequence[Processor] = (),
+        shown: Sequence[int] | None = None,  # what processors see in place of the prompt: the same with its padding
+        piece: int = PIECE,
+        reach: Reach | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.committed = list(prompt)
@@ -51,7 +57,8 @@ class Decoding:
         self._drafters = tuple(drafters) if target.rows != "off" else ()
         self._prompt_tokens, self._limit, self._needs = len(prompt), max_new_tokens, needs
         self._ends, self._processors, self._progress = ends, processors, progress
-        self._ids = torch.tensor([self.committed]) if processors else None  # [1, tokens]
+        self._piece, self._reach = piece, reach
+        self._ids = torch.tensor([list(prompt if shown is None else shown)]) if processors else None  # [1, tokens]
         self._unseen: list[list[Verified]] = [[] for _ in self._drafters]  # told to a drafter before it proposes
         self._asked = bool(self._drafters)  # whether this round was drafted for
         self._rounds = 0
@@ -74,8 +81,8 @@ class Decoding:
     def prefill(self) -> None:
         """Afterwards at most one piece of the prompt is not in the cache; it is the first round's."""
         started = time.perf_counter()
-        while (left := self.committed[self._target.length :]) and len(left) > PIECE:
-            piece = left[:PIECE]
+        while (left := self.committed[self._target.length :]) and len(left) > self._piece:
+            piece = left[: self._piece]
             self._target.score(piece, range(-1, len(piece) - 1), 1)
             self._target.commit(range(len(piece)))
             self._report()
@@ -127,8 +134,10 @@ class Decoding:
         )
 
     def _draft(self) -> TokenTree:
-        left = self._limit - (len(self.committed) - self._prompt_tokens)
-        budget = self._control.plan(left - 1) if self._drafters and left > 1 else None
+        depth = self._limit - (len(self.committed) - self._prompt_tokens) - 1
+        if self._reach is not None:
+            depth = min(depth, self._reach(len(self.committed)))
+        budget = self._control.plan(depth) if self._drafters and depth > 0 else None
         self._asked = budget is not None
         if budget is None:
             return merge((), 0, 0)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from scripted import VOCAB, Scripted, Telling, garbage, half, nothing, plainly, right, wrong
 
-from longctx.decoding import loop as module
 from longctx.decoding.acceptance import Greedy, SharedNoise
 from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.loop import Decoding
@@ -170,11 +169,10 @@ def test_a_model_that_fails_leaves_the_round_before_it() -> None:
     assert [*so_far, *decoding.run()] == plainly(PROMPT, 40)
 
 
-def test_a_long_prompt_is_fed_in_pieces_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PIECE", 3)
+def test_a_long_prompt_is_fed_in_pieces_and_reported() -> None:
     target = Scripted()
     seen: list[tuple[str, int, int]] = []
-    decoding = request([right], new=5, target=target, progress=lambda *at: seen.append(at))
+    decoding = request([right], new=5, target=target, piece=3, progress=lambda *at: seen.append(at))
     assert list(decoding.run()) == plainly(PROMPT, 5)
     assert seen == [("prompt", count, len(PROMPT)) for count in (3, 6, 8)]
 
@@ -183,7 +181,7 @@ def test_a_long_prompt_is_fed_in_pieces_and_reported(monkeypatch: pytest.MonkeyP
 
     target = Scripted()
     with pytest.raises(KeyboardInterrupt):
-        list(request([right], target=target, progress=interrupt).run())
+        list(request([right], target=target, piece=3, progress=interrupt).run())
     assert target.passes == 1
 
 
