@@ -5,27 +5,39 @@ Owns padding and the shape of the result. Knows no draft.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from longctx.backend.borrowed import held, untouched
 from longctx.errors import BadOption, CacheError
 
+_KNOWN = {
+    "attention_mask", "position_ids", "past_key_values", "cache_params", "use_cache", "logits_to_keep"
+}  # fmt: skip
 _REFUSED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
-def refuse(config: GenerationConfig) -> None:
-    """Raises BadOption for what a loop of drafts cannot give."""
+def refuse(model: Any, config: GenerationConfig, given: Mapping[str, Any]) -> None:
+    """Raises BadOption for what a loop of drafts cannot give: ``model`` is its configuration, ``given`` its inputs."""
+    if model.is_encoder_decoder:
+        raise BadOption(f"a {model.model_type} model answers through a second stack; only decoders can be drafted for.")
     if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
         raise BadOption(
             f"num_beams={config.num_beams} and num_return_sequences={config.num_return_sequences} must be 1: drafts "
             "speed up one sequence a prompt."
         )
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise BadOption(f"these options ask for {mode.value}, which cannot be had together with drafts.")
+    unknown = [name for name, value in given.items() if value is not None and name not in _KNOWN]
+    if unknown:
+        raise BadOption(f"{', '.join(unknown)} cannot be had together with drafts: only ids and their mask are read.")
     asked = [name for name in _REFUSED if getattr(config, name, None) and config.return_dict_in_generate]
     if asked:
         raise BadOption(f"{', '.join(asked)} cannot be had together with drafts; call generate without them.")

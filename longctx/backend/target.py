@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from longctx.backend.attention import ROWS, alone, installed
 from longctx.backend.borrowed import held
@@ -105,8 +106,15 @@ class StockTarget:
             self._recording = True
         positions = torch.arange(self.length, self.length + len(tokens), device=self._model.device)
         self._pending = len(tokens)
-        with torch.inference_mode(), alone(self._model):
-            return _forward(self._model, tokens, positions, wanted, self._fixed)
+        settled = False
+        try:
+            with torch.inference_mode(), alone(self._model):
+                logits = _forward(self._model, tokens, positions, wanted, self._fixed)
+            settled = True
+        finally:
+            if not settled and self.rows != "off":
+                self._restore()
+        return logits
 
     def commit(self, rows: Sequence[int]) -> None:
         """Afterwards the cache holds the first of the pending rows, as many as ``rows``."""
@@ -122,6 +130,14 @@ class StockTarget:
         """Afterwards the cache is as it was before the pending rows; where ``rows`` is off it cannot be used again."""
         if self.rows != "off":
             self.commit(())
+
+    def _restore(self) -> None:
+        """After a pass that failed, every layer is as it was, those that it did not come to included."""
+        for layer in self._cache.layers:
+            added = layer.get_seq_length() - self.length if isinstance(layer, CacheLayerMixin) else self._pending
+            if added:
+                layer.crop(-added)
+        self._pending = 0
 
 
 def _forward(
