@@ -193,8 +193,8 @@ def begin(
 ) -> tuple[Decoding, tuple[str, ...]]:
     """A request ready to run, and what is done otherwise than was asked.
 
-    ``copied`` is the document to draft from, ``seed`` that of drafters that draw, ``shown`` the prompt as processors see
-    it, with its padding.
+    ``copied`` is the document to draft from, ``seed`` that of drafters that draw, ``shown`` the prompt as
+    processors see it, with its padding.
     """
     target, reason = open_target(model, len(prompt) + min(max_new_tokens, _AHEAD), cache)
     warnings: tuple[str, ...] = ()
