@@ -233,7 +233,7 @@ def test_processors_and_criteria_see_the_padding_as_in_plain_decoding(options: d
 
 
 LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "factor": 4.0}
-LONGROPE |= {"long_factor": [float(2 + i) for i in range(8)], "original_max_position_embeddings": 40}
+LONGROPE |= {"long_factor": [float(2 + i) for i in range(8)]}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 
 
@@ -252,8 +252,9 @@ def test_frequencies_that_follow_the_length_are_those_of_plain_decoding(family: 
     """Published mistake: rows beyond a switch of longrope or dynamic RoPE, or pieces before it, change all others."""
 
     def fresh() -> Any:  # dynamic frequencies remember the longest text they saw
-        rope, most = (LONGROPE, 4096) if family == "phi3" else (DYNAMIC, 40)
-        changes = {"rope_parameters": rope, "original_max_position_embeddings": 40, "max_position_embeddings": most}
+        at = 1100 if tokens > 1100 and family == "phi3" else 40
+        rope, most = (LONGROPE | {"original_max_position_embeddings": at}, 4096) if family == "phi3" else (DYNAMIC, at)
+        changes = {"rope_parameters": rope, "original_max_position_embeddings": at, "max_position_embeddings": most}
         return tiny.model(family, **changes)
 
     prompt = PROMPT.repeat(1, 49)[:, :tokens]
@@ -298,6 +299,7 @@ def test_a_document_is_what_the_answer_copies_from(monkeypatch: pytest.MonkeyPat
         ({"penalty_alpha": 0.6, "top_k": 4}, BadOption, "contrastive"),
         ({"prompt_lookup_num_tokens": 3}, BadOption, "assisted"),
         ({"assistant_model": tiny.model()}, BadOption, "assistant_model"),
+        ({"position_ids": torch.arange(27)[None] + 50}, BadOption, "position_ids"),
         ({"inputs_embeds": torch.zeros(1, 27, 64)}, BadOption, "inputs_embeds"),
         ({"max_new_tokens": 0}, BadOption, "max_new_tokens=0"),
         ({"drafters": ["document", "document"]}, BadOption, "named twice"),

@@ -46,7 +46,8 @@ def refuse(model: Any, config: GenerationConfig, given: Mapping[str, Any]) -> No
 def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], Any]:
     """The prompts without their padding, and the cache of the caller.
 
-    Raises CacheError where the cache holds tokens that the prompt lacks, or more than one prompt shares it.
+    Raises CacheError where the cache holds tokens that the prompt lacks, or more than one prompt shares it, and
+    BadOption for positions of the caller's own.
     """
     mask = given.get("attention_mask")
     cache = given.get("past_key_values", given.get("cache_params"))
@@ -62,9 +63,11 @@ def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], 
             f"the cache holds {count} tokens: give one prompt of more tokens than that, those in the cache first, and "
             "no padding."
         )
-    if mask is None:
-        return input_ids.tolist(), cache
-    return [row[kept.bool()].tolist() for row, kept in zip(input_ids, mask, strict=True)], cache
+    kept = torch.ones_like(input_ids).bool() if mask is None else mask.bool()
+    places = given.get("position_ids")
+    if places is not None and places.shape == input_ids.shape and (places != kept.cumsum(-1) - 1)[kept].any():
+        raise BadOption("position_ids= cannot be had together with drafts: tokens are counted from 0, without padding.")
+    return [row[own].tolist() for row, own in zip(input_ids, kept, strict=True)], cache
 
 
 def result(prompts: Tensor, answers: Sequence[Sequence[int]], config: GenerationConfig, cache: Any) -> Any:
