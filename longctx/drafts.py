@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from longctx.suffixes import SuffixIndex
 from longctx.types import Guarantee
 
 Kind = Literal["tree", "chain", "off"]
@@ -69,11 +70,17 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class DraftSource:
-    """What a request begins with: the prompt, and a document's tokens where there is more to copy from."""
+    """What a request begins with: the prompt, and a document's tokens where there is more to copy from.
+
+    ``index`` is that of the document, or of the prompt where there is none; requests and drafters share it. ``seed`` is
+    the request's: drafters that draw draw by it.
+    """
 
     prompt: NDArray[np.int32]  # [tokens]
     vocabulary: int
     document: NDArray[np.int32] | None = None  # [tokens]
+    index: SuffixIndex | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,7 @@ class Verified:
 class Stats:
     """Counts of one generation. ``drafted`` and ``accepted`` count tokens; by source, a shared token counts for each.
 
+    ``rounds`` are the passes that gave tokens: the pieces of a long prompt before the last are not counted.
     ``seconds`` has the phases ``prefill``, ``draft``, ``verify``, ``commit``. ``copied`` are the runs of new tokens
     that were accepted as copies of the document (the prompt, where there was none): the first new token, the first
     token of the document, and how many.

@@ -5,6 +5,7 @@ Owns the wiring of model, drafters, rule and controller. Knows no method by name
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -16,16 +17,20 @@ from numpy.typing import NDArray
 from longctx import plugins
 from longctx.backend.capability import open_target
 from longctx.backend.outputs import refuse, result, rows_of
+from longctx.backend.rope import frequencies
 from longctx.backend.stopping import ends, stop_strings
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
 from longctx.decoding.acceptance import Greedy, Residual, Rule, SharedNoise
 from longctx.decoding.control import Controller
+from longctx.decoding.guard import Guard
 from longctx.decoding.laws import Processor, Temperature
-from longctx.decoding.loop import Decoding, Ends
+from longctx.decoding.loop import PIECE, Decoding, Ends
+from longctx.decoding.noise import row_seed
 from longctx.drafts import DraftSource, Generation, Stats
 from longctx.errors import BadOption, EmptyInput
-from longctx.protocols import Drafter, Progress
+from longctx.protocols import Drafter, Drafting, Progress
+from longctx.suffixes import SuffixIndex
 from longctx.types import Document, Guarantee
 
 Drafters = str | Sequence[str | Drafter]
@@ -35,6 +40,7 @@ Acceptance = Literal["shared-noise", "residual"]
 
 AUTO: tuple[str, ...] = ("document",)
 CONTROLLER = "goodput"
+_WORD = (1 << 63) - 1  # bits of a seed
 _AHEAD = 4096  # slots made for new tokens before there are any; a longer answer makes more when it comes to that
 
 
@@ -60,10 +66,15 @@ def generate(
     one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``. Raises BadOption
     for options that cannot be had together with drafting, such as beams, and DraftError where a drafter fails.
     """
-    if temperature < 0 or max_new_tokens < 1:
+    if isinstance(stop, str) or not all(stop):
+        raise BadOption(f"stop={stop!r} must be a list of strings, none of them empty.")
+    temperature = float(temperature)
+    if not 0 <= temperature < math.inf or max_new_tokens < 1:
         raise BadOption(
-            f"temperature={temperature} must not be negative and max_new_tokens={max_new_tokens} must be at least 1."
+            f"temperature={temperature} must be 0 or more and finite, max_new_tokens={max_new_tokens} at least 1."
         )
+    if options.get("assistant_model") is not None:
+        raise BadOption("assistant_model= cannot be had: drafts come from drafters=.")
     prompts = torch.as_tensor(input_ids, device=model.device)
     prompts = prompts[None] if prompts.ndim == 1 else prompts
     if not prompts.numel():
@@ -76,10 +87,12 @@ def generate(
         tokenizer=tokenizer,
         acceptance=acceptance,
         controller=controller,
+        streamer=options.get("streamer"),  # it gets the prompt from generate, as ever
         on_end=lambda stats, warnings: made.append((stats, warnings)),
     )
+    mask = options.get("attention_mask")
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    sequences = model.generate(
+    answer = model.generate(
         prompts,
         custom_generate=decode,
         stopping_criteria=stop_strings(tokenizer, stop),
@@ -87,9 +100,12 @@ def generate(
         **sampling,
         **options,
     )
+    sequences = answer.sequences if options.get("return_dict_in_generate") else answer
     texts = tuple(_text(tokenizer, row, stop) for row in sequences[:, prompts.shape[1] :])
     (stats, warnings) = made[0]
-    return Generation(sequences, texts, stats, guarantee(model, temperature), warnings)
+    shortest = prompts.shape[1] if mask is None else int(torch.as_tensor(mask).sum(-1).min())
+    promise = guarantee(model, temperature, shortest, sequences.shape[1])
+    return Generation(sequences, texts, stats, promise, warnings)
 
 
 def speculative(
@@ -106,11 +122,12 @@ def speculative(
     """A function for ``model.generate(custom_generate=...)`` that decodes with drafts and changes nothing else.
 
     ``tokenizer`` is needed where ``document`` is not compiled yet. ``streamer`` gets committed tokens as Hugging Face's
-    streamers do; ``on_end`` the counts and warnings when the generation is done.
+    streamers do: give it here as well, as ``generate`` hands its own to no other function. ``on_end`` gets the counts
+    and warnings when the generation is done. Without a ``seed`` every generation draws other tokens.
     """
     stack = resolve(drafters)
-    copied = _tokens(document, tokenizer)
-    number = secrets.randbits(63) if seed is None else seed
+    tokens = _tokens(document, tokenizer)
+    copied = None if tokens is None else SuffixIndex(tokens)
 
     def decode(
         model: Any,
@@ -120,32 +137,37 @@ def speculative(
         generation_config: Any = None,
         **kwargs: Any,
     ) -> Any:
-        refuse(generation_config)
+        refuse(model.config, generation_config, kwargs)
         prompts, cache = rows_of(input_ids, kwargs)
-        rule = _rule(acceptance, number) if generation_config.do_sample else Greedy()
+        number = secrets.randbits(63) if seed is None else seed
         answers: list[list[int]] = []
         stats = Stats()
         warnings: tuple[str, ...] = ()
-        for prompt in prompts:
-            decoding, warnings = begin(
-                model,
-                prompt,
-                stack,
-                rule,
-                controller=controller,
-                max_new_tokens=generation_config.max_length - input_ids.shape[1],
-                copied=copied,
-                ends=ends(stopping_criteria, prompt),
-                processors=tuple(logits_processor),
-                cache=cache,
-            )
-            for token in decoding.run():
-                if streamer is not None:
-                    streamer.put(torch.tensor([token]))
-            answers.append(decoding.new)
-            stats = stats + decoding.stats
-        if streamer is not None:
-            streamer.end()
+        try:
+            for index, (row, prompt) in enumerate(zip(input_ids.tolist(), prompts, strict=True)):
+                own = row_seed(number, index)
+                decoding, warnings = begin(
+                    model,
+                    prompt,
+                    stack,
+                    _rule(acceptance, own) if generation_config.do_sample else Greedy(),
+                    controller=controller,
+                    max_new_tokens=generation_config.max_length - input_ids.shape[1],
+                    copied=copied,
+                    ends=ends(stopping_criteria, row),
+                    processors=tuple(logits_processor),
+                    shown=row,
+                    cache=cache,
+                    seed=own,
+                )
+                for token in decoding.run():
+                    if streamer is not None:
+                        streamer.put(torch.tensor([token]))
+                answers.append(decoding.new)
+                stats = stats + decoding.stats
+        finally:
+            if streamer is not None:
+                streamer.end()  # also after an error: somebody may be waiting for it
         if on_end is not None:
             on_end(stats, warnings)
         return result(input_ids, answers, generation_config, cache)
@@ -161,33 +183,51 @@ def begin(
     *,
     max_new_tokens: int,
     controller: str | Controller = CONTROLLER,
-    copied: NDArray[np.int32] | None = None,
+    copied: SuffixIndex | None = None,
     ends: Ends = lambda new: False,
     processors: Sequence[Processor] = (),
+    shown: Sequence[int] | None = None,
     cache: Any = None,
+    seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Decoding, tuple[str, ...]]:
-    """A request ready to run, and what is done otherwise than was asked. ``copied`` is the document to draft from."""
+    """A request ready to run, and what is done otherwise than was asked.
+
+    ``copied`` is the document to draft from, ``seed`` that of drafters that draw, ``shown`` the prompt as
+    processors see it, with its padding.
+    """
     target, reason = open_target(model, len(prompt) + min(max_new_tokens, _AHEAD), cache)
     warnings: tuple[str, ...] = ()
     if stack and target.rows == "off":
         warnings = (f"decoded one token at a time, without drafts: {reason}.",)
     elif stack and target.rows == "chain":
         warnings = (f"drafts are verified as chains, not as trees: {reason}.",)
-    source = DraftSource(np.asarray(prompt, dtype=np.int32), target.vocabulary, copied)
+    rotation = frequencies(model.config)
+    tokens = np.asarray(prompt, dtype=np.int32)
+    index = SuffixIndex(tokens) if copied is None else copied
+    document = None if copied is None else copied.tokens
+    source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD)
     decoding = Decoding(
         target,
         prompt,
         rule,
-        [(name, drafter.begin(source)) for name, drafter in stack] if target.rows != "off" else (),
+        [(name, _at_work(name, drafter, source)) for name, drafter in stack] if target.rows != "off" else (),
         plugins.resolve("controllers", controller).begin(),
         max_new_tokens=max_new_tokens,
         needs=max((drafter.needs for _, drafter in stack), default=0),
         ends=ends,
         processors=processors,
+        shown=shown,
+        piece=rotation.piece(len(prompt), PIECE),
+        reach=rotation.reach,
         progress=progress,
     )
     return decoding, warnings
+
+
+def _at_work(name: str, drafter: Drafter, source: DraftSource) -> Drafting:
+    with Guard(name):
+        return drafter.begin(source)
 
 
 def resolve(drafters: Drafters) -> list[tuple[str, Drafter]]:
@@ -208,8 +248,13 @@ def drawing(temperature: float, seed: int | None) -> tuple[Rule, tuple[Processor
     return SharedNoise(secrets.randbits(63) if seed is None else seed), (Temperature(temperature),)
 
 
-def guarantee(model: Any, temperature: float) -> Guarantee:
-    """What drafting leaves unchanged: every token in wide floats and without drawing, else their law up to rounding."""
+def guarantee(model: Any, temperature: float, first: int, last: int) -> Guarantee:
+    """What stays unchanged from ``first`` tokens to ``last``: in wide floats every token, else the law up to rounding.
+
+    A model whose rotary frequencies change on the way goes on from keys that were rotated otherwise: no promise.
+    """
+    if frequencies(model.config).change(first, last):
+        return "approximate"
     wide = model.dtype in (torch.float32, torch.float64)
     return "exact" if wide and temperature == 0 else "exact-up-to-float"
 

@@ -263,7 +263,8 @@ class Reader:
             Step("cite", timings["cite_seconds"], {"citations": len(citations)}),
         )
         whole = selection.spans and not selection.dropped_tokens and said.lossless
-        promise = guarantee(self.model, request.temperature) if whole else "approximate"
+        last = prompt_tokens + said.tokens
+        promise = guarantee(self.model, request.temperature, prompt_tokens, last) if whole else "approximate"
         warnings = (*selection.warnings, *said.warnings)
         return Answer(said.text, citations, selection, usage, timings, promise, warnings, trace)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 LONGEST = 64  # tokens up to which matches are told apart
+_LATEST = 512  # places of a growing text that are looked at: a text that repeats one token has them all
 
 
 class SuffixIndex:
@@ -25,9 +27,12 @@ class SuffixIndex:
 
     def __init__(self, tokens: Sequence[int] | NDArray[np.integer]) -> None:
         self.tokens = np.ascontiguousarray(tokens, dtype=np.int32)
-        backwards = self.tokens[::-1].copy()
-        self._order = _suffix_array(backwards, LONGEST).data  # reading one number of a memoryview is quickest
-        self._backwards = backwards.data
+        self._backwards = self.tokens[::-1].copy().data  # reading one number of a memoryview is quickest
+
+    @cached_property
+    def _order(self) -> memoryview:
+        """Made when a place is first asked for, once for all who share the index."""
+        return _suffix_array(self.tokens[::-1], LONGEST).data
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -84,11 +89,12 @@ def _evenly(low: int, high: int, count: int) -> list[int]:
 def recent_matches(tokens: NDArray[np.int32], most: int) -> list[tuple[int, int]]:
     """The same as ``SuffixIndex.matches`` for the end of ``tokens`` within ``tokens``, the latest places first.
 
-    Compares with every place: for texts of thousands of tokens that is quicker than keeping an index of them.
+    Compares with the latest places: for texts of thousands of tokens that is quicker than keeping an index of them.
     """
     if len(tokens) < 2:
         return []
-    places = np.flatnonzero(tokens[:-1] == tokens[-1])[::-1] + 1  # the place after each occurrence of the last token
+    # the places after the occurrences of the last token
+    places = np.flatnonzero(tokens[:-1] == tokens[-1])[: -_LATEST - 1 : -1] + 1
     lengths = np.ones(len(places), dtype=np.int64)
     alive = np.arange(len(places))
     for length in range(1, min(LONGEST, len(tokens) - 1)):

@@ -14,6 +14,8 @@ from transformers import (
     DynamicCache,
     Lfm2Config,
     Lfm2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedModel,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
@@ -59,6 +61,12 @@ def recurrent() -> PreTrainedModel:
     return Qwen3NextForCausalLM(config).eval()
 
 
+def states() -> PreTrainedModel:
+    """No layer with keys and values at all: its cache does not count tokens."""
+    torch.manual_seed(0)
+    return MambaForCausalLM(MambaConfig(vocab_size=tiny.VOCAB, hidden_size=64, num_hidden_layers=2)).eval()
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_models_verify_trees(family: str, dtype: torch.dtype) -> None:
@@ -71,6 +79,7 @@ def test_attention_models_verify_trees(family: str, dtype: torch.dtype) -> None:
         (bloom, "chain", "attention interface"),
         (convolution, "chain", "conv layers"),
         (recurrent, "off", "linear_attention layers.*cannot take tokens back"),
+        (states, "off", "linear_attention layers.*cannot take tokens back"),
     ],
 )
 def test_other_models_decode_as_ever_with_a_warning(make: Any, rows: str, reason: str) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, T5Config, T5ForConditionalGeneration
 
 import longctx
-from longctx import Document
+from longctx import Document, suffixes
+from longctx import generation as module
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 from longctx.errors import BadOption, CacheError, DraftError, EmptyInput, UnknownMethod
 from longctx.generation import guarantee
@@ -122,9 +123,8 @@ def test_one_seed_draws_the_same_tokens_with_drafting_on_and_off(family: str) ->
         assert drawn(3, drafters) == off
     assert drawn(4, []) != off and drawn(None, []) != drawn(None, [])
     assert drawn(3, ["document"], top_k=5, top_p=0.8) == drawn(3, [], top_k=5, top_p=0.8)
-    assert drawn(3, ["ngram:growth=rsd_c"], acceptance="residual") == drawn(
-        3, ["ngram:growth=rsd_c"], acceptance="residual"
-    )
+    residual = {"acceptance": "residual", "controller": "fixed:nodes=8"}
+    assert drawn(3, ["ngram:growth=rsd_c"], **residual) == drawn(3, ["ngram:growth=rsd_c"], **residual)
     state = torch.get_rng_state()
     drawn(3, "auto")
     assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers were used up"
@@ -149,6 +149,34 @@ def test_speculative_stands_in_for_generates_own_decoding() -> None:
     assert torch.equal(out.sequences, expected)
     assert streamed == [*expected[0, PROMPT.shape[1] :].tolist(), -1]
     assert ended[0][0].tokens == 24 and ended[0][1] == ()
+
+
+def test_a_streamer_gets_prompt_and_answer_and_its_end_after_a_failure_too() -> None:
+    class Streamer:
+        def __init__(self) -> None:
+            self.got: list[int] = []
+            self.ended = 0
+
+        def put(self, tokens: torch.Tensor) -> None:
+            self.got += tokens.flatten().tolist()
+
+        def end(self) -> None:
+            self.ended += 1
+
+    model = tiny.model()
+    ours, theirs = Streamer(), Streamer()
+    longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], streamer=ours, **OPTIONS)
+    plain(model, streamer=theirs)
+    assert ours.got == theirs.got and ours.ended == theirs.ended == 1
+
+    class Broken(Oracle):
+        def propose(self, budget: Budget) -> Draft:
+            raise ZeroDivisionError("no")
+
+    waiting = Streamer()
+    with pytest.raises(DraftError):
+        longctx.generate(model, TOKENIZER, PROMPT, drafters=[Broken([])], streamer=waiting, **OPTIONS)
+    assert waiting.ended == 1
 
 
 def test_a_batch_of_padded_prompts_gives_each_its_own_answer() -> None:
@@ -185,16 +213,73 @@ def test_a_filled_cache_of_the_caller_is_continued_and_filled_further() -> None:
         longctx.generate(model, TOKENIZER, PROMPT[:, :12], past_key_values=filled(), **OPTIONS)
 
 
-def test_a_document_is_what_the_answer_copies_from() -> None:
+def test_prompts_that_would_share_a_cache_are_refused() -> None:
+    """Their tokens would stand behind one another in it."""
+    model = tiny.model()
+    both = torch.cat((PROMPT, PROMPT.flip(1)))
+    for given in ({"past_key_values": DynamicCache(config=model.config)}, {"cache_implementation": "static"}):
+        with pytest.raises(CacheError, match="2 prompts"):
+            longctx.generate(model, TOKENIZER, both, **OPTIONS | given)
+
+
+@pytest.mark.parametrize("options", [{"min_new_tokens": 5}, {"min_length": 42}, {"repetition_penalty": 1.3}])
+def test_processors_and_criteria_see_the_padding_as_in_plain_decoding(options: dict[str, Any]) -> None:
+    model = tiny.model()
+    padded = torch.cat((torch.ones(1, 10, dtype=torch.long), PROMPT), 1)
+    mask = torch.cat((torch.zeros(1, 10, dtype=torch.long), torch.ones_like(PROMPT)), 1)
+    given = options | {"eos_token_id": plain(model)[0, PROMPT.shape[1] + 6].item(), "attention_mask": mask}
+    out = longctx.generate(model, TOKENIZER, padded, drafters=["document"], **STEADILY | given)
+    assert torch.equal(out.sequences, plain(model, padded, **given))
+
+
+LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "factor": 4.0}
+LONGROPE |= {"long_factor": [float(2 + i) for i in range(8)]}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "tokens", "promise"),
+    [
+        ("phi3", 1300, "exact"),  # long from the first token, and more than one piece of prefill
+        ("phi3", 12, "exact"),  # short to the end
+        ("phi3", 30, "approximate"),
+        ("llama", 1300, "approximate"),
+        ("llama", 30, "approximate"),
+        ("llama", 12, "exact"),
+    ],
+)
+def test_frequencies_that_follow_the_length_are_those_of_plain_decoding(family: str, tokens: int, promise: str) -> None:
+    """Published mistake: rows beyond a switch of longrope or dynamic RoPE, or pieces before it, change all others."""
+
+    def fresh() -> Any:  # dynamic frequencies remember the longest text they saw
+        at = 1100 if tokens > 1100 and family == "phi3" else 40
+        rope, most = (LONGROPE | {"original_max_position_embeddings": at}, 4096) if family == "phi3" else (DYNAMIC, at)
+        changes = {"rope_parameters": rope, "original_max_position_embeddings": at, "max_position_embeddings": most}
+        return tiny.model(family, **changes)
+
+    prompt = PROMPT.repeat(1, 49)[:, :tokens]
+    switched = family == "phi3" and promise == "approximate"  # there Hugging Face computes the whole prompt anew
+    drafters = [Oracle(plain(fresh(), prompt)[0, tokens:].tolist()), "recycling"]
+    expected = plain(fresh(), prompt)
+    if switched:
+        expected = longctx.generate(fresh(), TOKENIZER, prompt, drafters=[], **OPTIONS).sequences
+    for given in ([], drafters):
+        out = longctx.generate(fresh(), TOKENIZER, prompt, drafters=given, **STEADILY)
+        assert torch.equal(out.sequences, expected) and out.guarantee == promise
+    assert (out.stats.accepted > 0) == (tokens < 40 or family == "phi3")
+
+
+def test_a_document_is_what_the_answer_copies_from(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model()
     expected = plain(model)
-    text = TOKENIZER.decode(expected[0, PROMPT.shape[1] :])
-    document = Document.from_text(text)
+    document = Document.from_text("the answer")
+    tokens = expected[0, PROMPT.shape[1] :].numpy()
+    monkeypatch.setattr(module, "_tokens", lambda *_: tokens)  # no text of a random model comes back as its tokens
     out = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], document=document, **STEADILY)
+    monkeypatch.undo()
     without = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], **STEADILY)
     assert torch.equal(out.sequences, expected) and torch.equal(without.sequences, expected)
-    if TOKENIZER(text, add_special_tokens=False)["input_ids"] == expected[0, PROMPT.shape[1] :].tolist():
-        assert out.stats.accepted > without.stats.accepted
+    assert out.stats.accepted > without.stats.accepted and out.stats.copied[-1][1] < len(tokens)
     with pytest.raises(EmptyInput, match="is empty"):
         longctx.generate(model, TOKENIZER, PROMPT, document=Document.from_text(""))
     with pytest.raises(BadOption, match="tokenizer="):
@@ -207,6 +292,15 @@ def test_a_document_is_what_the_answer_copies_from() -> None:
         ({"num_beams": 2}, BadOption, "num_beams=2"),
         ({"return_dict_in_generate": True, "output_logits": True}, BadOption, "output_logits"),
         ({"temperature": -1.0}, BadOption, "temperature=-1"),
+        ({"temperature": float("nan")}, BadOption, "temperature=nan"),
+        ({"temperature": float("inf")}, BadOption, "temperature=inf"),
+        ({"stop": [""]}, BadOption, "none of them empty"),
+        ({"stop": "the"}, BadOption, "list of strings"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, BadOption, "contrastive"),
+        ({"prompt_lookup_num_tokens": 3}, BadOption, "assisted"),
+        ({"assistant_model": tiny.model()}, BadOption, "assistant_model"),
+        ({"position_ids": torch.arange(27)[None] + 50}, BadOption, "position_ids"),
+        ({"inputs_embeds": torch.zeros(1, 27, 64)}, BadOption, "inputs_embeds"),
         ({"max_new_tokens": 0}, BadOption, "max_new_tokens=0"),
         ({"drafters": ["document", "document"]}, BadOption, "named twice"),
         ({"drafters": ["nonsense"]}, UnknownMethod, "no drafter named 'nonsense'"),
@@ -221,6 +315,40 @@ def test_what_cannot_be_had_is_refused(options: dict[str, Any], error: type[Exce
         longctx.generate(tiny.model(), TOKENIZER, torch.zeros(1, 0, dtype=torch.long))
 
 
+def test_a_model_of_two_stacks_is_refused() -> None:
+    config = T5Config(vocab_size=480, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=0)
+    with pytest.raises(BadOption, match="t5 model"):
+        longctx.generate(T5ForConditionalGeneration(config).eval(), TOKENIZER, PROMPT, **OPTIONS)
+
+
+def test_a_whole_temperature_and_a_dictionary_of_results_are_taken() -> None:
+    model = tiny.model()
+    drawn = [longctx.generate(model, TOKENIZER, PROMPT, temperature=t, seed=1, **OPTIONS).text for t in (2, 2.0)]
+    assert drawn[0] == drawn[1]
+    out = longctx.generate(model, TOKENIZER, PROMPT, return_dict_in_generate=True, **OPTIONS)
+    assert torch.equal(out.sequences, plain(model))
+
+
+def test_without_a_seed_every_generation_and_every_row_draws_its_own() -> None:
+    model = tiny.model()
+    decode = longctx.speculative(["document"])
+    rows = [model.generate(PROMPT, do_sample=True, custom_generate=decode, **OPTIONS) for _ in range(2)]
+    assert not torch.equal(*rows)
+    given = OPTIONS | {"temperature": 1.0, "seed": 5}
+    one, two = longctx.generate(model, TOKENIZER, PROMPT.repeat(2, 1), **given).sequences
+    assert not torch.equal(one, two)
+    assert torch.equal(one, longctx.generate(model, TOKENIZER, PROMPT, **given).sequences[0])
+
+
+def test_a_document_is_indexed_once_for_all_rows_and_drafters(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    sort = suffixes._suffix_array
+    monkeypatch.setattr(suffixes, "_suffix_array", lambda *given: (made.append(1), sort(*given))[1])
+    options = STEADILY | {"document": Document.from_text("the of and " * 30), "max_new_tokens": 4}
+    longctx.generate(tiny.model(), TOKENIZER, PROMPT.repeat(3, 1), drafters=["document", "rasd"], **options)
+    assert len(made) == 1
+
+
 def test_a_drafter_that_raises_is_an_error_of_its_name() -> None:
     class Broken(Oracle):
         def propose(self, budget: Budget) -> Draft:
@@ -229,11 +357,18 @@ def test_a_drafter_that_raises_is_an_error_of_its_name() -> None:
     with pytest.raises(DraftError, match="'broken' failed .ZeroDivisionError: no."):
         longctx.generate(tiny.model(), TOKENIZER, PROMPT, drafters=[Broken([])], **OPTIONS)
 
+    class Unwilling(Oracle):
+        def begin(self, source: DraftSource) -> Oracle:
+            raise ZeroDivisionError("no")
+
+    with pytest.raises(DraftError, match="'unwilling' failed"):
+        longctx.generate(tiny.model(), TOKENIZER, PROMPT, drafters=[Unwilling([])], **OPTIONS)
+
 
 def test_the_guarantee_is_exact_in_wide_floats_and_without_drawing_only() -> None:
-    assert guarantee(tiny.model(), 0.0) == "exact"
-    assert guarantee(tiny.model(), 0.5) == "exact-up-to-float"
-    assert guarantee(tiny.model(dtype=torch.bfloat16), 0.0) == "exact-up-to-float"
+    assert guarantee(tiny.model(), 0.0, 9, 99) == "exact"
+    assert guarantee(tiny.model(), 0.5, 9, 99) == "exact-up-to-float"
+    assert guarantee(tiny.model(dtype=torch.bfloat16), 0.0, 9, 99) == "exact-up-to-float"
 
 
 def test_a_model_in_training_mode_decodes_without_dropout_and_stays_in_training_mode() -> None:

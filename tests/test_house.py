@@ -32,7 +32,7 @@ WIRING = METHODS | ROOMS | COMPILED | {"backend"}
 MAY_IMPORT = {
     "errors": set(),
     "types": {"errors"},
-    "drafts": NOUNS,
+    "drafts": NOUNS | {"suffixes"},
     "keys": set(),
     "options": NOUNS,
     "protocols": NOUNS | {"drafts", "keys", "options"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,6 +187,25 @@ def test_a_stock_cache_verifies_chains_and_takes_them_back(family: str) -> None:
     target.commit((0,))
     with pytest.raises(CacheError, match="one token after another"):
         target.score([5, 6, 7], (-1, 0, 0), 3)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_pass_that_fails_in_one_layer_leaves_every_layer_of_a_stock_cache_as_it_was(family: str) -> None:
+    model = tiny.model(family)
+    target = StockTarget(model, "chain")
+    target.score(IDS[:20], range(-1, 19), 1)
+    target.commit(range(20))
+    expected = target.score(IDS[20:22], (-1, 0), 2)
+    target.rollback()
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("in the third layer")
+
+    hook = model.model.layers[2].register_forward_pre_hook(fail)
+    with pytest.raises(ZeroDivisionError):
+        target.score(IDS[22:25], (-1, 0, 1), 3)
+    hook.remove()
+    torch.testing.assert_close(target.score(IDS[20:22], (-1, 0), 2), expected, rtol=0, atol=1e-5)
 
 
 def test_a_cache_that_takes_nothing_back_says_so() -> None:

@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from longctx.backend.attention import alone
+from longctx.backend.borrowed import untouched
 from longctx.backend.target import RowTarget, StockTarget
 from longctx.drafts import Kind
 from longctx.errors import ModelError
@@ -53,7 +54,7 @@ def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tupl
     A ``cache`` of the caller that holds tokens, or is not transformers' own dynamic one, is used as it is.
     """
     found = capability(model)
-    if cache is None or _untouched(cache):
+    if cache is None or untouched(cache):
         if found.rows == "tree":
             return RowTarget(model, reserve), ""
         return StockTarget(model, found.rows), found.reason
@@ -61,11 +62,6 @@ def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tupl
     if type(cache) is DynamicCache and cache.is_croppable and found.rows != "off":
         return StockTarget(model, "chain", cache), "the cache is the caller's"
     return StockTarget(model, "off", cache), f"the caller's {type(cache).__name__} cannot take tokens back"
-
-
-def _untouched(cache: Any) -> bool:
-    """Whether a cache is one that generate made by itself, which nobody will look at again."""
-    return type(cache) is DynamicCache and not cache.get_seq_length() and not getattr(cache, "_is_user_defined", False)
 
 
 def _tried(model: PreTrainedModel) -> Capability:

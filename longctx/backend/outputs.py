@@ -5,26 +5,39 @@ Owns padding and the shape of the result. Knows no draft.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from longctx.backend.borrowed import held, untouched
 from longctx.errors import BadOption, CacheError
 
+_KNOWN = {
+    "attention_mask", "position_ids", "past_key_values", "cache_params", "use_cache", "logits_to_keep"
+}  # fmt: skip
 _REFUSED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
-def refuse(config: GenerationConfig) -> None:
-    """Raises BadOption for what a loop of drafts cannot give."""
+def refuse(model: Any, config: GenerationConfig, given: Mapping[str, Any]) -> None:
+    """Raises BadOption for what a loop of drafts cannot give: ``model`` is its configuration, ``given`` its inputs."""
+    if model.is_encoder_decoder:
+        raise BadOption(f"a {model.model_type} model answers through a second stack; only decoders can be drafted for.")
     if (config.num_beams or 1) > 1 or (config.num_return_sequences or 1) > 1:
         raise BadOption(
             f"num_beams={config.num_beams} and num_return_sequences={config.num_return_sequences} must be 1: drafts "
             "speed up one sequence a prompt."
         )
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        raise BadOption(f"these options ask for {mode.value}, which cannot be had together with drafts.")
+    unknown = [name for name, value in given.items() if value is not None and name not in _KNOWN]
+    if unknown:
+        raise BadOption(f"{', '.join(unknown)} cannot be had together with drafts: only ids and their mask are read.")
     asked = [name for name in _REFUSED if getattr(config, name, None) and config.return_dict_in_generate]
     if asked:
         raise BadOption(f"{', '.join(asked)} cannot be had together with drafts; call generate without them.")
@@ -33,19 +46,28 @@ def refuse(config: GenerationConfig) -> None:
 def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], Any]:
     """The prompts without their padding, and the cache of the caller.
 
-    Raises CacheError where the cache holds tokens that the prompt lacks, or more than one prompt shares it.
+    Raises CacheError where the cache holds tokens that the prompt lacks, or more than one prompt shares it, and
+    BadOption for positions of the caller's own.
     """
     mask = given.get("attention_mask")
     cache = given.get("past_key_values", given.get("cache_params"))
-    held = int(cache.get_seq_length()) if cache is not None else 0
-    if held and (len(input_ids) > 1 or mask is not None or held >= input_ids.shape[1]):
+    used = cache is not None and not untouched(cache)
+    if used and len(input_ids) > 1:
         raise CacheError(
-            f"the cache holds {held} tokens: give one prompt of more tokens than that, those in the cache first, and "
+            f"{len(input_ids)} prompts cannot share a {type(cache).__name__}, as they are decoded one after another: "
+            "give one prompt, or no cache."
+        )
+    count = held(cache) if used else 0
+    if count and (mask is not None or count >= input_ids.shape[1]):
+        raise CacheError(
+            f"the cache holds {count} tokens: give one prompt of more tokens than that, those in the cache first, and "
             "no padding."
         )
-    if mask is None:
-        return input_ids.tolist(), cache
-    return [row[kept.bool()].tolist() for row, kept in zip(input_ids, mask, strict=True)], cache
+    kept = torch.ones_like(input_ids).bool() if mask is None else mask.bool()
+    places = given.get("position_ids")
+    if places is not None and places.shape == input_ids.shape and (places != kept.cumsum(-1) - 1)[kept].any():
+        raise BadOption("position_ids= cannot be had together with drafts: tokens are counted from 0, without padding.")
+    return [row[own].tolist() for row, own in zip(input_ids, kept, strict=True)], cache
 
 
 def result(prompts: Tensor, answers: Sequence[Sequence[int]], config: GenerationConfig, cache: Any) -> Any:
@@ -56,6 +78,6 @@ def result(prompts: Tensor, answers: Sequence[Sequence[int]], config: Generation
     new = torch.tensor(filled, dtype=prompts.dtype, device=prompts.device).reshape(len(answers), longest)
     sequences: Any = torch.cat((prompts, new), 1)
     if config.return_dict_in_generate:
-        own = cache if cache is not None and cache.get_seq_length() else None  # else nothing was put into it
+        own = None if cache is None or untouched(cache) else cache  # nothing was put into what generate made
         return GenerateDecoderOnlyOutput(sequences=sequences, past_key_values=own)
     return sequences

@@ -27,6 +27,7 @@ def ends(criteria: Sequence[StoppingCriteria], prompt: Sequence[int]) -> Callabl
         if more > 0:
             kept = torch.cat((kept, torch.tensor([list(new[-more:])])), 1)
         no_scores: Any = None
-        return any(bool(criterion(kept, no_scores).all()) for criterion in criteria)
+        text = kept[:, : len(prompt) + len(new)]  # shorter again where a round failed and is made once more
+        return any(bool(criterion(text, no_scores).all()) for criterion in criteria)
 
     return over

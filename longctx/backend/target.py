@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from longctx.backend.attention import ROWS, alone, installed
+from longctx.backend.borrowed import held
 from longctx.backend.rows import Rows
 from longctx.backend.slots import SlotCache
 from longctx.drafts import Kind
@@ -84,7 +86,7 @@ class StockTarget:
         self.vocabulary = int(config.vocab_size)
         self._model, self._pending = model, 0
         self._cache: Any = DynamicCache(config=model.config) if cache is None else cache
-        self.length = int(self._cache.get_seq_length()) if cache is not None else 0
+        self.length = held(cache) if cache is not None else 0
         self._fixed, self._recording = _arguments(model), False
         self._fixed[_cache_name(model)] = self._cache
 
@@ -104,8 +106,15 @@ class StockTarget:
             self._recording = True
         positions = torch.arange(self.length, self.length + len(tokens), device=self._model.device)
         self._pending = len(tokens)
-        with torch.inference_mode(), alone(self._model):
-            return _forward(self._model, tokens, positions, wanted, self._fixed)
+        settled = False
+        try:
+            with torch.inference_mode(), alone(self._model):
+                logits = _forward(self._model, tokens, positions, wanted, self._fixed)
+            settled = True
+        finally:
+            if not settled and self.rows != "off":
+                self._restore()
+        return logits
 
     def commit(self, rows: Sequence[int]) -> None:
         """Afterwards the cache holds the first of the pending rows, as many as ``rows``."""
@@ -121,6 +130,14 @@ class StockTarget:
         """Afterwards the cache is as it was before the pending rows; where ``rows`` is off it cannot be used again."""
         if self.rows != "off":
             self.commit(())
+
+    def _restore(self) -> None:
+        """After a pass that failed, every layer is as it was, those that it did not come to included."""
+        for layer in self._cache.layers:
+            added = layer.get_seq_length() - self.length if isinstance(layer, CacheLayerMixin) else self._pending
+            if added:
+                layer.crop(-added)
+        self._pending = 0
 
 
 def _forward(

@@ -44,7 +44,7 @@ def generate(prompt: Path, document: Path | None, stop: Sequence[str], settings:
     screen.line(made.text.strip())
     stats = made.stats
     screen.note(
-        f"{stats.tokens} tokens in {stats.rounds} passes ({stats.tokens_per_round:.1f} each) | accepted "
+        f"{stats.tokens} tokens in {stats.rounds} rounds ({stats.tokens_per_round:.1f} each) | accepted "
         f"{stats.accepted} of {stats.drafted} drafted | guarantee: {made.guarantee} | {seconds:.1f} s"
     )
     screen.warn(made.warnings)

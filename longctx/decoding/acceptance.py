@@ -92,19 +92,20 @@ def offers(tree: TokenTree, node: int, law: NDArray[np.float64]) -> tuple[list[i
     rejected, and the law of the token where all were.
 
     Drawn children come first, in draw order: had a proposed child of the same token been rejected before, its draw
-    could only fail. A token drawn twice is tried twice.
+    could only fail. A token drawn twice is tried twice; one outside the vocabulary is rejected at once.
     """
     children: list[int] = []
     chances: list[float] = []
     left = law
     for draw in tree.attempts.get(node, ()):
-        token = tree.tokens[draw.node]
-        at = draw.ids == token
-        q = float(draw.probabilities[at].sum())
-        children.append(draw.node)
-        chances.append(min(1.0, float(left[token]) / q))
+        if draw.node >= 0:
+            token = tree.tokens[draw.node]
+            q = float(draw.probabilities[draw.ids == token].sum())
+            children.append(draw.node)
+            chances.append(min(1.0, float(left[token]) / q))
+        known = (draw.ids >= 0) & (draw.ids < len(left))  # the model never says the others
         over = left.copy()
-        over[draw.ids] = np.maximum(over[draw.ids] - draw.probabilities, 0.0)
+        over[draw.ids[known]] = np.maximum(over[draw.ids[known]] - draw.probabilities[known], 0.0)
         left = _normal(over, left)
     drawn = set(children)
     for token, child in tree.children.get(node, {}).items():

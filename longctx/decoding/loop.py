@@ -9,20 +9,22 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 
 import numpy as np
 import torch
 
 from longctx.decoding.acceptance import Rule
 from longctx.decoding.control import Control
+from longctx.decoding.guard import Guard, checked
 from longctx.decoding.laws import Laws, Processor
 from longctx.decoding.tree import TokenTree, merge
-from longctx.drafts import Draft, Stats, Verified
-from longctx.errors import DraftError, LongctxError
+from longctx.drafts import Stats, Verified
 from longctx.protocols import Drafting, Progress, Target
 
 PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
+
+Reach = Callable[[int], int]
+"""How many tokens drafts may go beyond so many committed ones."""
 
 Ends = Callable[[Sequence[int]], bool]
 """Whether generation is over after these new tokens; asked after every single one."""
@@ -43,6 +45,9 @@ class Decoding:
         needs: int = 0,
         ends: Ends = lambda new: False,
         processors: Sequence[Processor] = (),
+        shown: Sequence[int] | None = None,  # what processors see in place of the prompt: the same with its padding
+        piece: int = PIECE,
+        reach: Reach | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.committed = list(prompt)
@@ -51,7 +56,8 @@ class Decoding:
         self._drafters = tuple(drafters) if target.rows != "off" else ()
         self._prompt_tokens, self._limit, self._needs = len(prompt), max_new_tokens, needs
         self._ends, self._processors, self._progress = ends, processors, progress
-        self._ids = torch.tensor([self.committed]) if processors else None  # [1, tokens]
+        self._piece, self._reach = piece, reach
+        self._ids = torch.tensor([list(prompt if shown is None else shown)]) if processors else None  # [1, tokens]
         self._unseen: list[list[Verified]] = [[] for _ in self._drafters]  # told to a drafter before it proposes
         self._asked = bool(self._drafters)  # whether this round was drafted for
         self._rounds = 0
@@ -74,8 +80,8 @@ class Decoding:
     def prefill(self) -> None:
         """Afterwards at most one piece of the prompt is not in the cache; it is the first round's."""
         started = time.perf_counter()
-        while (left := self.committed[self._target.length :]) and len(left) > PIECE:
-            piece = left[:PIECE]
+        while (left := self.committed[self._target.length :]) and len(left) > self._piece:
+            piece = left[: self._piece]
             self._target.score(piece, range(-1, len(piece) - 1), 1)
             self._target.commit(range(len(piece)))
             self._report()
@@ -87,9 +93,8 @@ class Decoding:
         pending = self.committed[self._target.length :]
         tree = self._draft() if len(pending) == 1 else merge((), 0, 0)
         times.append(time.perf_counter())
-        tokens, path, logits = self._verify(pending, tree)
+        kept, path, logits = self._verify(pending, tree)
         times.append(time.perf_counter())
-        kept = self._clip(tokens)
         # the last kept token is the next anchor: it has no slot yet
         rows = [*range(len(pending)), *(len(pending) + node for node in path[: len(kept) - 1])]
         self._target.commit(rows)
@@ -127,24 +132,29 @@ class Decoding:
         )
 
     def _draft(self) -> TokenTree:
-        left = self._limit - (len(self.committed) - self._prompt_tokens)
-        budget = self._control.plan(left - 1) if self._drafters and left > 1 else None
+        depth = self._limit - (len(self.committed) - self._prompt_tokens) - 1
+        if self._reach is not None:
+            depth = min(depth, self._reach(len(self.committed)))
+        budget = self._control.plan(depth) if self._drafters and depth > 0 else None
         self._asked = budget is not None
         if budget is None:
             return merge((), 0, 0)
         drafts = []
         for (name, drafter), unseen in zip(self._drafters, self._unseen, strict=True):
-            with _Guard(name):
+            with Guard(name):
                 while unseen:
-                    drafter.observe(unseen.pop(0))
-                drafts.append(_checked(drafter.propose(budget)))
+                    drafter.observe(unseen[0])  # one that fails is told again
+                    unseen.pop(0)
+                drafts.append(checked(drafter.propose(budget)))
         tree = merge(drafts, budget.depth, self._target.vocabulary)
+        if sum(len(draft) > 0 for draft in drafts) > 1:
+            tree = tree.proposed()  # what was drawn decides which nodes become one, and so what a cut leaves
         if self._target.rows == "chain":
             tree = tree.chain()
         return self._control.cut(tree).best_path_first()
 
     def _verify(self, pending: Sequence[int], tree: TokenTree) -> tuple[list[int], list[int], torch.Tensor]:
-        """The tokens that follow by the rule, the nodes among them, and the logits of anchor and nodes."""
+        """The tokens that follow by the rule up to the end, the nodes accepted, and the logits of anchor and nodes."""
         anchor = len(pending) - 1
         parents = [*range(-1, anchor), *(anchor if p < 0 else len(pending) + p for p in tree.parents.tolist())]
         logits = self._target.score([*pending, *tree.tokens.tolist()], parents, 1 + len(tree))
@@ -152,11 +162,12 @@ class Decoding:
         settled = False
         try:
             path, last = self._rule.walk(tree, Laws(logits, tree, len(self.committed), ids, self._processors))
+            kept = self._clip([*tree.tokens[path].tolist(), last])
             settled = True
         finally:
             if not settled:
                 self._target.rollback()
-        return [*tree.tokens[path].tolist(), last], path, logits
+        return kept, path, logits
 
     def _verified(self, tree: TokenTree, path: Sequence[int], kept: Sequence[int], logits: torch.Tensor) -> Verified:
         """What drafters are told of a round; the likeliest tokens only where one of them asks."""
@@ -207,32 +218,3 @@ class Decoding:
     def _report(self) -> None:
         if self._progress is not None:
             self._progress("prompt", self._target.length, self._prompt_tokens)
-
-
-class _Guard:
-    """Turns whatever a drafter raises into a DraftError: a plug-in may fail in any way."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, Exception) and not isinstance(error, LongctxError):
-            raise DraftError(
-                f"the drafter {self.name!r} failed ({type(error).__name__}: {error}). Leave it out of drafters=; the "
-                "tokens so far stand."
-            ) from error
-
-
-def _checked(draft: Draft) -> Draft:
-    """``draft`` where its arrays agree. Raises ValueError otherwise."""
-    nodes = len(draft.tokens)
-    shapes = {"tokens": draft.tokens.shape, "parents": draft.parents.shape, "values": draft.values.shape}
-    if any(shape != (nodes,) for shape in shapes.values()):
-        raise ValueError(f"a draft needs one token, parent and value a node, not {shapes}")
-    if any(not -1 <= parent < node for node, parent in enumerate(draft.parents.tolist())):
-        raise ValueError("every node's parent must be -1 or an earlier node")
-    return draft

@@ -24,6 +24,11 @@ def uniforms(seed: int, position: int) -> np.random.Generator:
     return np.random.default_rng([_mixed(seed, position), 1])
 
 
+def row_seed(seed: int, row: int) -> int:
+    """The seed of one row of a batch, so that equal prompts draw apart; the first has ``seed`` itself."""
+    return _mixed(seed, -1 - row) if row else seed
+
+
 def _mixed(seed: int, position: int) -> int:
     """63 bits that look unrelated for neighbouring seeds and positions (SplitMix64)."""
     z = (seed + 0x9E3779B97F4A7C15 * (position + 1)) & _WORD

@@ -6,13 +6,23 @@ Knows tokens and numbers only: not who drafted them, nor what is accepted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx.drafts import Draft, Draw
+from longctx.drafts import Draft
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A draw below ``parent``; ``node`` is -1 where its token is none of the vocabulary, and can only be rejected."""
+
+    parent: int
+    node: int
+    ids: NDArray[np.int64]  # [support]
+    probabilities: NDArray[np.float64]  # [support]
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class TokenTree:
     depths: NDArray[np.int64]  # [nodes], 1 for children of the anchor
     values: NDArray[np.float64]  # [nodes]
     sources: NDArray[np.int64]  # [nodes]
-    draws: tuple[Draw, ...] = ()
+    draws: tuple[Attempt, ...] = ()
     origins: NDArray[np.int64] | None = None  # [nodes]
 
     def __len__(self) -> int:
@@ -42,12 +52,11 @@ class TokenTree:
         return found
 
     @cached_property
-    def attempts(self) -> dict[int, tuple[Draw, ...]]:
+    def attempts(self) -> dict[int, tuple[Attempt, ...]]:
         """The draws made below each node, in draw order. One node may have been drawn twice, from two laws."""
-        found: dict[int, tuple[Draw, ...]] = {}
+        found: dict[int, tuple[Attempt, ...]] = {}
         for draw in self.draws:
-            parent = int(self.parents[draw.node])
-            found[parent] = (*found.get(parent, ()), draw)
+            found[draw.parent] = (*found.get(draw.parent, ()), draw)
         return found
 
     @property
@@ -71,9 +80,9 @@ class TokenTree:
         return nodes[::-1]
 
     def best(self, count: int) -> TokenTree:
-        """The ``count`` nodes of highest value. What was drawn counts as proposed afterwards if any node is left out.
+        """The ``count`` nodes of highest value; where any is left out, what was drawn counts as proposed.
 
-        A cut by value looks at what was drawn, so that the laws of the draws no longer describe what is left.
+        Draws may be kept only if what was drawn has no say in whether anything is left out: see ``proposed``.
         """
         if count >= len(self):
             return self
@@ -81,14 +90,21 @@ class TokenTree:
         kept = np.sort(np.argsort(-self.values, kind="stable")[: max(count, 0)])
         return self._pick(kept, ())
 
+    def proposed(self) -> TokenTree:
+        """The same nodes, all of them as proposed: for a cut that looks at values, whether it cuts or not.
+
+        Keeping draws only where nothing was cut would condition on what was drawn: their laws would not be true.
+        """
+        return replace(self, draws=())
+
     def chain(self) -> TokenTree:
-        """The path that follows the child of highest value at every node."""
+        """The path that follows the child of highest value at every node; nothing of it counts as drawn."""
         nodes: list[int] = []
         at = -1
         while below := self.children.get(at):
             at = max(below.values(), key=lambda node: (self.values[node], -node))
             nodes.append(at)
-        return self if len(nodes) == len(self) else self._pick(np.asarray(nodes, dtype=np.int64), ())
+        return self._pick(np.asarray(nodes, dtype=np.int64), ())
 
     def best_path_first(self) -> TokenTree:
         """The same tree, depth first with the best child first: if the best path is accepted, it is the first rows."""
@@ -106,11 +122,11 @@ class TokenTree:
             waiting.extend(below.get(node, ()))
         return self._pick(np.asarray(order, dtype=np.int64), self.draws)
 
-    def _pick(self, nodes: NDArray[np.int64], draws: tuple[Draw, ...]) -> TokenTree:
+    def _pick(self, nodes: NDArray[np.int64], draws: tuple[Attempt, ...]) -> TokenTree:
         """The given nodes in the given order, parents first."""
         place = np.full(len(self) + 1, -1, dtype=np.int64)  # the last entry is the anchor's
         place[nodes] = np.arange(len(nodes))
-        moved = tuple(Draw(int(place[draw.node]), draw.ids, draw.probabilities) for draw in draws)
+        moved = tuple(replace(draw, parent=int(place[draw.parent]), node=int(place[draw.node])) for draw in draws)
         return TokenTree(
             self.tokens[nodes],
             place[self.parents[nodes]],
@@ -134,11 +150,10 @@ def merge(drafts: Sequence[Draft], depth: int, vocabulary: int) -> TokenTree:
     values: list[float] = []
     sources: list[int] = []
     origins: list[int] = []
-    draws: list[Draw] = []
+    draws: list[Attempt] = []
     places: dict[tuple[int, int], int] = {}
     for source, draft in enumerate(drafts):
         own: list[int | None] = []  # where each node of this draft went
-        foreign = False
         came = draft.origins.tolist() if draft.origins is not None else [-1] * len(draft)
         for token, parent, value, origin in zip(
             draft.tokens.tolist(), draft.parents.tolist(), draft.values.tolist(), came, strict=True
@@ -146,7 +161,6 @@ def merge(drafts: Sequence[Draft], depth: int, vocabulary: int) -> TokenTree:
             above = -1 if parent < 0 else own[parent]
             at = 1 if above is None or above < 0 else depths[above] + 1
             if above is None or at > depth or not 0 <= token < vocabulary:
-                foreign |= not 0 <= token < vocabulary
                 own.append(None)
                 continue
             value = min(value, 1.0 if above < 0 else values[above])
@@ -163,9 +177,12 @@ def merge(drafts: Sequence[Draft], depth: int, vocabulary: int) -> TokenTree:
             values.append(value)
             sources.append(1 << source)
             origins.append(origin)
-        drawn = [(own[draw.node], draw) for draw in draft.draws]
-        if not foreign:  # where a draw is left out for what was drawn, the laws of the others are no longer true
-            draws.extend(Draw(place, draw.ids, draw.probabilities) for place, draw in drawn if place is not None)
+        for draw in draft.draws:
+            parent, place = int(draft.parents[draw.node]), own[draw.node]
+            under = -1 if parent < 0 else own[parent]
+            foreign = not 0 <= draft.tokens[draw.node] < vocabulary
+            if under is not None and (place is not None or (foreign and (under < 0 or depths[under] < depth))):
+                draws.append(Attempt(under, -1 if place is None else place, draw.ids, draw.probabilities))
     return TokenTree(
         np.asarray(tokens, dtype=np.int64),
         np.asarray(parents, dtype=np.int64),

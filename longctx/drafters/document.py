@@ -31,7 +31,8 @@ class Copying:
 
     def __init__(self, source: DraftSource, places: int) -> None:
         self._places = places
-        self._index = SuffixIndex(source.prompt if source.document is None else source.document)
+        text = source.prompt if source.document is None else source.document
+        self._index = SuffixIndex(text) if source.index is None else source.index
         # where the prompt is the document, its end alone is kept again, so that a match may reach across it
         self._history = History(source.prompt[-LONGEST:] if source.document is None else source.prompt)
 

@@ -26,7 +26,8 @@ _ENTRIES = 200_000
 
 @dataclass(frozen=True, slots=True)
 class Ngram:
-    """``growth`` is how the tree grows: ``likeliest`` proposes, the others draw; ``seed`` is that of the draws."""
+    """``growth`` is how the tree grows: ``likeliest`` proposes, the others draw; ``seed`` tells apart the draws of two
+    drafters of one request."""
 
     growth: Growth = "likeliest"
     seed: int = 0
@@ -44,10 +45,12 @@ class Laws:
         self._history = History(source.prompt[-max(_ORDERS) :])
         self._laws: dict[tuple[int, ...], Law] = {}
         self._seen: dict[tuple[int, ...], int] = {}
-        self._rounds = 0
+        self._seed, self._length = source.seed, len(source.prompt)
 
     def propose(self, budget: Budget) -> Draft:
-        rng = np.random.default_rng([self._options.seed, self._rounds])
+        # a stream of its own: a rule of acceptance takes its numbers of the same seed and position
+        entropy = np.random.SeedSequence([self._options.seed, self._seed, self._length], spawn_key=(1,))
+        rng = np.random.default_rng(entropy)
         return grow(self._options.growth, self.law, self._history.tokens[-max(_ORDERS) :].tolist(), budget, rng)
 
     def law(self, context: Sequence[int]) -> Law:
@@ -67,7 +70,7 @@ class Laws:
                 paths.append([*paths[parent], int(verified.rows[row])] if parent >= 0 else past)
                 self._learn(paths[row], verified.tops[row], verified.chances[row])
         self._history.append(verified.tokens)
-        self._rounds += 1
+        self._length += len(verified.tokens)
 
     def _learn(self, context: Sequence[int], tops: NDArray[np.int64], chances: NDArray[np.float32]) -> None:
         new = dict(zip(tops[:_KEPT].tolist(), chances[:_KEPT].tolist(), strict=True))

@@ -55,7 +55,7 @@ class Grafting:
             paths.append((*(paths[parent] if parent >= 0 else ()), token))
             law[paths[-1]] = value
         unknown = max(0.0, 1.0 - sum(value for path, value in law.items() if len(path) == 1))
-        return _joined(own, self._kept(copies, law, unknown))
+        return _joined(own, self._kept(copies, law, unknown), budget.nodes)
 
     def observe(self, verified: Verified) -> None:
         self._base.observe(verified)
@@ -90,22 +90,24 @@ class Grafting:
         )
 
 
-def _joined(one: Draft, other: Draft) -> Draft:
-    """Both forests side by side; equal paths become one where drafts are merged."""
+def _joined(one: Draft, other: Draft, nodes: int) -> Draft:
+    """Both forests side by side, the ``nodes`` of highest value; equal paths become one where drafts are merged.
+
+    Nothing counts as drawn any more: which copies stay depends on what was.
+    """
     shifted = np.where(other.parents >= 0, other.parents + len(one), -1)
     missing = np.full(len(one), -1, dtype=np.int64)
-    return Draft(
-        np.concatenate((one.tokens, other.tokens)),
-        np.concatenate((one.parents, shifted)),
-        np.concatenate((one.values, other.values)),
-        one.draws,
-        np.concatenate(
-            (
-                missing if one.origins is None else one.origins,
-                np.full(len(other), -1) if other.origins is None else other.origins,
-            )
-        ),
+    parents, values = np.concatenate((one.parents, shifted)), np.concatenate((one.values, other.values))
+    # stable, and no child is worth more than its parent: every kept node's parent is kept
+    kept = np.sort(np.argsort(-values, kind="stable")[:nodes])
+    place = np.full(len(parents) + 1, -1, dtype=np.int64)  # the last entry is the anchor's
+    place[kept] = np.arange(len(kept))
+    came = (
+        missing if one.origins is None else one.origins,
+        np.full(len(other), -1) if other.origins is None else other.origins,
     )
+    tokens, origins = np.concatenate((one.tokens, other.tokens))[kept], np.concatenate(came)[kept]
+    return Draft(tokens, place[parents[kept]], values[kept], origins=origins)
 
 
 PLUGIN = Rasd

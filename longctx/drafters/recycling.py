@@ -74,6 +74,7 @@ class Recycled:
         return Draft(np.asarray(tokens, np.int64), np.asarray(parents, np.int64), np.asarray(values, np.float64))
 
     def observe(self, verified: Verified) -> None:
+        self._anchor = verified.tokens[-1]
         if verified.tops is None:
             return
         self._count(verified)
@@ -84,7 +85,6 @@ class Recycled:
             token = int(verified.rows[row])
             if 0 <= token < len(self._table):
                 self._table[token, :ranks] = verified.tops[row, :ranks]
-        self._anchor = verified.tokens[-1]
 
     def _count(self, verified: Verified) -> None:
         """Which rank of the table was right after each token of the text, where the table had a row for it."""

@@ -50,8 +50,9 @@ def decoding(
 @pytest.mark.parametrize("spec", VARIANTS)
 def test_the_tokens_are_those_of_plain_decoding(spec: str, rows: Any, document: bool) -> None:
     target = Scripted(rows)
-    assert list(decoding(spec, target, document=document).run()) == plainly(PROMPT, 60)
-    assert target.passes <= 60
+    run = decoding(spec, target, document=document)
+    assert list(run.run()) == plainly(PROMPT, 60)
+    assert target.passes == run.stats.rounds == 60 - run.stats.accepted
 
 
 @pytest.mark.parametrize("spec", VARIANTS)
@@ -81,7 +82,7 @@ def test_proposals_keep_the_budget_and_change_only_with_committed_tokens(spec: s
                 depths.append(1 if parent < 0 else depths[parent] + 1)
                 assert parent < 0 or draft.values[node] <= draft.values[parent] + 1e-9
             assert max(depths, default=0) <= budget.depth
-            assert len(set(zip(draft.parents.tolist(), draft.tokens.tolist(), strict=True))) <= 2 * budget.nodes
+            assert len(draft) <= budget.nodes
             assert ((draft.values >= 0) & (draft.values <= 1 + 1e-9)).all()
             assert ((draft.tokens >= 0) & (draft.tokens < VOCAB)).all()
             proposed += len(draft)

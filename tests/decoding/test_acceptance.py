@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scripted import Scripted
 
+from longctx import plugins
 from longctx.decoding.acceptance import Greedy, Residual, Rule, SharedNoise, offers
+from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.laws import Laws, Temperature
+from longctx.decoding.loop import Decoding
 from longctx.decoding.noise import gumbel
 from longctx.decoding.tree import TokenTree, merge
-from longctx.drafts import Draft, Draw
+from longctx.drafts import Draft, DraftSource, Draw
 from longctx.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -218,6 +222,61 @@ def test_a_cut_by_value_of_what_was_drawn_stays_exact_because_the_rest_are_propo
         assert worth[0] == q[token]
     np.testing.assert_allclose(out, p, rtol=0, atol=1e-12)
     assert np.abs(kept_laws - p).max() > 1e-3, "the wrong way would not be noticed"
+
+
+@pytest.mark.parametrize("controller", ["threshold:least=0.2", "goodput", "smartspec"])
+def test_a_controller_that_looks_at_values_keeps_the_law_whether_it_cuts_or_not(controller: str) -> None:
+    """Published mistake: draws kept where nothing was cut and dropped elsewhere, which depends on what was drawn."""
+    p, q = np.asarray([0.5, 0.3, 0.2]), np.asarray([0.6, 0.3, 0.1])
+    ids, out = np.arange(3), np.zeros(3)
+    for token in range(3):
+        draft = Draft(np.asarray([token]), np.asarray([-1]), q[[token]], (Draw(0, ids, q),))
+        control = plugins.load("controllers", controller).begin()
+        for rows, seconds in ((1, 1.0), (2, 1.2)):
+            control.feedback([0], rows, seconds)
+        control.plan(5)
+        children, chances, rest = offers(tree := control.cut(merge([draft], 5, 3)), -1, p)
+        reached = 1.0
+        for child, chance in zip(children, chances, strict=True):
+            out[tree.tokens[child]] += q[token] * reached * chance
+            reached *= 1.0 - chance
+        out += q[token] * reached * rest
+    np.testing.assert_allclose(out, p, rtol=0, atol=1e-12)
+
+
+def test_a_draw_outside_the_vocabulary_keeps_the_law() -> None:
+    p, out = law(np.random.default_rng(6)), np.zeros(VOCAB)
+    ids, q = np.asarray([0, VOCAB + 2]), np.asarray([0.7, 0.3])
+    for token, chance in zip(ids, q, strict=True):
+        draft = Draft(np.asarray([token]), np.asarray([-1]), np.asarray([chance]), (Draw(0, ids, q),))
+        out += chance * emitted(merge([draft], 1, VOCAB), p)
+    np.testing.assert_allclose(out, p, rtol=0, atol=1e-12)
+
+
+class Constant(Scripted):
+    """Says the same law after every text."""
+
+    LAW = np.asarray([0.4, 0.3, 0.15, 0.1, 0.05])
+
+    def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> torch.Tensor:
+        self.pending = list(tokens)
+        return torch.tensor(self.LAW).log().float().repeat(wanted, 1)
+
+
+@pytest.mark.parametrize("growth", ["rsd_c", "dyspec"])
+def test_over_all_seeds_a_drawing_drafter_leaves_the_law_of_every_position(growth: str) -> None:
+    """Through the loop, with each request's seed in the draws: drawn the same for all, they would bend the law."""
+    drafter = plugins.load("drafters", f"ngram:growth={growth}")
+    prompt, seeds, new = [0, 1, 2, 3], 400, 5
+    counts = np.zeros((new, VOCAB))
+    for seed in range(seeds):
+        source = DraftSource(np.asarray(prompt, dtype=np.int32), VOCAB, seed=seed)
+        at_work = [("ngram", drafter.begin(source))]
+        run = Decoding(Constant(), prompt, Residual(seed), at_work, Fixed(12), max_new_tokens=new, needs=drafter.needs)
+        counts[np.arange(new), list(run.run())] += 1
+    expected = seeds * Constant.LAW
+    chi = ((counts - expected) ** 2 / expected).sum(-1)
+    assert (chi < 23.5).all(), chi  # four degrees of freedom: 1 in 10000
 
 
 # --- the rules themselves, on rows of logits ---

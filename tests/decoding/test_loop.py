@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scripted import VOCAB, Scripted, Telling, garbage, half, nothing, plainly, right, wrong
 
-from longctx.decoding import loop as module
-from longctx.decoding.acceptance import Greedy, SharedNoise
+from longctx.decoding.acceptance import Greedy, Residual, SharedNoise
 from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.loop import Decoding
-from longctx.drafts import Budget, Draft
+from longctx.drafts import Budget, Draft, Draw
 from longctx.errors import DraftError, ModelError
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -159,6 +159,52 @@ def test_what_is_no_draft_is_an_error(draft: Any) -> None:
         list(request([lambda text, budget: draft]).run())
 
 
+def two(**changes: Any) -> Draft:
+    """A chain of two tokens, with something wrong in it."""
+    arrays = {"tokens": np.asarray([1, 2]), "parents": np.asarray([-1, 0]), "values": np.asarray([0.5, 0.4])}
+    return Draft(**arrays | changes)
+
+
+@pytest.mark.parametrize(
+    ("draft", "says"),
+    [
+        (two(origins=np.asarray([1])), "origin a node"),
+        (two(parents=np.asarray([-1.0, 0.0])), "parents must be whole"),
+        (two(tokens=np.asarray(["a", "b"])), "tokens must be whole"),
+        (two(values=np.asarray([np.nan, 0.1])), "finite"),
+        (two(draws=(Draw(9, np.asarray([1]), np.asarray([1.0])),)), "node 9"),
+        (two(draws=(Draw(0, np.asarray([7]), np.asarray([1.0])),)), "cannot have been drawn"),
+        (two(draws=(Draw(0, np.asarray([1, 7]), np.asarray([0.0, 1.0])),)), "cannot have been drawn"),
+        (two(draws=(Draw(0, np.asarray([1, 1]), np.asarray([0.5, 0.5])),)), "twice"),
+        (two(draws=(Draw(0, np.asarray([1]), np.asarray([0.5, 0.5])),)), "one probability a token"),
+    ],
+)
+def test_a_draft_whose_arrays_disagree_is_an_error_that_says_which(draft: Draft, says: str) -> None:
+    with pytest.raises(DraftError, match=says):
+        list(request([lambda text, budget: draft], rule=Residual(1)).run())
+
+
+def test_a_law_of_tokens_outside_the_vocabulary_is_taken() -> None:
+    draft = two(draws=(Draw(0, np.asarray([1, VOCAB + 3]), np.asarray([0.5, 0.5])),))
+    assert len(list(request([lambda text, budget: draft], rule=Residual(1)).run())) == 40
+
+
+def test_a_failing_end_leaves_the_round_before_it() -> None:
+    target, asked = Scripted(), iter(range(99))
+
+    def ends(new: Sequence[int]) -> bool:
+        if next(asked) == 9:
+            raise ZeroDivisionError("no")
+        return False
+
+    decoding = request([right], target=target, ends=ends)
+    with pytest.raises(ZeroDivisionError):
+        list(decoding.run())
+    assert not target.pending and target.cache == decoding.committed[:-1] and not decoding.done
+    so_far = list(decoding.new)
+    assert [*so_far, *decoding.run()] == plainly(PROMPT, 40)
+
+
 def test_a_model_that_fails_leaves_the_round_before_it() -> None:
     target = Scripted(nan_at=len(PROMPT) + 12)
     decoding = request([half], target=target)
@@ -170,11 +216,10 @@ def test_a_model_that_fails_leaves_the_round_before_it() -> None:
     assert [*so_far, *decoding.run()] == plainly(PROMPT, 40)
 
 
-def test_a_long_prompt_is_fed_in_pieces_and_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "PIECE", 3)
+def test_a_long_prompt_is_fed_in_pieces_and_reported() -> None:
     target = Scripted()
     seen: list[tuple[str, int, int]] = []
-    decoding = request([right], new=5, target=target, progress=lambda *at: seen.append(at))
+    decoding = request([right], new=5, target=target, piece=3, progress=lambda *at: seen.append(at))
     assert list(decoding.run()) == plainly(PROMPT, 5)
     assert seen == [("prompt", count, len(PROMPT)) for count in (3, 6, 8)]
 
@@ -183,7 +228,7 @@ def test_a_long_prompt_is_fed_in_pieces_and_reported(monkeypatch: pytest.MonkeyP
 
     target = Scripted()
     with pytest.raises(KeyboardInterrupt):
-        list(request([right], target=target, progress=interrupt).run())
+        list(request([right], target=target, piece=3, progress=interrupt).run())
     assert target.passes == 1
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -132,17 +131,20 @@ def test_draws_follow_their_nodes_when_rows_are_ordered() -> None:
     assert all(draw.ids[0] == turned.tokens[draw.node] for draw in turned.draws)
 
 
-@pytest.mark.parametrize("cut", ["best", "foreign"])
-def test_leaving_out_what_was_drawn_for_what_it_is_makes_the_rest_proposals(cut: str) -> None:
+def test_leaving_out_what_was_drawn_for_what_it_is_makes_the_rest_proposals() -> None:
     """Published mistake: dropping a drawn child for its own probability, and verifying the rest by their laws."""
-    if cut == "best":
-        tree = merge([drawn([2, 3, 1])], 3, VOCAB)
-        assert tree.attempts and not tree.best(2).attempts and tree.best(3).attempts
-    else:
-        draft = drawn([2, 3])
-        foreign = Draft(np.asarray([2, VOCAB + 4]), draft.parents, draft.values, draft.draws)
-        assert not merge([foreign], 3, VOCAB).attempts
-        assert merge([drawn([2]), foreign], 3, VOCAB).attempts  # another draft's draws know nothing of it
+    tree = merge([drawn([2, 3, 1])], 3, VOCAB)
+    assert tree.attempts and not tree.best(2).attempts and tree.best(3).attempts
+    assert not tree.proposed().attempts and tree.proposed().tokens.tolist() == tree.tokens.tolist()
+    assert not merge([drawn([2])], 3, VOCAB).chain().attempts  # a chain follows the values, whatever is left out
+
+
+def test_a_draw_outside_the_vocabulary_stays_an_attempt_that_fails() -> None:
+    draft = drawn([2, 3])
+    foreign = Draft(np.asarray([2, VOCAB + 4]), draft.parents, draft.values, draft.draws)
+    tree = merge([foreign], 3, VOCAB)
+    assert tree.tokens.tolist() == [2] and [draw.node for draw in tree.attempts[-1]] == [0, -1]
+    assert [draw.node for draw in tree.best_path_first().attempts[-1]] == [0, -1]
 
 
 def test_what_is_too_deep_takes_no_draw_of_the_levels_above() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,3 +129,20 @@ def test_long_matches_are_told_apart_up_to_their_limit() -> None:
     run = np.random.default_rng(0).integers(0, 3, 400).tolist()
     found = SuffixIndex([*run, 8, *run[200:], 9]).matches(run, 4)
     assert {(400, LONGEST), (601, LONGEST)} == {pair for pair in found if pair[1] == LONGEST}
+
+
+def test_a_text_that_repeats_one_token_costs_no_more_the_longer_it_is() -> None:
+    looked: list[int] = []
+
+    class Counting(np.ndarray[Any, np.dtype[np.int32]]):
+        def __getitem__(self, key: Any) -> Any:
+            looked.append(np.size(key) if isinstance(key, np.ndarray) else 0)
+            return super().__getitem__(key)
+
+    costs = []
+    for count in (2000, 8000):
+        looked.clear()
+        matches = recent_matches(np.zeros(count, dtype=np.int32).view(Counting), 8)
+        assert len(matches) == 8 and all(length == LONGEST for _, length in matches)
+        costs.append(sum(looked))
+    assert costs[0] == costs[1]

@@ -53,3 +53,10 @@ def test_ranks_that_are_right_more_often_get_more_of_the_tree() -> None:
         at_work.observe(told((9,), [7], [-1], (0,), [[3, 4, 9, 5, 6, 8, 10, 11]]))
         at_work.observe(told((7,), [9], [-1], (0,), [[3, 4, 7, 5, 6, 8, 10, 11]]))
     assert at_work.propose(Budget(1, 1)).tokens.tolist() == [9]
+
+
+def test_the_anchor_is_the_latest_token_after_a_round_without_drafts_too() -> None:
+    at_work = start(7)
+    at_work.observe(told((10,), [7], [-1], (0,), [named(10)]))
+    at_work.observe(Verified((7,), np.asarray([10]), np.asarray([-1]), (0,)))
+    assert at_work.propose(Budget(1, 1)).tokens.tolist() == [10]

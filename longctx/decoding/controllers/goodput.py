@@ -66,7 +66,7 @@ class Weighing:
             self._pause, self._paused, self._idle = min(_LONGEST, max(1, 2 * self._pause)), 0, _PATIENCE - 1
         elif count:
             self._pause = 0
-        return reached.best(count)
+        return reached.proposed().best(count)
 
     def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
         self._costs.add(rows, seconds)

@@ -46,7 +46,7 @@ class Sifting:
     def cut(self, tree: TokenTree) -> TokenTree:
         self._drafted = tree
         reached = self._acceptance.reach(tree)
-        return reached.best(min(self._options.nodes, int(np.sum(reached.values >= self._options.least))))
+        return reached.proposed().best(min(self._options.nodes, int(np.sum(reached.values >= self._options.least))))
 
     def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
         if self._drafted is not None:

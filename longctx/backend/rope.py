@@ -1,0 +1,54 @@
+"""Rotary frequencies that follow the length: where one pass says other things of its tokens than several would.
+
+Two kinds take the frequencies of a whole pass from its largest position: ``longrope`` has a second set for long texts
+(Ding et al. 2024, arXiv 2402.13753), ``dynamic`` stretches them with every token beyond the trained length. Knows no
+draft.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A pass that reaches beyond ``at`` tokens has other frequencies; where it ``grows``, others for every length."""
+
+    at: int
+    grows: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Frequencies:
+    """All switches of a model; none where a token's rotation depends on its own position only."""
+
+    switches: tuple[Switch, ...]
+
+    def piece(self, prompt: int, most: int) -> int:
+        """The tokens of a prefill pass: up to ``most``, but all of a prompt that passes a switch."""
+        return prompt if any(prompt > switch.at for switch in self.switches) else most
+
+    def reach(self, length: int) -> int:
+        """How deep drafts behind ``length`` tokens may go for the pass to be rotated as that of one token would be."""
+        rooms = [max(0, switch.at - length) for switch in self.switches if switch.grows or length <= switch.at]
+        return min(rooms, default=sys.maxsize)
+
+    def change(self, first: int, last: int) -> bool:
+        """Whether they do between ``first`` tokens and ``last``: then a model repeats neither itself nor its cache."""
+        return any(last > switch.at and (switch.grows or first <= switch.at) for switch in self.switches)
+
+
+def frequencies(config: Any) -> Frequencies:
+    """The switches that a model's configuration names, for all of its layers or for each kind of them."""
+    config = config.get_text_config(decoder=True)
+    given = getattr(config, "rope_parameters", None) or {}
+    kinds = [given] if "rope_type" in given else [kind for kind in given.values() if isinstance(kind, dict)]
+    found = []
+    for kind in kinds:
+        if kind.get("rope_type") == "longrope":
+            found.append(Switch(int(kind["original_max_position_embeddings"]), grows=False))
+        elif kind.get("rope_type") == "dynamic":
+            found.append(Switch(int(config.max_position_embeddings), grows=True))
+    return Frequencies(tuple(found))
