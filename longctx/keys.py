@@ -57,8 +57,9 @@ class Index:
 class Asked:
     """The queries of one pass in one layer; rows of one KV head stand together, its query heads one after another.
 
-    ``position`` is the logical position of the last row. ``keys`` are those of the stored slots, for policies that
-    look at them all. ``weights`` say how much each row counts in a choice that rows share; None: all the same.
+    ``position`` counts the slots before the last row; ``padding`` of them hold no token and have no position. ``keys``
+    are those of the stored slots, for policies that look at them all. ``weights`` say how much each row counts in a
+    choice that rows share; None: all the same.
     """
 
     rows: Tensor  # [batch, kv_heads, groups * queries, dim]
@@ -68,6 +69,7 @@ class Asked:
     position: int
     turn: Turn | None = None
     weights: Tensor | None = None  # float32 [batch, 1, groups * queries, 1]
+    padding: Tensor | int = 0  # long [batch, 1, 1]
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,22 @@ def test_an_estimate_counts_with_its_own_weight() -> None:
     assert torch.equal(found[1], found[2]) and not torch.allclose(found[0], found[1])
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_a_choice_of_nothing_leaves_the_new_tokens(softcap: float | None) -> None:
+    """What no kernel takes: it would end the process."""
+    Fixed.choice = Choice(torch.empty(1, KV_HEADS, 0, dtype=torch.long))
+    keys, query = tensors(KV_HEADS, 20, DIM, seed=0), tensors(1, 4, 3, DIM, seed=1)
+    key, value = tensors(1, KV_HEADS, 3, DIM, seed=2), tensors(1, KV_HEADS, 3, DIM, seed=3)
+    context = Context(20, (Held(keys, keys, Index(20, 5)),), Fixed())
+    layer = Bounded(0, context.layers[0], context, Meter(20))
+    layer.update(key, value)
+    out = layer.attend(query, key, value, None, SCALE, softcap, None)
+    seen = torch.ones(3, 3, dtype=torch.bool).tril().expand(1, 4, -1, -1)
+    expected = plainly(query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), seen, softcap, None)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+    assert layer.meter.report().read_keys == 0
+
+
 @pytest.mark.parametrize("rows", [1, 63, 64, 65, 130])
 def test_long_passes_are_made_in_blocks_that_join(rows: int) -> None:
     Fixed.choice = Choice()

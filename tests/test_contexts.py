@@ -86,7 +86,9 @@ def test_every_way_of_generating_gives_the_stock_tokens(family: str, options: di
         assert torch.equal(model.generate(IDS, past_key_values=cache, **options), expected)
 
 
-@pytest.mark.parametrize("policy", ["full", SQUEEZED])
+@pytest.mark.parametrize(
+    "policy", ["full", SQUEEZED, "lm_infinite:budget=24,sinks=4,window=16", "longheads:budget=40,window=8"]
+)
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "gpt_neox"])
 def test_a_batch_of_questions_is_each_question_alone(family: str, policy: str) -> None:
     """Padded between context and question; the answers are those of one question after the other."""
@@ -228,6 +230,17 @@ def test_after_the_context_is_closed_nothing_is_left_behind() -> None:
             use()
     with pytest.raises(CacheError, match="inside `with"):
         held.fork()
+
+
+def test_forks_are_closed_with_the_context_they_came_from() -> None:
+    model = tiny.model("llama")
+    held = compressed(model)
+    with held.attached(model) as cache:
+        forks = [cache.fork(), held.fork(), cache.fork().fork()]
+    for fork in forks:
+        for use in (fork.fork, fork.rewind, lambda fork=fork: model.generate(IDS, past_key_values=fork, **GREEDY)):
+            with pytest.raises(CacheError, match="after its context was closed"):
+                use()
 
 
 def test_a_pass_that_fails_halfway_is_noticed_and_can_be_forgotten() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         super().__init__(held, context.tokens)
         self.number, self.policy, self.meter = number, context.policy, meter
         self.waiting = False
+        self.valid: Tensor | None = None  # bool [batch, tokens] of a pass with padding, context included
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.waiting = True
@@ -61,11 +63,17 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
                 new = _with_sinks(new, sinks, kv_heads, stop - start)
             position = self.get_seq_length() - count + stop - 1
             weights = _weights(mask, start, stop, count, groups)
-            joined = self._joined(Asked(folded, self.held.keys, scale, softcap, position, self.held.turn, weights), new)
+            padding = self._padding(position)
+            asked = Asked(folded, self.held.keys, scale, softcap, position, self.held.turn, weights, padding)
+            joined = self._joined(asked, new)
             outs.append(joined.to(query.dtype).reshape(batch, heads, stop - start, -1))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
         self.meter.end(self.number)
         return out
+
+    def _padding(self, position: int) -> Tensor | int:
+        """The slots before a position that hold no token, long [batch, 1, 1]."""
+        return 0 if self.valid is None else (~self.valid[:, :position]).sum(-1).view(-1, 1, 1)
 
     def _joined(self, asked: Asked, new: Part) -> Tensor:
         held = self.held
@@ -101,6 +109,7 @@ class BoundedCache(Cache):
         self._mask: Tensor | None = None
         self._forks: list[Fork] = []
         self._bounded: dict[int, Bounded] = {}
+        self._kin: WeakSet[BoundedCache] = WeakSet((self,))  # shared by all forks of one cache
         layers: list[Any] = []
         for number, held in enumerate(context.layers):
             if held.kept is not None:
@@ -128,6 +137,8 @@ class BoundedCache(Cache):
         self._mask = mask.bool() if mask is not None and padded else None
         for fork in self._forks:
             fork.padding = 0 if self._mask is None else int((~self._mask).sum(-1).max())
+        for layer in self._bounded.values():
+            layer.valid = self._mask
 
     def window_mask(self, layer: int, rows: int, keys: int) -> Tensor | None:
         """Who sees whom in a layer with a window, bool [batch, 1, rows, keys], where there is padding; else None.
@@ -178,6 +189,8 @@ class BoundedCache(Cache):
             one.copied(other)
         for number in self.kept:
             made.layers[number] = copy.deepcopy(self.layers[number])
+        made._kin = self._kin
+        made._kin.add(made)
         return made
 
     def rewind(self) -> None:
@@ -195,8 +208,9 @@ class BoundedCache(Cache):
         super().crop(tokens_to_remove)
 
     def close(self) -> None:
-        """No pass uses this cache any more afterwards."""
-        self.is_closed = True
+        """No pass uses this cache or a fork of it any more afterwards."""
+        for cache in self._kin:
+            cache.is_closed = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

@@ -30,6 +30,9 @@ def part(
     ``mask``: bool, true where a row sees a key, [rows, keys] or with batch and kv_heads in front; None: all see all.
     A row that sees nothing has a logarithm so low that it counts for nothing.
     """
+    if not key.shape[2]:  # the kernels divide by the number of keys
+        out = query.new_zeros(*query.shape[:3], value.shape[-1], dtype=torch.float32)
+        return Part(out, torch.full_like(out[..., 0], torch.finfo(torch.float32).min))
     if query.device.type == "cpu" and value.shape[-1] == query.shape[-1] and softcap is None:
         bias = None if mask is None else _bias(mask, query.dtype)
         out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(

@@ -57,13 +57,13 @@ class LmInfinite:
     def choose(self, index: Index, asked: Asked) -> Choice:
         assert index.stored is not None
         ceiling = index.budget if self.ceiling is None else self.ceiling
-        furthest = asked.position - ceiling
+        furthest = torch.as_tensor(asked.position - asked.padding - ceiling, device=index.stored.device)
         count = index.stored.shape[1]
-        if furthest <= 0 or not self.sinks:
+        if bool((furthest <= index.stored.min()).all()):
             return EVERYTHING
         kv_heads = len(index.stored)
         slots = torch.arange(count, device=index.stored.device).expand(len(asked.rows), kv_heads, -1)
-        return Choice(slots, places=index.stored.clamp_min(furthest).expand_as(slots))
+        return Choice(slots, places=torch.maximum(index.stored, furthest).expand_as(slots))
 
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         budget = self.slots(tokens)

@@ -116,7 +116,7 @@ def _unmoved(asked: Asked, groups: int) -> Tensor:
     turn: Turn | None = asked.turn
     assert turn is not None
     positions = torch.arange(asked.position - count + 1, asked.position + 1, device=asked.rows.device)
-    back = -positions.repeat(groups).expand(batch, kv_heads, -1)
+    back = (asked.padding - positions.repeat(groups)).expand(batch, kv_heads, -1)
     return turn(asked.rows, back).float().view(batch, kv_heads, groups, count, dim)
 
 

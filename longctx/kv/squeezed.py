@@ -81,7 +81,7 @@ class Squeezed:
 
     def settle(self, indices: Sequence[Index]) -> list[Index]:
         """In the paper's mode, one threshold over all layers and heads: the quantile that reads ``budget`` keys."""
-        if self.mode != "paper":
+        if self.mode != "paper" or not indices:
             return list(indices)
         likely = torch.cat([index.tensors["window"].flatten() for index in indices])
         keys = torch.cat([index.tensors["sizes"].flatten() for index in indices]).double()

@@ -42,6 +42,15 @@ def test_no_key_seems_further_away_than_the_ceiling() -> None:
     assert choice.places[0, 0, 4:].tolist() == list(range(164, 200))
 
 
+def test_without_sinks_the_ceiling_holds_too() -> None:
+    layer = haystack(200)
+    policy = dataclasses.replace(POLICY, sinks=0, ceiling=30)
+    index = policy.index(layer, 40)
+    places = policy.choose(index, put(layer, index, question(layer, rows=3))).places
+    assert places is not None
+    assert places[0, 0].tolist() == [172] * 12 + list(range(172, 200))
+
+
 def test_new_tokens_see_the_first_and_the_last_tokens_of_the_context() -> None:
     """With one layer, the same as a stock pass whose mask hides the others."""
     model = tiny.model("llama", num_hidden_layers=1)

@@ -6,12 +6,14 @@ import dataclasses
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from haystacks import KV_HEADS, SCALE, chosen, haystack, masses, put, question, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
+import longctx.kv
 from longctx.errors import BadOption
 from longctx.kv._clusters import clustered
 from longctx.kv._kmeans import spherical
@@ -159,3 +161,10 @@ def test_options_that_cannot_be() -> None:
         Squeezed(levels=3)
     with pytest.raises(BadOption, match="sinks=-1"):
         Squeezed(sinks=-1)
+
+
+def test_a_model_whose_layers_all_see_a_window_needs_no_threshold() -> None:
+    model = tiny.model("mistral")
+    ids = torch.randint(4, 470, (60,), generator=torch.Generator().manual_seed(0))
+    context = longctx.kv.compress(model, ids, "squeezed:budget=30,sinks=2,recent=4,mode=paper")
+    assert context.left_alone == (0, 1, 2, 3) and "nothing to compress" in context.warnings[0]
