@@ -21,6 +21,7 @@ from longctx.backend.compressing import kinds
 from longctx.backend.forks import Context, Held
 from longctx.backend.model import model_fingerprint
 from longctx.backend.rotary import turns
+from longctx.backend.slots import windows
 from longctx.errors import ArtifactError, BadOption, CacheError, EmptyInput, UsageError
 from longctx.keys import Index
 from longctx.kv import _files
@@ -134,8 +135,14 @@ def compress(
     impossible budget or a padded context, and ModelError for layers that cannot be compressed, by name.
     """
     ids = _single(input_ids)
-    if attention_mask is not None and not bool(torch.as_tensor(attention_mask).all()):
-        raise BadOption("the context is padded (its attention mask has zeros): a context has no holes. Leave them out.")
+    if attention_mask is not None:
+        mask = torch.as_tensor(attention_mask)
+        if mask.numel() != len(ids):
+            raise BadOption(f"attention_mask of shape {tuple(mask.shape)} is not that of {len(ids)} tokens.")
+        if not bool(mask.all()):
+            raise BadOption(
+                "the context is padded (its attention mask has zeros): a context has no holes. Leave them out."
+            )
     if piece_tokens < 1:
         raise BadOption(f"piece_tokens={piece_tokens} must be at least 1.")
     method: KVPolicy = plugins.resolve("kv", policy)
@@ -173,8 +180,8 @@ def load(path: str | Path, model: Any) -> CompressedContext:
         ids = [int(token) for token in facts["token_ids"]]
         turned = turns(model, found) if policy.grows else (None,) * len(found)
         layers = tuple(
-            _held(entry, own, turn, model.device)
-            for entry, own, turn in zip(facts["layers"], tensors, turned, strict=True)
+            _held(entry, own, turn, model.device, len(ids), window)
+            for entry, own, turn, window in zip(facts["layers"], tensors, turned, windows(model.config), strict=True)
         )
         warnings = tuple(map(str, facts["warnings"]))
     except (KeyError, TypeError, ValueError, UsageError) as error:
@@ -238,13 +245,24 @@ def _tensors(held: Held) -> dict[str, torch.Tensor]:
     return own if held.slack is None else own | {"slack": held.slack}
 
 
-def _held(entry: dict[str, Any], tensors: dict[str, torch.Tensor], turn: Any, device: torch.device) -> Held:
+def _held(
+    entry: dict[str, Any],
+    tensors: dict[str, torch.Tensor],
+    turn: Any,
+    device: torch.device,
+    tokens: int,
+    window: int | None,
+) -> Held:
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     keys, values, stored = tensors["keys"], tensors["values"], tensors.get("stored")
     if keys.ndim != 3 or values.shape[:2] != keys.shape[:2]:
         raise ValueError(f"keys of shape {tuple(keys.shape)} and values of shape {tuple(values.shape)}")
-    if entry["window"] is not None:
-        return Held(keys, values, None, int(entry["window"]), turn)
+    if entry["window"] != window:
+        raise ValueError(f"a window of {entry['window']} tokens where the model has {window}")
+    if window is not None:
+        return Held(keys, values, None, window, turn)
+    if entry["tokens"] != tokens or keys.shape[1] != (tokens if stored is None else stored.shape[1]):
+        raise ValueError(f"{keys.shape[1]} keys of {entry['tokens']} tokens for {tokens} token ids")
     own = {name: tensor for name, tensor in tensors.items() if name not in _OWN}
-    index = Index(int(entry["tokens"]), int(entry["budget"]), stored, own)
+    index = Index(tokens, int(entry["budget"]), stored, own)
     return Held(keys, values, index, None, turn, tensors.get("slack"))

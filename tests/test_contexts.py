@@ -287,6 +287,8 @@ def test_contexts_that_cannot_be() -> None:
     mask[:, 4] = 0
     with pytest.raises(BadOption, match="padded"):
         longctx.kv.compress(model, IDS, attention_mask=mask)
+    with pytest.raises(BadOption, match=r"\(1, 5\) is not that of 90"):
+        longctx.kv.compress(model, IDS, attention_mask=torch.ones(1, 5))
     with pytest.raises(BadOption, match="not above the 132"):
         longctx.kv.compress(model, IDS.repeat(1, 10), "squeezed:keep=0.1")
     with pytest.raises(BadOption, match="piece_tokens=0"):
@@ -420,6 +422,9 @@ def test_a_manifest_that_was_written_anew_is_still_checked(tmp_path: Path) -> No
         (lambda m: m["facts"]["policy"].update(name="os"), "no kv named 'os'"),
         (lambda m: m["facts"]["policy"].update(options={"nonsense": 1}), "nonsense"),
         (lambda m: m.update(version=2), "version 2"),
+        (lambda m: m["facts"].update(token_ids=[5, 6]), "for 2 token ids"),
+        (lambda m: m["facts"]["layers"][1].update(tokens=9), "of 9 tokens"),
+        (lambda m: m["facts"]["layers"][0].update(window=8), "window of 8 tokens"),
     ):
         altered = json.loads(json.dumps(manifest))
         change(altered)

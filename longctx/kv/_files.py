@@ -61,7 +61,7 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
         found, version = manifest["format"], manifest["version"]
         facts, files = dict(manifest["facts"]), list(manifest["files"])
         named = [(str(file["name"]), int(file["size"]), str(file["sha256"])) for file in files]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{folder / _MANIFEST} is no manifest of a compressed context ({error}).") from error
     if (found, version) != (_FORMAT, _VERSION):
         raise ArtifactError(f"{folder} is {found!r} of version {version}, and {_FORMAT!r} {_VERSION} is what is read.")
