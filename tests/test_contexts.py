@@ -132,6 +132,12 @@ def test_new_ids_without_that_mask_are_refused_and_the_error_says_so(count: int)
         model.generate(IDS[:, CONTEXT:], attention_mask=short, past_key_values=cache, **GREEDY)
 
 
+def test_a_pass_that_feeds_everything_again_is_refused() -> None:
+    model = tiny.model("llama")
+    with compressed(model).attached(model) as cache, pytest.raises(CacheError, match="use_cache=False"):
+        model.generate(IDS, past_key_values=cache, use_cache=False, **GREEDY)
+
+
 def test_padding_in_front_of_the_context_is_refused() -> None:
     model = tiny.model("llama")
     mask = torch.ones_like(IDS)
@@ -334,7 +340,7 @@ def test_layers_that_keep_no_keys_are_named_and_left_alone_only_where_allowed(tm
     with bounded.attached(model) as cache:
         model.generate(IDS, past_key_values=cache, **GREEDY)
         assert 10 < cache.report().read_keys <= 40
-    with pytest.raises(ModelError, match="linear_attention"):
+    with pytest.raises(ModelError, match="linear_attention.*do not bound the reading"):
         longctx.kv.compress(model, IDS[:, :CONTEXT], "lm_infinite:budget=30", allow_partial=True)
 
 

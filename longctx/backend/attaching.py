@@ -58,6 +58,8 @@ def _check(cache: BoundedCache, given: dict[str, Any], ids: Any) -> None:
     lengths = cache.lengths
     if len(lengths) > 1:
         raise CacheError("an earlier pass failed halfway, so the layers hold different tokens. Use rewind().")
+    if given.get("use_cache") is False:  # generate then feeds all ids again in every step
+        raise CacheError("use_cache=False does not go with a cache that holds a context. Leave it out.")
     length = lengths.pop()
     new = ids if ids is not None else given.get("inputs_embeds")
     if new is None or not new.shape[1]:
