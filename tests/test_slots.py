@@ -213,3 +213,32 @@ def test_a_cache_that_takes_nothing_back_says_so() -> None:
     target.score(IDS[:4], range(-1, 3), 1)
     with pytest.raises(CacheError, match="takes nothing back"):
         target.commit(range(3))
+
+
+def test_a_long_prompt_goes_by_the_faster_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long pieces, a short one behind them and a tree: what is kept and said is as by the model's own modules."""
+    model = tiny.model("qwen2", dtype=torch.bfloat16, num_hidden_layers=2)
+    tokens = [3 + i * 7 % 50 for i in range(700)]
+    caches, laws = [], []
+    lean = RowTarget._lean
+    for fastest in (torch.float32, torch.bfloat16):
+        roads: list[bool] = []
+
+        def noted(self: RowTarget, piece: Sequence[int], roads: list[bool] = roads) -> Any:
+            found = lean(self, piece)
+            roads.append(found is not None)
+            return found
+
+        monkeypatch.setattr(RowTarget, "_lean", noted)
+        for module in ("lean", "target"):
+            monkeypatch.setattr(f"longctx.backend.{module}.arithmetic", lambda *_, fastest=fastest: fastest)
+        target = RowTarget(model, 800)
+        for piece in (tokens[:300], tokens[300:620], tokens[620:]):
+            target.score(piece, range(-1, len(piece) - 1), 1)
+            target.commit(range(len(piece)))
+        laws.append(target.score([5, 6, 7, 8, 9], (-1, 0, 1, 0, 3), 5).float())
+        caches.append([states for layer in range(2) for states in target.cache.held(layer)])
+        assert roads == ([True, True, False] if fastest == torch.float32 else [False] * 3)
+        assert all(states.dtype == torch.bfloat16 for states in caches[-1])
+    far = [float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(*caches, strict=True)]
+    assert max(far) < 0.02 and float((laws[0] - laws[1]).norm() / laws[1].norm()) < 0.05

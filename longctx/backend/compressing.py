@@ -53,8 +53,8 @@ def possible(model: PreTrainedModel) -> dict[str, list[int]]:
 class Queries:
     """Stands in a Tap's place and keeps the last queries of every layer, and how their scores are made."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, count: int, dtype: torch.dtype) -> None:
+        self.count, self.dtype = count, dtype
         self.last: dict[int, Tensor] = {}  # [heads, at most count, dim]
         self.scores: dict[int, tuple[float, float | None]] = {}
 
@@ -64,7 +64,7 @@ class Queries:
         before = self.last.get(layer)
         if before is not None and new.shape[1] < self.count:
             new = torch.cat((before, new), 1)[:, -self.count :]
-        self.last[layer] = new.clone()
+        self.last[layer] = new.to(self.dtype, copy=True)  # a pass may compute in a wider format
 
 
 @torch.inference_mode()
@@ -75,7 +75,7 @@ def read(
 
     The last ``window`` queries of every layer are kept too, and never fewer than estimates are measured on.
     """
-    queries = Queries(max(window, QUERIES))
+    queries = Queries(max(window, QUERIES), model.dtype)
     if set(kinds(model, True)) - {*_SEEN}:
         return _read_by_stock(model, ids, piece, queries, progress), queries
     target = RowTarget(model, len(ids), {TAP: queries})

@@ -36,7 +36,7 @@ def grow(
     context = Context(0, tuple(layer.empty() for layer in growing), policy)
     for at in range(0, len(ids), policy.window):
         piece = ids[at : at + policy.window]
-        queries, cache = Queries(len(piece)), BoundedCache(context)
+        queries, cache = Queries(len(piece), model.dtype), BoundedCache(context)
         with torch.inference_mode(), attached(model):
             _pass(model, piece, at, cache, queries)
             layers = tuple(layer.grown(context, cache, queries, budget) for layer in growing)

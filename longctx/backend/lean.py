@@ -2,13 +2,16 @@
 
 Owns the arithmetic of one layer shape (norm, rotary attention, norm, gated MLP: Llama and what is built like it) and
 the number format it runs in. Attention, taps and caches are those of every other pass. Knows no model by name: a model
-is recognised by its parts, and only ``Probe`` decides to use this, after holding it against the model's own forward.
+is recognised by its parts, and only ``Passes`` allows this, after holding it against the model's own forward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,6 +25,9 @@ _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj"}
+_FASTER = 1.2  # how many times as fast another format must be: it costs a conversion of the weights
+_TRIAL, _TRIES = 1024, 5  # width of the trial's layer, and how often it is timed
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Unlike(Exception):
@@ -31,18 +37,24 @@ class Unlike(Exception):
 def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The format in which this processor multiplies numbers of ``dtype`` fastest without losing any of their bits.
 
-    x86 processors without tile instructions multiply float32 about twice as fast as bfloat16.
+    Found by trying: float32 is twice as fast as bfloat16 on some x86 processors and four times slower on others, which
+    no list of instructions tells. The format of the weights stays where the other wins by little.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return dtype
-    has = torch.cpu.get_capabilities()
-    if has.get("architecture") != "x86_64":
-        return dtype
-    slow = {
-        torch.bfloat16: not has.get("amx_bf16"),
-        torch.float16: not (has.get("amx_fp16") or has.get("avx512_fp16")),
-    }
-    return torch.float32 if slow.get(dtype, False) else dtype
+    return torch.float32 if _FASTER * _seconds(torch.float32) < _seconds(dtype) else dtype
+
+
+@functools.cache  # a fact about the processor
+def _seconds(dtype: torch.dtype) -> float:
+    """What one product of the size of a small layer takes, the best of several."""
+    rows, weight = torch.ones(_TRIAL // 2, _TRIAL, dtype=dtype), torch.ones(_TRIAL, _TRIAL, dtype=dtype)
+    taken = []
+    for _ in range(_TRIES):
+        started = time.perf_counter()
+        F.linear(rows, weight)
+        taken.append(time.perf_counter() - started)
+    return min(taken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +105,19 @@ class Lean:
         self.dtype = arithmetic(self.head.weight.dtype, self.head.weight.device)
 
     def run(
-        self, ids: Tensor, cache: Any, tap: Tap, keep: list[int], positions: Tensor | None, valid: Tensor | None
+        self,
+        ids: Tensor,
+        cache: Any,
+        tap: Tap | None,
+        keep: list[int],
+        positions: Tensor | None,
+        valid: Tensor | None,
+        extra: Mapping[str, Any] = _NOTHING,
     ) -> Tensor:
-        """Logits of the tokens ``keep``, [batch, kept, vocab]; arguments as in ``Passes.run``."""
+        """Logits of the tokens ``keep``, [batch, kept, vocab]; arguments as in ``Passes.run``.
+
+        ``extra`` travels to the attention function of every layer.
+        """
         x = self.decoder.embed_tokens(ids).to(self.dtype)
         places = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
         cos, sin = self.decoder.rotary_emb(x, places)
@@ -103,7 +125,7 @@ class Lean:
         mask = None if valid is None else _visible(valid, ids.shape[1])
         weights = _Weights(self.dtype)
         for index, layer in enumerate(self.layers):
-            x = self._one(layer, index, x, turn, cache, tap, mask, weights)
+            x = self._one(layer, index, x, turn, cache, mask, weights, {TAP: tap, **extra})
         return F.linear(self.final(x[:, keep].float()).to(self.head.weight.dtype), self.head.weight, self.head.bias)
 
     def _one(
@@ -113,9 +135,9 @@ class Lean:
         x: Tensor,
         turn: tuple[Tensor, Tensor],
         cache: Any,
-        tap: Tap,
         mask: Tensor | None,
         weights: _Weights,
+        seen: Mapping[str, Any],
     ) -> Tensor:
         batch, tokens, width = x.shape
         weights.take(layer.linear)
@@ -127,7 +149,6 @@ class Lean:
         if layer.head_norms is not None:
             q, k = layer.head_norms[0](q), layer.head_norms[1](k)
         keys, values = cache.update(_turned(k, *turn), v, index)
-        seen: dict[str, Any] = {TAP: tap}
         out, _ = attend(layer.attention, _turned(q, *turn), keys, values, mask, scaling=layer.scaling, **seen)
         x = weights.add(x, "o_proj", out.view(batch, tokens, -1))
         h = layer.between(x)

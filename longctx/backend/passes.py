@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -22,17 +23,20 @@ _ROWS, _TOKENS = 2, 24  # of the comparison
 _CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.12}
 
 
+# a memo, not state: what the comparison of the roads found for a model; it costs two short passes
+_DIFFERS: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+
+
 class Passes:
     """Runs passes over ``model``. ``why_not`` is why the last one took the model's own forward; empty: it did not.
 
-    ``sample`` are tokens of text to compare the roads with.
+    ``sample`` are tokens of text to compare the roads with, which is done once for every model.
     """
 
     def __init__(self, model: PreTrainedModel, sample: Sequence[int]) -> None:
         self.model = model
         self._sample = list(sample) or [0]
         self.why_not = ""
-        self._differs: str | None = None  # what the comparison found; None before it was made
         config = model.config.get_text_config(decoder=True)
         self._layers = int(config.num_hidden_layers)
         self._slides = int(getattr(config, "sliding_window", None) or 0)
@@ -52,7 +56,7 @@ class Passes:
         tokens count, [batch, slots + tokens] (None: an empty cache, and rows that end in padding).
         """
         with torch.inference_mode(), alone(self.model):
-            lean = self._lean(ids.shape[1] if valid is None else valid.shape[1])
+            lean = self.lean(ids.shape[1] if valid is None else valid.shape[1])
             road = lean.run if lean is not None else self._own
             device = self.model.device
             try:
@@ -83,16 +87,16 @@ class Passes:
         logits: Tensor = out.logits
         return logits
 
-    def _lean(self, width: int) -> Lean | None:
+    def lean(self, width: int) -> Lean | None:
         """The lean layers for rows of ``width`` slots, or None with the reason in ``why_not``."""
         try:
             lean = Lean(self.model)
             if 0 < self._slides < max(width, _TOKENS):
                 raise Unlike(f"layers see no more than {self._slides} tokens back")
-            if self._differs is None:
-                self._differs = self._compared(lean)
-            if self._differs:
-                raise Unlike(self._differs)
+            if self.model not in _DIFFERS:
+                _DIFFERS[self.model] = self._compared(lean)
+            if differs := _DIFFERS[self.model]:
+                raise Unlike(differs)
         except Unlike as difference:
             self.why_not = str(difference)
             return None

@@ -22,12 +22,14 @@ _SPARE = 256  # slots by which a full buffer grows at least
 class _Slots(_Layer):  # type: ignore[no-untyped-call]
     """``keys`` and ``values`` [1, kv_heads, capacity, dim], of which the first ``used`` slots hold tokens.
 
+    They are kept as ``dtype`` (None: as they come), and handed out as what comes.
     ``dropped`` tokens before them are gone: only of a layer with a ``window``, and only those no later row can see.
     """
 
-    def __init__(self, reserve: int, window: int | None) -> None:
+    def __init__(self, reserve: int, window: int | None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self.window, self.used, self.dropped = window, 0, 0
+        self.dtype = dtype
         self.is_sliding = window is not None
         self._reserve = reserve if window is None else min(reserve, 2 * window + _SPARE)
 
@@ -35,14 +37,15 @@ class _Slots(_Layer):  # type: ignore[no-untyped-call]
         stop = self.used + key_states.shape[2]
         if self.keys is None or self.values is None:
             size = max(self._reserve, stop)
-            self.keys, self.values = _wider(key_states, 0, size), _wider(value_states, 0, size)
+            self.keys, self.values = (_wider(s.to(self.dtype or s.dtype), 0, size) for s in (key_states, value_states))
         elif stop > self.keys.shape[2]:
             size = max(stop + _SPARE, self.keys.shape[2] * 3 // 2)
             self.keys, self.values = _wider(self.keys, self.used, size), _wider(self.values, self.used, size)
         self.keys[:, :, self.used : stop] = key_states
         self.values[:, :, self.used : stop] = value_states
         self.used = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        # a pass that computes in a wider format than is kept gets what it can compute with
+        return self.keys[:, :, :stop].to(key_states.dtype), self.values[:, :, :stop].to(key_states.dtype)
 
     def keep(self, start: int, rows: Sequence[int]) -> None:
         """Of the tokens from logical position ``start`` on, only ``rows`` stay, in that order."""
@@ -73,11 +76,14 @@ class _Slots(_Layer):  # type: ignore[no-untyped-call]
 
 
 class SlotCache(Cache):
-    """The cache of a model whose layers all keep keys and values; ``reserve`` slots are made before they are needed."""
+    """The cache of a model whose layers all keep keys and values, kept as ``dtype``.
 
-    def __init__(self, config: Any, reserve: int) -> None:
+    ``reserve`` slots are made before they are needed.
+    """
+
+    def __init__(self, config: Any, reserve: int, dtype: torch.dtype) -> None:
         self.windows = windows(config)
-        self._slots = [_Slots(reserve, window) for window in self.windows]
+        self._slots = [_Slots(reserve, window, dtype) for window in self.windows]
         super().__init__(layers=list(self._slots))
 
     def held(self, layer: int) -> tuple[Tensor, Tensor]:

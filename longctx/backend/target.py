@@ -18,10 +18,15 @@ from transformers.cache_utils import CacheLayerMixin
 
 from longctx.backend.attention import ROWS, alone, installed
 from longctx.backend.borrowed import held
+from longctx.backend.lean import Lean, arithmetic
+from longctx.backend.passes import Passes
 from longctx.backend.rows import Rows
 from longctx.backend.slots import SlotCache
 from longctx.drafts import Kind
 from longctx.errors import CacheError, ModelError
+
+_LONG = 256  # rows from which on converting weights to the faster format is paid back
+_SAMPLE = 48  # tokens with which the roads are compared
 
 
 class RowTarget:
@@ -36,10 +41,11 @@ class RowTarget:
         config = model.config.get_text_config(decoder=True)
         self.vocabulary = int(config.vocab_size)
         self.length = 0
-        self._model, self._cache, self._pending = model, SlotCache(config, reserve), 0
+        self._model, self._cache, self._pending = model, SlotCache(config, reserve, model.dtype), 0
+        self._extra = extra or {}
         self._fixed = _arguments(model)
         self._fixed["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # keeps the model from making one
-        self._fixed |= extra or {}
+        self._fixed |= self._extra
 
     @property
     def cache(self) -> SlotCache:
@@ -55,12 +61,26 @@ class RowTarget:
         settled = False
         try:
             with torch.inference_mode(), installed(self._model):
-                logits = _forward(self._model, tokens, rows.positions, wanted, extra)
+                lean = self._lean(tokens) if rows.is_chain and wanted == 1 else None
+                if lean is None:
+                    logits = _forward(self._model, tokens, rows.positions, wanted, extra)
+                else:
+                    ids, seen = torch.tensor([list(tokens)], device=self._model.device), {ROWS: rows, **self._extra}
+                    logits = lean.run(ids, self._cache, None, [len(tokens) - 1], rows.positions[None], None, seen)[0]
             settled = True
         finally:
             if not settled:
                 self.rollback()
         return logits
+
+    def _lean(self, tokens: Sequence[int]) -> Lean | None:
+        """The lean layers for a long piece of the prompt where the processor is slow in the model's own format.
+
+        Elsewhere they would gain little, and round otherwise than the model's own modules.
+        """
+        if len(tokens) < _LONG or arithmetic(self._model.dtype, self._model.device) == self._model.dtype:
+            return None
+        return Passes(self._model, tokens[:_SAMPLE]).lean(self.length + len(tokens))
 
     def commit(self, rows: Sequence[int]) -> None:
         """Afterwards the cache holds the pending ``rows``, a path in order, and no others."""
