@@ -116,6 +116,11 @@ def test_every_page_stands_in_the_navigation_and_every_entry_is_a_page() -> None
     assert site["theme"]["font"] is False, "a page needs no network"
 
 
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", read(ROOT / "README.md"))
+    assert "docs/guide/start.md" in links and not [link for link in links if not (ROOT / link).exists()]
+
+
 def test_nothing_on_a_page_is_fetched_from_elsewhere() -> None:
     for path in DOCS.rglob("*.md"):
         assert not re.search(r"!\[[^\]]*\]\(https?:|<script|<iframe|^```mermaid", read(path), re.M), path.name
