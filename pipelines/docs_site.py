@@ -108,7 +108,7 @@ def _method(room: str, name: str, models: list[list[dict[str, Any]]], docs: Path
             "options": _options(room, name, plugin),
             "figures": _selection(name, models) if room == "selectors" else _NOTHING,
             "source": f'<details markdown="1"><summary><code>{file}</code></summary>\n\n'
-            f'```python\n--8<-- "{file}"\n```\n\n</details>',
+            f'```{{ .python }}\n--8<-- "{file}"\n```\n\n</details>',
         },
     )
 
