@@ -20,6 +20,7 @@ import numpy as np
 
 from longctx import plugins
 
+from .rows import read
 from .selection_report import NAMES, rows_by_model
 
 # room -> (title, how one of its methods is named in use)
@@ -86,6 +87,8 @@ def contents(root: Path) -> dict[Path, str]:
     found[index] = _filled(index.read_text(encoding="utf-8"), tables)
     found[tasks] = _filled(tasks.read_text(encoding="utf-8"), {"needles": _tasks()})
     found[site] = _filled(site.read_text(encoding="utf-8"), {"methods": _navigation()}, "# {}")
+    speed = docs / "reading.md"
+    found[speed] = _filled(speed.read_text(encoding="utf-8"), {"reading": _reading(docs / "results" / "reading.jsonl")})
     found[docs / "cli.md"] = _command_line()
     return found
 
@@ -215,6 +218,27 @@ def _selection(name: str, models: list[list[dict[str, Any]]]) -> str:
             "Rows with fewer questions are not to be read beside the others.",
         ]
     )
+
+
+def _reading(path: Path) -> str:
+    """The rows of ``longctx bench reading``, one a line."""
+    lines = [
+        "| model | dtype | ours | stock forward | linear layers | ours to stock | ours to linear | rounds | made |",
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in read(path) if path.exists() else []:
+        speeds = [_range(row["tokens_per_second"][kind], 0) for kind in ("read", "stock", "linear_batch")]
+        ratios = [_range(row[f"read_to_{kind}"], 1) for kind in ("stock", "linear_batch")]
+        made = (
+            f"{row['machine']}, {row['threads']} threads, {row['date']}, longctx {row['longctx']}, torch {row['torch']}"
+        )
+        dtype = row["dtype"].removeprefix("torch.")
+        lines.append(f"| {' | '.join([row['model'], dtype, *speeds, *ratios, str(row['rounds']), made])} |")
+    return "\n".join(lines)
+
+
+def _range(spread: Mapping[str, float], places: int) -> str:
+    return f"{spread['median']:,.{places}f} ({spread['least']:,.{places}f} to {spread['most']:,.{places}f})"
 
 
 def _command_line() -> str:

@@ -67,6 +67,14 @@ def test_figures_can_be_counted_again() -> None:
     assert f"| xl3m, entropy (as published) | smol | {share:.1f} ({len(kept)}) |" in page
 
 
+def test_the_reading_rows_are_all_shown() -> None:
+    page = read(DOCS / "reading.md")
+    for line in read(DOCS / "results" / "reading.jsonl").splitlines():
+        row = json.loads(line)
+        ratio, speed = row["read_to_stock"]["median"], row["tokens_per_second"]["read"]["median"]
+        assert f"| {row['model']} | bfloat16 | {speed:,.0f} (" in page and f"| {ratio:.1f} (" in page
+
+
 def test_a_method_without_a_page_gets_one_that_asks_to_be_written(tmp_path: Path) -> None:
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("results"))
     shutil.copy(ROOT / "zensical.toml", tmp_path)
