@@ -1,4 +1,4 @@
-# make ask, test, check, torture: each sets itself up in .venv from a machine with Python 3.11, git and make.
+# make ask, test, check, torture, docs: each sets itself up in .venv from a machine with Python 3.11, git and make.
 #   make ask FILE=report.pdf QUESTION="Who signed it?"      without FILE: the Python language reference
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,7 +12,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
-.PHONY: ask test torture check clean
+.PHONY: ask test torture check docs clean
 
 FILE ?= $(REFERENCE)
 QUESTION ?= What does the nonlocal statement do?
@@ -33,8 +33,13 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy --strict longctx pipelines
 
+# what of docs/ follows from the code and the results is made again; then the site, in site/
+docs: $(VENV)/.docs
+	@$(BIN)/python -m longctx.pipelines.docs_site .
+	@$(BIN)/zensical build --clean --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(REFERENCE): pipelines/python_reference.py $(VENV)/.app
 	@$(BIN)/python -m longctx.pipelines.python_reference $@
@@ -56,4 +61,9 @@ $(VENV)/.app: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.app
 	@echo "setting up $(VENV): everything the tests use"
 	@$(PIP) -e '.[embedded,dense,documents,code,plots,dev]'
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.app
+	@echo "setting up $(VENV): what the site is built with"
+	@$(PIP) -e '.[embedded,dense,docs]'
 	@touch $@

@@ -6,6 +6,8 @@ and the file of rows are modules of their own.
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -160,6 +162,7 @@ def _row(text: Text, place: int, document: longctx.Document, system: System) -> 
         "tokens_read": answer.tokens_read,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
         "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
     return {**row, **found}, None
 

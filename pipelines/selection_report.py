@@ -23,7 +23,7 @@ _WITHOUT_MODEL = (
     "dense:neighbours=0.5",
     "dense:bm25=1,neighbours=0.5",
 )
-_NAMES = {
+NAMES = {
     "dense:bm25=1": "bm25 + dense",
     "bm25:neighbours=0.5": "bm25, neighbours",
     "dense:neighbours=0.5": "dense, neighbours",
@@ -45,7 +45,7 @@ _TITLES = {"loogle": "LooGLE, answers in long articles", "qmsum": "QMSum, turns 
 def write_report(results: Path, page: Path) -> Path:
     """Write ``page`` from every selection-*.jsonl, packed by gzip or not, in ``results`` and return it."""
     parts = [_HEAD]
-    for rows in _models(results):
+    for rows in rows_by_model(results):
         parts += _model(rows)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n".join(parts) + "\n", encoding="utf-8")
@@ -64,7 +64,7 @@ def write_figures(results: Path, readme: Path) -> Path:
         "| model | questions | first tokens | BM25 | best without a model | `auto` |",
         "|---|---|--:|--:|--:|--:|",
     ]
-    for rows in _models(results):
+    for rows in rows_by_model(results):
         for name in ("loogle", "qmsum"):
             cells = {s: list(_shares(rows, s, name, 1024).values()) for s in ("head", "bm25", *_WITHOUT_MODEL, "auto")}
             if not all(cells.values()):
@@ -73,7 +73,7 @@ def write_figures(results: Path, readme: Path) -> Path:
             best = max(_WITHOUT_MODEL, key=lambda selector: means[selector])
             lines.append(
                 f"| {rows[0]['model']} | {_TITLES[name]} ({len(cells['auto'])}) | {means['head']:.1f} | "
-                f"{means['bm25']:.1f} | {means[best]:.1f} ({_NAMES.get(best, best)}) | **{means['auto']:.1f}** |"
+                f"{means['bm25']:.1f} | {means[best]:.1f} ({NAMES.get(best, best)}) | **{means['auto']:.1f}** |"
             )
     head, mark, rest = readme.read_text(encoding="utf-8").partition(_MARK)
     if not mark:
@@ -83,7 +83,7 @@ def write_figures(results: Path, readme: Path) -> Path:
     return readme
 
 
-def _models(results: Path) -> list[list[Row]]:
+def rows_by_model(results: Path) -> list[list[Row]]:
     """The rows of every model, each row once."""
     found = []
     for path in sorted(results.glob("selection-*.jsonl*")):
@@ -118,7 +118,7 @@ def _model(rows: Sequence[Row]) -> list[str]:
                 found = [row["recall"] for row in own if row["set"] == name and row["budget"] == budget]
                 cells.append(f"{100 * float(np.mean(found)):.1f}" if found else "")
             counts.append(str(len({(r["document"], r["question"]) for r in own if r["set"] == name})))
-        label = _NAMES.get(selector, selector)
+        label = NAMES.get(selector, selector)
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {'/'.join(counts)} |")
     lines += ["", f"n: questions of {', '.join(sets)}.\n", *_against(rows, sets, budgets), *_published(rows)]
     return lines
@@ -138,7 +138,7 @@ def _against(rows: Sequence[Row], sets: Sequence[str], budgets: Sequence[int]) -
                 low, high = _interval(pairs[:, 1] - pairs[:, 0])
                 mean = pairs.mean(0) * 100
                 lines.append(
-                    f"| {name} | {budget} | {_NAMES.get(best, best)} | {mean[0]:.1f} | {mean[1]:.1f} | "
+                    f"| {name} | {budget} | {NAMES.get(best, best)} | {mean[0]:.1f} | {mean[1]:.1f} | "
                     f"{mean[1] - mean[0]:+.1f} | {low:+.1f} to {high:+.1f} |"
                 )
     both = [name for name in ("loogle", "qmsum") if name in sets]
@@ -148,7 +148,7 @@ def _against(rows: Sequence[Row], sets: Sequence[str], budgets: Sequence[int]) -
         lines += [
             "",
             f"Average over {' and '.join(both)} at {' and '.join(map(str, small))} tokens: auto "
-            f"{differences['mean']:+.1f} points against the best single row ({_NAMES.get(best, best)}), 95 % interval "
+            f"{differences['mean']:+.1f} points against the best single row ({NAMES.get(best, best)}), 95 % interval "
             f"{differences['low']:+.1f} to {differences['high']:+.1f} (paired bootstrap over questions within sets).\n",
         ]
     return lines

@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -200,9 +201,9 @@ def test_importing_the_outside_of_the_house_loads_no_model_library(module: str) 
     assert (ran.returncode, ran.stdout.strip()) == (0, ""), ran.stderr
 
 
-def readme_blocks() -> list[tuple[int, str]]:
-    """The README's Python blocks that can run offline: (line, code). One that loads from a hub cannot."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def python_blocks(page: Path) -> list[tuple[int, str]]:
+    """The page's Python blocks that can run offline: (line, code). One that loads from a hub cannot."""
+    text = page.read_text(encoding="utf-8")
     found = [
         (text.count("\n", 0, at.start()) + 1, at[1]) for at in re.finditer(r"^```python\n(.*?)^```", text, re.M | re.S)
     ]
@@ -210,11 +211,28 @@ def readme_blocks() -> list[tuple[int, str]]:
     return [(line, code) for line, code in found if not hub.search(code)]
 
 
-def test_the_readme_runs_offline(embedded_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def run_blocks(page: Path) -> None:
     """Blocks run in order and share their names, as a reader would type them."""
-    monkeypatch.chdir(tmp_path)
-    blocks = readme_blocks()
-    assert blocks, "the README shows no Python that can be tried"
-    scope: dict[str, object] = {"__name__": "readme"}
+    blocks = python_blocks(page)
+    assert blocks, f"{page.name} shows no Python that can be tried"
+    scope: dict[str, object] = {"__name__": "__page__"}
     for line, code in blocks:
-        exec(compile("\n" * line + code, "README.md", "exec"), scope)
+        exec(compile("\n" * line + code, page.name, "exec"), scope)
+
+
+def test_the_readme_runs_offline(embedded_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_blocks(ROOT / "README.md")
+
+
+GUIDE = [page for page in sorted((ROOT / "docs" / "guide").glob("*.md")) if python_blocks(page)]
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.stem)
+def test_the_guide_runs_offline(
+    page: Path, embedded_reader: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One reader serves all pages: what they call is real, but the model is loaded once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(longctx.Reader, "from_pretrained", lambda name: embedded_reader)
+    run_blocks(page)

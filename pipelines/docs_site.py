@@ -1,0 +1,255 @@
+"""The parts of ``docs/`` that follow from the code and from the files of results: ``make docs`` renews them.
+
+Owns the marked parts of the pages of methods, the tables of methods, their place in the site's navigation, and the
+reference of the command line. Everything outside the marks is written by hand. A method without a page gets one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import subprocess
+import sys
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from longctx import plugins
+
+from .rows import read
+from .selection_report import NAMES, rows_by_model
+
+# room -> (title, how one of its methods is named in use)
+ROOMS = {
+    "splitters": ("Splitters", 'splitter = "{}"` in `longctx.toml`, or `Reader(…, splitter="{}")'),
+    "selectors": ("Selectors", '--selector {}`, or `selector="{}"'),
+    "kv": ("Bounded caches", '--kv {}`, or `kv="{}"'),
+    "drafters": ("Drafters", '--drafters {}`, or `drafters=["{}"]'),
+    "controllers": ("Controllers", 'controller="{}"`, an argument of `longctx.generate` and `longctx.speculative'),
+}
+UNWRITTEN = "Not written yet."
+_SETS = ("loogle", "qmsum", "xquad", "nq", "needles")
+_BUDGET = 1024
+_BESIDE = {"random", "bm25", "auto"}  # what every selector is held against
+_PAGE = """# {name}
+
+<!-- use -->
+<!-- /use -->
+
+{about}
+
+## Options
+
+<!-- options -->
+<!-- /options -->
+
+## Our figures
+
+<!-- figures -->
+<!-- /figures -->
+
+## When it fails
+
+{unwritten}
+
+## Source
+
+<!-- source -->
+<!-- /source -->
+"""
+
+
+def write(root: Path) -> list[Path]:
+    """Afterwards every file of ``contents`` holds what it should; the files that changed."""
+    changed = []
+    for path, text in contents(root).items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+            changed.append(path)
+    return changed
+
+
+def contents(root: Path) -> dict[Path, str]:
+    """Every file that is made or has made parts, and its text as it should be. Changes nothing."""
+    docs = root / "docs"
+    models = rows_by_model(docs / "results")
+    found = {}
+    for room in ROOMS:
+        for name in plugins.names(room):
+            found[docs / "methods" / room / f"{name}.md"] = _method(room, name, models, docs)
+    tables = {room: _table(room) for room in ROOMS}
+    index, tasks, site = docs / "methods" / "index.md", docs / "methods" / "needles.md", root / "zensical.toml"
+    found[index] = _filled(index.read_text(encoding="utf-8"), tables)
+    found[tasks] = _filled(tasks.read_text(encoding="utf-8"), {"needles": _tasks()})
+    found[site] = _filled(site.read_text(encoding="utf-8"), {"methods": _navigation()}, "# {}")
+    speed = docs / "reading.md"
+    found[speed] = _filled(speed.read_text(encoding="utf-8"), {"reading": _reading(docs / "results" / "reading.jsonl")})
+    found[docs / "cli.md"] = _command_line()
+    return found
+
+
+def _method(room: str, name: str, models: list[list[dict[str, Any]]], docs: Path) -> str:
+    path, plugin = docs / "methods" / room / f"{name}.md", plugins.plugin(room, name)
+    module = inspect.getmodule(plugin)
+    about = _markdown(inspect.getdoc(module) or "")
+    page = path.read_text(encoding="utf-8") if path.exists() else _PAGE.format(
+        name=name, about=about, unwritten=UNWRITTEN
+    )  # fmt: skip
+    title, use = ROOMS[room]
+    file = f"longctx/{plugins.ROOMS[room]}/{name}.py"
+    return _filled(
+        page,
+        {
+            "use": f"{title}: `{use.format(name, name)}`. Options are given as in `{name}:option=value`."
+            if plugins.options(room, name)
+            else f"{title}: `{use.format(name, name)}`. It has no options.",
+            "options": _options(room, name, plugin),
+            "figures": _selection(name, models) if room == "selectors" else _NOTHING,
+            "source": f'<details markdown="1"><summary><code>{file}</code></summary>\n\n'
+            f'```{{ .python }}\n--8<-- "{file}"\n```\n\n</details>',
+        },
+    )
+
+
+_NOTHING = "No file of results measures this by itself yet. What was tried is in the [log](../../log.md)."
+
+
+def _filled(text: str, parts: Mapping[str, str], mark: str = "<!-- {} -->") -> str:
+    """``text`` with new content between each pair of marks. Raises ValueError where a pair is missing."""
+    for name, part in parts.items():
+        start, end = mark.format(name), mark.format(f"/{name}")
+        pattern = re.compile(rf"({re.escape(start)}\n).*?([ ]*{re.escape(end)})", re.S)
+        text, count = pattern.subn(lambda at, part=part: f"{at[1]}{part}\n{at[2]}", text)  # type: ignore[misc]
+        if count != 1:
+            raise ValueError(f"the marks {start} and {end} must stand in the page once: {text[:60]!r}…")
+    return text
+
+
+def _options(room: str, name: str, plugin: type) -> str:
+    """What the class says about its options, and the options with their defaults."""
+    about = _markdown(inspect.getdoc(plugin) or "")
+    known = plugins.options(room, name)
+    if not known:
+        return about
+    hints = typing.get_type_hints(plugin)
+    rows = ["| option | default | takes |", "|---|---|---|"]
+    for option, (kind, default) in known.items():
+        choices = typing.get_args(hints[option]) if typing.get_origin(hints[option]) is typing.Literal else ()
+        takes = ", ".join(f"`{choice}`" for choice in choices) or kind.replace(" | None", " or none")
+        shown = "required" if default is dataclasses.MISSING else f"`{str(default).lower()}`"
+        rows.append(f"| `{option}` | {shown} | {takes} |")
+    return "\n".join([about, "", *rows])
+
+
+def _markdown(docstring: str) -> str:
+    """A docstring's words as Markdown; a line that explains one name becomes an item."""
+    return re.sub(r"^``\w+``:", r"- \g<0>", docstring, flags=re.M).replace("``", "`")
+
+
+def _table(room: str) -> str:
+    rows = ["| method | what it is |", "|---|---|"]
+    for name in plugins.names(room):
+        rows.append(f"| [`{name}`]({room}/{name}.md) | {_first(room, name)} |")
+    return "\n".join(rows)
+
+
+def _first(room: str, name: str) -> str:
+    """The first line of what a method's module says about itself, as ``longctx list`` shows it."""
+    return _markdown(inspect.getdoc(inspect.getmodule(plugins.plugin(room, name))) or "").splitlines()[0]
+
+
+def _tasks() -> str:
+    """The needle tasks one after another, with their options."""
+    parts = []
+    for name in plugins.names("needles"):
+        parts += [
+            f"## {name}",
+            "",
+            _first("needles", name),
+            "",
+            _options("needles", name, plugins.plugin("needles", name)),
+            "",
+        ]
+    return "\n".join(parts).rstrip()
+
+
+def _navigation() -> str:
+    lines = []
+    for room, (title, _) in ROOMS.items():
+        lines.append(f'        {{ "{title}" = [')
+        lines += [f'            {{ "{name}" = "methods/{room}/{name}.md" }},' for name in plugins.names(room)]
+        lines.append("        ] },")
+    return "\n".join(lines)
+
+
+def _selection(name: str, models: list[list[dict[str, Any]]]) -> str:
+    """The share of the evidence that the variants of a selector keep, counted from the rows of ``longctx eval``."""
+    if not any(row["selector"].partition(":")[0] == name for rows in models for row in rows):
+        return _NOTHING
+    lines = [
+        f"Evidence kept within {_BUDGET:,} tokens, in points, and how many questions that is; [what the sets are and "
+        "all other rows](../../selection.md).",
+        "",
+        "| selector | model | " + " | ".join(_SETS) + " |",
+        "|---|---|" + "--:|" * len(_SETS),
+    ]
+    for rows in models:
+        at = [row for row in rows if row["budget"] == _BUDGET]
+        for selector in dict.fromkeys(row["selector"] for row in at):
+            if selector.partition(":")[0] != name and selector not in _BESIDE:
+                continue
+            cells = []
+            for chosen in _SETS:
+                kept = [row["recall"] for row in at if row["selector"] == selector and row["set"] == chosen]
+                cells.append(f"{100 * float(np.mean(kept)):.1f} ({len(kept)})" if kept else "")
+            lines.append(f"| {NAMES.get(selector, selector)} | {rows[0]['model']} | {' | '.join(cells)} |")
+    dates = sorted({row["date"] for rows in models for row in rows})
+    machines = sorted({row["machine"] for rows in models for row in rows})
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{'; '.join(machines)}; {dates[0]} to {dates[-1]}. "
+            "Rows with fewer questions are not to be read beside the others.",
+        ]
+    )
+
+
+def _reading(path: Path) -> str:
+    """The rows of ``longctx bench reading``, one a line."""
+    lines = [
+        "| model | dtype | ours | stock forward | linear layers | ours to stock | ours to linear | rounds | made |",
+        "|---|---|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in read(path) if path.exists() else []:
+        speeds = [_range(row["tokens_per_second"][kind], 0) for kind in ("read", "stock", "linear_batch")]
+        ratios = [_range(row[f"read_to_{kind}"], 1) for kind in ("stock", "linear_batch")]
+        made = (
+            f"{row['machine']}, {row['threads']} threads, {row['date']}, longctx {row['longctx']}, torch {row['torch']}"
+        )
+        dtype = row["dtype"].removeprefix("torch.")
+        lines.append(f"| {' | '.join([row['model'], dtype, *speeds, *ratios, str(row['rounds']), made])} |")
+    return "\n".join(lines)
+
+
+def _range(spread: Mapping[str, float], places: int) -> str:
+    return f"{spread['median']:,.{places}f} ({spread['least']:,.{places}f} to {spread['most']:,.{places}f})"
+
+
+def _command_line() -> str:
+    """Every command and flag, as the library behind the command line describes them."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "typer", "longctx.cli", "utils", "docs", "--name", "longctx", "--title", "Command line"],
+        capture_output=True, encoding="utf-8", check=True,
+    )  # fmt: skip
+    return ran.stdout.rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    for renewed in write(Path(sys.argv[1]).resolve()):
+        print(f"renewed {renewed.relative_to(Path(sys.argv[1]).resolve())}")
