@@ -13,8 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import longctx
 from longctx import plugins
@@ -79,7 +82,10 @@ def run_speculation(
         "model": Path(model).name,
         "dtype": str(reader.model.dtype).removeprefix("torch."),
         "machine": f"{platform.machine()}, {platform.system()}",
-        "version": longctx.__version__,
+        "threads": torch.get_num_threads(),
+        "longctx": longctx.__version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
         "date": time.strftime("%Y-%m-%d"),
     }
     with path.open("a", encoding="utf-8") as file:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
+import statistics
 import subprocess
 import sys
 import typing
@@ -20,6 +22,7 @@ import numpy as np
 
 from longctx import plugins
 
+from . import bench_speculation
 from .rows import read
 from .selection_report import NAMES, rows_by_model
 
@@ -89,6 +92,8 @@ def contents(root: Path) -> dict[Path, str]:
     found[site] = _filled(site.read_text(encoding="utf-8"), {"methods": _navigation()}, "# {}")
     speed = docs / "reading.md"
     found[speed] = _filled(speed.read_text(encoding="utf-8"), {"reading": _reading(docs / "results" / "reading.jsonl")})
+    drafted = docs / "speculation.md"
+    found[drafted] = _filled(drafted.read_text(encoding="utf-8"), {"speculation": _speculation(docs / "results")})
     found[docs / "cli.md"] = _command_line()
     return found
 
@@ -235,6 +240,38 @@ def _reading(path: Path) -> str:
         dtype = row["dtype"].removeprefix("torch.")
         lines.append(f"| {' | '.join([row['model'], dtype, *speeds, *ratios, str(row['rounds']), made])} |")
     return "\n".join(lines)
+
+
+def _speculation(results: Path) -> str:
+    """The rows of ``longctx bench speculation``: a table for every model, number format and day."""
+    runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for path in sorted(results.glob("speculation*.jsonl")):
+        for row in read(path):
+            key = (row["model"], row["dtype"], row["machine"], str(row["threads"]), row["date"])
+            runs.setdefault((*key, f"longctx {row['longctx']}, torch {row['torch']}"), []).append(row)
+    parts = []
+    for (model, dtype, machine, threads, day, made), rows in runs.items():
+        found = bench_speculation.summary(rows)
+        methods = list(dict.fromkeys(row["method"] for row in rows if not row["method"].startswith("hf")))
+        lines = [
+            f"**{model}**, {dtype}; {machine}, {threads} threads, {day}, {made}.",
+            "",
+            f"| group | prompts | stock tokens/s | prompt lookup | {' | '.join(methods)} | tokens a pass | same |",
+            f"|---|--:|--:|--:|{'--:|' * len(methods)}--:|--:|",
+        ]
+        best = methods[-1]
+        for group, ratios in found.items():
+            own = [row for row in rows if row["group"] == group]
+            stock = statistics.median(row["tokens_per_second"] for row in own if row["method"] == "hf")
+            drafted = [row for row in own if row["method"] == best]
+            passes = statistics.mean(row["tokens_per_round"] for row in drafted)
+            cells = [f"{ratios.get(name, math.nan):.2f}" for name in ("hf_lookup", *methods)]
+            same = f"{sum(row['same'] for row in drafted)} of {len(drafted)}"
+            lines.append(f"| {group} | {len(drafted)} | {stock:.1f} | {' | '.join(cells)} | {passes:.2f} | {same} |")
+        means = [statistics.geometric_mean(by[name] for by in found.values()) for name in ("hf_lookup", *methods)]
+        lines.append(f"| geometric mean | | | {' | '.join(f'{mean:.2f}' for mean in means)} | | |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) or "No file of results holds such rows yet."
 
 
 def _range(spread: Mapping[str, float], places: int) -> str:
