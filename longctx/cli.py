@@ -257,7 +257,7 @@ def evaluate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: reading or speculation.")],
+    name: Annotated[str, typer.Argument(metavar="NAME|GRID.toml", help="reading, speculation, or a grid.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Rows are appended here.")],
     data: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Prompts with their groups.")] = None,
     model: flags.Model = None,
@@ -266,7 +266,7 @@ def bench(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Measure speed against the stock model in one run."""
+    """Measure speed against the stock model, or a grid of methods and peers on the same questions."""
     settings, screen = _begin(config, dict(model=model), json, quiet, verbose)
     importlib.import_module("longctx.commands.jobs").bench(name, out, data, settings, screen)
 

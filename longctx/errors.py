@@ -13,6 +13,7 @@ LongctxError
 ├── DraftError            a drafter that failed, or proposed what is no draft
 ├── MissingExtra          an optional package is not installed
 ├── EndpointError        a server that does not answer, or not as asked
+├── ProgramError         a program under test that died, hung, could not be installed or broke its protocol
 ├── ArtifactError         a stored file that is damaged or does not belong (exit code 4)
 ├── ArtifactBusy          another process is writing the stored file
 └── Interrupted           the caller stopped the work
@@ -91,6 +92,17 @@ class EndpointError(LongctxError):
     def __init__(self, said: str, retries: int, refused: bool = False, closed: bool = False) -> None:
         super().__init__(said)
         self.retries, self.refused, self.closed = retries, refused, closed
+
+
+class ProgramError(LongctxError):
+    """A program under test that died, hung, could not be installed or broke its protocol.
+
+    ``kind`` is one word for rows, which must not hold what a program of somebody else says.
+    """
+
+    def __init__(self, kind: str, said: str) -> None:
+        super().__init__(said)
+        self.kind = kind
 
 
 class ArtifactError(LongctxError):

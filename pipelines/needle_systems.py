@@ -115,11 +115,15 @@ class Selecting:
 
 @dataclass(frozen=True, slots=True)
 class Plain:
-    """Hugging Face ``generate``, greedy. ``full`` is refused beyond the window; ``truncated`` keeps both ends."""
+    """Hugging Face ``generate``, greedy. ``truncated`` keeps both ends; any other name reads all, or is refused.
+
+    ``more`` is given to ``generate`` as it is.
+    """
 
     reader: longctx.Reader
-    name: str  # one of PLAIN
+    name: str
     max_new_tokens: int
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -151,7 +155,8 @@ class Plain:
         clean = copy.copy(model)
         clean.generation_config = type(model.generation_config)(**self._decoding, pad_token_id=pad)
         with torch.inference_mode():
-            out = clean.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=self.max_new_tokens)
+            mask = torch.ones_like(ids)
+            out = clean.generate(ids, attention_mask=mask, max_new_tokens=self.max_new_tokens, **self.more)
         new = out[0, len(prompt) :].tolist()
         said = str(tokenizer.decode(new, skip_special_tokens=True)).strip()
         facts = {"prompt_tokens": len(prompt), "new_tokens": len(new)}
@@ -159,7 +164,7 @@ class Plain:
 
     def _read(self, text: str, question: str) -> tuple[tuple[int, int], ...]:
         """The characters that are read: all, or as much of both ends as the window holds."""
-        if self.name == "full" or not text:
+        if self.name != "truncated" or not text:
             return ((0, len(text)),)
         half = (self.reader.longest_selection(question, self.max_new_tokens) - _SEAM) // 2
         chars = half * _LONGEST_TOKEN

@@ -10,6 +10,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from longctx.commands import bench_grid
 from longctx.commands.ask import check, open_reader
 from longctx.commands.screen import Screen
 from longctx.commands.settings import Settings
@@ -56,7 +57,15 @@ def evaluate(
 
 
 def bench(name: str, out: Path, data: Path | None, settings: Settings, screen: Screen) -> None:
-    """Run a benchmark and append its rows to ``out``. Raises UsageError for data that it has no use for."""
+    """Run a benchmark, or the grid of a TOML file, and append its rows to ``out``.
+
+    Raises UsageError for data that it has no use for.
+    """
+    if name.endswith(".toml"):
+        if data is not None:
+            raise UsageError("a grid names its own data; it takes no --data.")
+        _done(bench_grid.run(Path(name), out, settings, screen), screen)
+        return
     if name not in _BENCHES:
         raise UnknownMethod("bench", name, sorted(_BENCHES))
     if data is not None and name != "speculation":
