@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import json
 import pkgutil
-import re
 import shutil
 import subprocess
 import sys
@@ -30,35 +29,26 @@ _FINISHED = "finished.json"
 _SECONDS = 1800.0  # a peer that takes longer to install, or to build, is not available
 # The folder above is searched last, so that no module of this package stands in the way of a peer's own.
 _START = "import sys; sys.path.append({folder!r}); from peers._serve import main; main()"
-_WITHOUT_TORCH = ("llama.cpp",)
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A peer by the name that grids give it, and what its module says of itself."""
+    """A peer by the name that grids give it, its module, and what that says of itself."""
 
     name: str
+    module: str
     requires: tuple[str, ...]
     options: dict[str, Any]
     files: tuple[str, ...]
 
-    @property
-    def module(self) -> str:
-        return module_of(self.name)
-
     def command(self, python: Path) -> list[str]:
         """Starts the peer's loop; ``-P`` keeps the working folder out of its imports."""
-        return [str(python), "-P", "-c", _START.format(folder=str(_FOLDER.parent)), f"peers.{self.module}"]
+        return [str(python), "-P", "-c", _START.format(folder=str(_FOLDER.parent)), self.module]
 
 
 def names() -> list[str]:
     """The peers there are, as grids name them."""
-    found = [info.name for info in pkgutil.iter_modules([str(_FOLDER)]) if not info.name.startswith("_")]
-    return sorted({"llama_cpp": "llama.cpp"}.get(name, name.replace("_", "-")) for name in found)
-
-
-def module_of(name: str) -> str:
-    return re.sub(r"\W", "_", name)
+    return sorted(_modules())
 
 
 def peer(name: str) -> Peer:
@@ -66,11 +56,20 @@ def peer(name: str) -> Peer:
 
     Raises UnknownMethod.
     """
-    if name not in names():
-        raise UnknownMethod("peer", name, names())
-    module = importlib.import_module(f".peers.{module_of(name)}", __package__)
-    torch = () if name in _WITHOUT_TORCH else (f"torch=={version('torch').split('+')[0]}",)
-    return Peer(name, (*torch, *module.REQUIRES), dict(module.OPTIONS), tuple(module.FILES))
+    found = _modules()
+    if name not in found:
+        raise UnknownMethod("peer", name, sorted(found))
+    module = found[name]
+    torch = (f"torch=={version('torch').split('+')[0]}",) if module.TORCH else ()
+    start = f"peers.{module.__name__.rpartition('.')[2]}"
+    return Peer(name, start, (*torch, *module.REQUIRES), dict(module.OPTIONS), tuple(module.FILES))
+
+
+def _modules() -> dict[str, Any]:
+    """What each file of the folder says of its peer; none of them loads the peer itself."""
+    found = [info.name for info in pkgutil.iter_modules([str(_FOLDER)]) if not info.name.startswith("_")]
+    modules = [importlib.import_module(f".peers.{name}", __package__) for name in found]
+    return {module.NAME: module for module in modules}
 
 
 def environment(requires: Sequence[str], name: str, folder: Path, log: Path, seconds: float = _SECONDS) -> Path:
@@ -81,7 +80,7 @@ def environment(requires: Sequence[str], name: str, folder: Path, log: Path, sec
     """
     wanted = {"python": sys.version.split()[0], "requires": list(requires)}
     key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:12]
-    place = folder / f"{module_of(name)}-{key}"
+    place = folder / f"{name}-{key}"
     python = place / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{place}.lock"):

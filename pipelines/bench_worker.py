@@ -13,6 +13,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
@@ -61,30 +62,29 @@ class Worker:
             )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._input: IO[bytes] = self._process.stdin
-        threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
+        self._threads = [threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True)]
+        self._threads[0].start()
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None and self._process.poll() is None:
-            self._input.close()
-            try:
-                self._process.wait(_PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass  # ended below
+        if kind is None and self._process.returncode is None:
+            self._close()
+            self._threads[0].join(_PATIENCE_SECONDS)  # until its answers end; what goes on then is ended below
         self._end()
 
     def call(self, name: str, given: Mapping[str, Any], seconds: float) -> Any:
         """What the program answers within ``seconds``."""
         self._number += 1
+        if self._process.returncode is not None:
+            raise self._died()
         line = json.dumps({"id": self._number, "call": name, "with": given}).encode() + b"\n"
+        # in a thread, for a program that hangs reads nothing, and a long line would wait for it without a limit
+        self._threads[1:] = [threading.Thread(target=self._write, args=(line,), daemon=True)]
+        self._threads[1].start()
         try:
-            self._input.write(line)
-            self._input.flush()
             found = self._lines.get(timeout=seconds)
-        except (BrokenPipeError, OSError) as error:
-            raise self._died() from error
         except Empty as error:
             self._end()
             raise ProgramError("timeout", f"no answer within {seconds:,.0f} seconds; see {self._log.name}.") from error
@@ -94,6 +94,11 @@ class Worker:
         if "refused" in reply:
             raise RefusedError(str(reply["refused"]))
         return reply["value"]
+
+    def _write(self, line: bytes) -> None:
+        with suppress(BrokenPipeError):  # it has ended, which the end of its answers says too
+            self._input.write(line)
+            self._input.flush()
 
     def _parsed(self, line: bytes) -> dict[str, Any]:
         try:
@@ -118,15 +123,23 @@ class Worker:
         return ProgramError(kind, f"the program ended with {kind}; see {self._log.name}.")
 
     def _end(self) -> None:
-        try:
+        if self._process.returncode is not None:
+            return  # its number may be another process's by now
+        with suppress(ProcessLookupError):  # no member of its group is left
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # it has ended by itself
         self._process.wait()
+        for thread in self._threads:
+            thread.join()
+        self._close()
+
+    def _close(self) -> None:
+        with suppress(BrokenPipeError):  # what it did not read is of no use
+            self._input.close()
 
 
 def _read(stream: IO[bytes], lines: Queue[bytes | None]) -> None:
     """Every line as it comes, and None when there will be no more."""
-    for line in stream:
-        lines.put(line)
+    with stream:
+        for line in stream:
+            lines.put(line)
     lines.put(None)

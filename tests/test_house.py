@@ -19,6 +19,7 @@ from longctx import plugins
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "longctx"
 PIPELINES = ROOT / "pipelines"
+PEERS = PIPELINES / "peers"  # run by the Python of other environments
 
 # Room or module -> what it may import of longctx besides itself. Imports go one way: down this table.
 NOUNS = {"types", "errors"}
@@ -135,8 +136,17 @@ def test_imports_go_one_way(path: Path) -> None:
 def test_only_the_backend_knows_the_model_libraries_and_nobody_unpickles(path: Path) -> None:
     outside = {name.split(".")[0] for name in imported(path)}
     assert not outside & FORBIDDEN
-    if room_of(path) != "backend":
+    if room_of(path) != "backend" and path.parent != PEERS:
         assert not outside & ONLY_BACKEND
+
+
+@pytest.mark.parametrize("path", sorted(PEERS.glob("*.py")), ids=lambda path: path.stem)
+def test_peers_run_without_longctx(path: Path) -> None:
+    """Their Python has another environment: they know one another and nothing else of ours, and load nothing early."""
+    own = {name for name in imported(path) if name.split(".")[0] == "longctx"}
+    assert all(name.startswith("longctx.pipelines.peers.") for name in own)
+    early = {alias.name for node in tree_of(path).body if isinstance(node, ast.Import) for alias in node.names}
+    assert early <= sys.stdlib_module_names
 
 
 @each_module()

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import _models
 
+NAME, TORCH = "infini-retri", True
 REQUIRES = ("infini-retri==0.0.3", "transformers==4.57.6", "scipy", "seaborn", "tiktoken", "tqdm")
 OPTIONS: dict[str, Any] = {"topk": 300, "window": 1024, "phrase": 8}
 FILES = ()

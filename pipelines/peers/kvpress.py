@@ -14,6 +14,7 @@ from typing import Any
 from . import _models
 from ._serve import Refused
 
+NAME, TORCH = "kvpress", True
 REQUIRES = ("kvpress==0.5.5", "transformers==5.2.0")
 OPTIONS: dict[str, Any] = {"press": "SnapKV", "ratio": 0.5, "aware": False}
 FILES = ()

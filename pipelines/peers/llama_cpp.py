@@ -15,7 +15,8 @@ from typing import Any
 
 from ._serve import Refused
 
-REQUIRES = ("llama-cpp-python==0.3.16",)
+NAME, TORCH = "llama.cpp", False
+REQUIRES = ("llama-cpp-python==0.3.36",)
 OPTIONS: dict[str, Any] = {"gguf": ""}
 FILES = ("gguf",)
 
