@@ -47,7 +47,7 @@ class Worker:
         environment: Mapping[str, str] | None = None,
         folder: Path | None = None,
     ) -> None:
-        self._log, self._number = log, 0
+        self._log, self._number, self._ended = log, 0, False
         self._lines: Queue[bytes | None] = Queue()
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
@@ -69,7 +69,7 @@ class Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None and self._process.returncode is None:
+        if kind is None and not self._ended:
             self._close()
             self._threads[0].join(_PATIENCE_SECONDS)  # until its answers end; what goes on then is ended below
         self._end()
@@ -77,7 +77,7 @@ class Worker:
     def call(self, name: str, given: Mapping[str, Any], seconds: float) -> Any:
         """What the program answers within ``seconds``."""
         self._number += 1
-        if self._process.returncode is not None:
+        if self._ended:
             raise self._died()
         line = json.dumps({"id": self._number, "call": name, "with": given}).encode() + b"\n"
         # in a thread, for a program that hangs reads nothing, and a long line would wait for it without a limit
@@ -112,6 +112,8 @@ class Worker:
 
     def _died(self) -> ProgramError:
         """What ended the program: the error that its log ends with, or its exit status."""
+        with suppress(subprocess.TimeoutExpired):  # it said that there is no more, and goes on: ended below
+            self._process.wait(_PATIENCE_SECONDS)
         self._end()
         code = self._process.returncode
         with self._log.open("rb") as log:
@@ -123,8 +125,9 @@ class Worker:
         return ProgramError(kind, f"the program ended with {kind}; see {self._log.name}.")
 
     def _end(self) -> None:
-        if self._process.returncode is not None:
-            return  # its number may be another process's by now
+        if self._ended:  # its number may be another process's by now
+            return
+        self._ended = True
         with suppress(ProcessLookupError):  # no member of its group is left
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

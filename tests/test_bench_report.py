@@ -13,7 +13,8 @@ from longctx.pipelines import bench_report
 def row(method: str, score: float | None, **more: Any) -> dict[str, Any]:
     own = {
         "model": "m", "task": "single", "length": 2000, "example": "e", "method": method, "budget": None,
-        "score": score, "kept": 1.0, "prompt_tokens": 1000, "measured": {"prompt_tokens": 400, "new_tokens": 5}, "reused": False,
+        "score": score, "kept": 1.0, "prompt_tokens": 1000, "reused": False,
+        "measured": {"prompt_tokens": 400, "new_tokens": 5},
         "seconds": {"prefill": 1.0, "decode": 2.0, "total": 4.0}, "peak_bytes": 10**9, "machine": "x", "date": "d",
         "program": {"versions": {"torch": "2"}},
     }  # fmt: skip
