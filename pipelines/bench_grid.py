@@ -25,7 +25,7 @@ from .bench_worker import RefusedError, Worker
 from .rows import Row, Rows
 
 _LOAD_SECONDS = 1800.0
-_FAILURES = 2  # in succession, after which a method's other examples are left for the next run
+_FAILURES = 3  # in succession, after which a method's other examples are left for the next run
 _CHECKED_TOKENS = 512  # of the first prompt, on which a peer's copy of the model is compared with ours
 _BEGINNING = 4_000  # characters of the first text, with which a method gets ready
 _SAME = 0.9  # of these, at least: bf16 turns a few, another rotary base or dtype turns many

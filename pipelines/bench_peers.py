@@ -42,8 +42,8 @@ class Peer:
     files: tuple[str, ...]
 
     def command(self, python: Path) -> list[str]:
-        """Starts the peer's loop; ``-P`` keeps the working folder out of its imports."""
-        return [str(python), "-P", "-c", _START.format(folder=str(_FOLDER.parent)), self.module]
+        """Starts the peer's loop; ``-I`` keeps the working folder and PYTHONPATH out of its imports."""
+        return [str(python), "-I", "-c", _START.format(folder=str(_FOLDER.parent)), self.module]
 
 
 def names() -> list[str]:

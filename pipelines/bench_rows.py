@@ -50,7 +50,7 @@ def made_with(grid: GridFile, model: Model, made: Mapping[str, Any], method: Met
         "method": settings(method),
         "task": dict(made),
         "max_new_tokens": grid.max_new_tokens,
-        **{name: getattr(grid, name) for name in ("dtype", "device", "threads", "time_limit")},
+        **{name: getattr(grid, name) for name in ("dtype", "device", "threads")},
     }
 
 

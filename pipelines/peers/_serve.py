@@ -76,6 +76,7 @@ def measured(work: Callable[[Any], dict[str, Any]], given: Any) -> dict[str, Any
     gpu = _gpu()
     if gpu is not None:
         gpu.reset_peak_memory_stats()
+    found: dict[str, Any]
     found, took = _timed(work, given)
     found["seconds"] = {**found.get("seconds", {}), "total": took}
     found["peak_bytes"], found["peak_of"] = _memory("VmHWM"), "row" if fresh else "process"

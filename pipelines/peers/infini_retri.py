@@ -1,11 +1,13 @@
 """infini-retri 0.0.3: the released package of InfiniRetri (arXiv 2502.12962), which reads a text chunk by chunk.
 
-It asks through a chat template of its own making with an empty system turn, samples by default (here it is greedy) and
-has no budget: ``topk`` tokens choose whole sentences. What was read in the end is known from the last long pass.
+It finds text and question again in its own prompt, which fails unless blank lines stand around both, so they do; it puts
+an empty system turn before them. It samples by default (here it is greedy) and has no budget: ``topk`` tokens choose
+whole sentences. What was read in the end is known from the last long pass.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -39,12 +41,13 @@ class Released:
         return _models.check(self._model, ids)
 
     def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        template = re.sub(r"\s*(\{context\}|\{question\})\s*", r"\n\n\1\n\n", asked["template"])
         started = time.perf_counter()
         with _models.Passes(self._model) as passes:
             text = self._method.generate(
                 context=asked["text"],
                 question=asked["question"],
-                prompt=asked["template"],
+                prompt=template,
                 max_new_tokens=asked["max_new_tokens"],
             )
         last = max(at for at, tokens in enumerate(passes.tokens) if tokens > 1)
