@@ -1,8 +1,8 @@
 """infini-retri 0.0.3: the released package of InfiniRetri (arXiv 2502.12962), which reads a text chunk by chunk.
 
-It finds text and question again in its own prompt, which fails unless blank lines stand around both, so they do; it puts
-an empty system turn before them. It samples by default (here it is greedy) and has no budget: ``topk`` tokens choose
-whole sentences. What was read in the end is known from the last long pass.
+It finds text and question again in its own prompt, which fails unless blank lines stand around both, so they do here.
+It puts an empty system turn before them, samples by default (here it is greedy) and has no budget: ``topk`` tokens
+choose whole sentences. What was read in the end is known from the last long pass.
 """
 
 from __future__ import annotations
