@@ -103,6 +103,7 @@ def test_a_peer_loads_the_same_model_and_an_old_release_is_told_the_rotary_base(
     asked = {"model": str(folder), "dtype": "float32", "device": "cpu", "threads": 1}
     model, tokenizer = _models.load(asked, "eager")
     assert _models.check(model, ids) == load(folder, "hf", "full").check(ids)
+    assert set(tokenizer("room")) == {"input_ids", "attention_mask"}
     assert tokenizer.chat_template and not model.generation_config.do_sample
     seen: dict[str, Any] = {}
 

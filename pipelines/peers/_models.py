@@ -38,7 +38,8 @@ def load(asked: Mapping[str, Any], attention: str) -> tuple[Any, Any]:
     model = model.to(device).eval()
     model.generation_config.do_sample = False
     # the class by name: a folder may name a class of tokenizers that an older release does not know
-    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    names = ["input_ids", "attention_mask"]  # it would give token types too, which generate refuses
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder, model_input_names=names)
     return model, tokenizer
 
 
