@@ -79,11 +79,12 @@ def check() -> None:
 
 
 def summary(rows: Sequence[Row]) -> list[Line]:
-    """A line for every model, task, length, method and budget, in the order of the rows."""
+    """A line for every model, task, length, method and budget, those of one text together, in the order of the rows."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(tuple(row[name] for name in ("model", "task", "length", "method", "budget")), []).append(row)
-    return [_line(place, group) for place, group in groups.items()]
+    texts = list(dict.fromkeys(place[:3] for place in groups))
+    return [_line(place, groups[place]) for place in sorted(groups, key=lambda place: texts.index(place[:3]))]
 
 
 def write_report(out: Path, name: str, rows: Sequence[Row]) -> tuple[Path, Path]:
@@ -162,7 +163,7 @@ def _page(name: str, lines: Sequence[Line], rows: Sequence[Row]) -> str:
     if any(row["reused"] for row in rows if row.get("score") is not None):
         parts += ["Some questions were asked about a document that had been compiled for an earlier one.", ""]
     programs = {_versions(row): None for row in rows if "program" in row}
-    parts += [f"Made with {each}." for each in programs]
+    parts += ["Made with", "", *(f"- {each}" for each in programs)]
     machines = dict.fromkeys(f"{row['machine']}, {row['date']}" for row in rows)
     return "\n".join([*parts, "", f"Machine and date: {'; '.join(machines)}.", ""])
 

@@ -47,7 +47,9 @@ def test_the_page_has_a_table_for_every_length_and_the_picture_is_one(tmp_path: 
     rows = [row("a", 1.0), row("b", None, refused={"kind": "unchanged", "message": ""}), row("a", 1.0, length=4000)]
     page, picture = bench_report.write_report(tmp_path, "grid", rows)
     text = page.read_text()
+    order = [(line.length, line.method) for line in bench_report.summary([*rows, row("c", 1.0)])]
+    assert order == [(2000, "a"), (2000, "b"), (2000, "c"), (4000, "a")]
     assert text.count("| method |") == 2 and "## m, single, 4,000 tokens" in text
-    assert "Made with torch 2." in text and "Machine and date: x, d." in text
+    assert "- torch 2\n" in text and "Machine and date: x, d." in text
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grid.md", "grid.png"]
