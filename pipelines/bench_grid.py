@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from longctx.errors import ProgramError
 
@@ -80,14 +81,19 @@ class Run:
 
     def _expectations(self, every: Sequence[Example]) -> Callable[[Row], Row]:
         """What each row of this grid must have been made with; rows of other methods and models stand as they are."""
-        now = {}
+        now: dict[tuple[Any, ...], Row] = {}
         for one in every:
             for method in self.grid.methods:
                 row = bench_rows.key(self.model, one, method)
                 now[tuple(row.values())] = bench_rows.made_with(
                     self.grid, self.model, one.made, method, _requires(method)
                 )
-        return lambda row: now.get(tuple(row[name] for name in bench_rows.IDENTITY), row["made_with"])
+
+        def expected(row: Row) -> Row:
+            made: Row = row["made_with"]
+            return now.get(tuple(row[name] for name in bench_rows.IDENTITY), made)
+
+        return expected
 
     def _ask(self, method: Method, left: Sequence[Example], first: Example, rows: Rows, done: int, total: int) -> None:
         """Rows for ``left``, whatever happens to the program that answers them."""
@@ -175,14 +181,20 @@ class Run:
         Raises RefusedError where it is too small: that is another model, and a table would blame the method.
         """
         ids = self.model.context(first.text)[:_CHECKED_TOKENS]
-        theirs = worker.call("check", {"ids": ids}, _LOAD_SECONDS)
+        theirs: list[int] | None = worker.call("check", {"ids": ids}, _LOAD_SECONDS)
         if theirs is None:
             return None
         if self._expected is None:
             log = self.places.out / f"{self.grid.name}-logs" / f"{self.model.name}-check.log"
             with Worker(self.own, log) as ours:
                 wanted = {name: getattr(self.grid, name) for name in ("dtype", "device", "threads")}
-                plain = {"kind": "hf", "spec": "full", "budget": None, "options": {}, "model": str(self.model.folder)}
+                plain: Row = {
+                    "kind": "hf",
+                    "spec": "full",
+                    "budget": None,
+                    "options": {},
+                    "model": str(self.model.folder),
+                }
                 ours.call("load", {**wanted, **plain}, _LOAD_SECONDS)
                 self._expected = ours.call("check", {"ids": ids}, _LOAD_SECONDS)
         same = sum(a == b for a, b in zip(theirs, self._expected or [], strict=True)) / len(ids)

@@ -24,7 +24,7 @@ HF: dict[str, dict[str, Any]] = {
     "prompt_lookup": {"tokens": 10, "ngram": 2},
     "assisted": {"model": ""},
 }
-_HF_FILES = ("model",)
+_HF_FILES: tuple[str, ...] = ("model",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ def load(asked: Mapping[str, Any], attention: str) -> tuple[Any, Any]:
         if rotary.get("rope_type", "default") != "default":
             config.rope_scaling = {name: value for name, value in rotary.items() if name != "rope_theta"}
     dtype = "auto" if asked["dtype"] == "auto" else getattr(torch, asked["dtype"])
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False
     )
     device = asked["device"] if asked["device"] != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
