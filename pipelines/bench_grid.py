@@ -197,13 +197,13 @@ class Run:
                 }
                 ours.call("load", {**wanted, **plain}, _LOAD_SECONDS)
                 self._expected = ours.call("check", {"ids": ids}, _LOAD_SECONDS)
-        same = sum(a == b for a, b in zip(theirs, self._expected or [], strict=True)) / len(ids)
+        same: float = sum(a == b for a, b in zip(theirs, self._expected or [], strict=True)) / len(ids)
         if same < _SAME:
             raise RefusedError(
                 f"its copy of the model is another one: it agrees with ours on {same:.0%} of {len(ids)} next tokens, "
                 f"and {_SAME:.0%} are needed"
             )
-        return round(same, 4)
+        return float(round(same, 4))
 
 
 def _requires(method: Method) -> list[str]:

@@ -50,7 +50,7 @@ def test_every_method_answers_every_example_from_one_prompt(tmp_path: Path) -> N
     for fact in (0, 1):
         asked = {row["prompt_sha256"] for row in found if row["example"] == f"seed 0, fact {fact}"}
         assert len(asked) == 1
-    assert all(row["seconds"]["total"] > 0 and row["peak_bytes"] > 0 for row in found)
+    assert all(row["seconds"]["total"] >= 0 and row["peak_bytes"] > 0 for row in found)
     assert {row["made_with"]["method"]["spec"] for row in found} == {"full", "truncated"}
     assert (tmp_path / "out" / "grid.md").is_file() and (tmp_path / "out" / "grid.png").read_bytes()[:4] == b"\x89PNG"
 
