@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from longctx.protocols import Inquirer
 from longctx.synthetic import material
 
-FORMAT = 1
+FORMAT = 2
 _SEGMENTS, _FACTS, _FILLERS = 24, 3, 9
 _GROUP = 8  # segments that compete for one question
 _KEEP = 16  # heads kept
+_GLANCING = 8  # heads kept for summaries: each costs bytes of every token
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,8 @@ class Calibration:
     """The heads of one model that find facts, best first, and how well each does.
 
     ``heads`` are (layer, head) pairs; ``hits`` is the share of trials in which the head gave the answering sentence
-    more attention than any other sentence; ``fused_hits`` is that share for all of them together.
+    more attention than any other sentence; ``fused_hits`` is that share for all of them together. ``glancing`` are the
+    heads that best find the sentence among summaries, with a question that has seen none of the segments.
     """
 
     fingerprint: str
@@ -37,6 +39,7 @@ class Calibration:
     heads: tuple[tuple[int, int], ...]
     hits: tuple[float, ...]
     fused_hits: float
+    glancing: tuple[tuple[int, int], ...] = ()
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
@@ -56,6 +59,7 @@ class Calibration:
             if data.pop("format") != FORMAT or data["fingerprint"] != fingerprint:
                 return None
             data["heads"] = tuple((int(layer), int(head)) for layer, head in data["heads"])
+            data["glancing"] = tuple((int(layer), int(head)) for layer, head in data["glancing"])
             data["hits"] = tuple(float(hit) for hit in data["hits"])
             found = cls(**data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -70,7 +74,11 @@ def calibrate(
     texts = material(seed, _SEGMENTS, _FACTS, _FILLERS)
     segments = [_tokenise(probe, sentences) for sentences in texts.segments]
     stored = dict(probe.read([ids for ids, _ in segments]))
+    pairs = probe.pairs()
+    summaries = [probe.summarise(stored[i], lengths, pairs) for i, (_, lengths) in enumerate(segments)]
+    longest = max(len(ids) for ids, _ in segments)
     ranks: list[NDArray[np.int64]] = []
+    glanced: list[NDArray[np.int64]] = []
     fused: list[bool] = []
     masses = []
     for done, trial in enumerate(texts.trials):
@@ -81,14 +89,15 @@ def calibrate(
         target = trial.sentence  # the trial's own segment stands first in its group
         ranks.append((mass > mass[:, [target]]).sum(1))
         masses.append((mass, target))
+        seen = probe.glance(probe.overview([summaries[i] for i in group]), inquiry, longest)
+        glanced.append((seen > seen[:, [target]]).sum(1))
         if progress is not None:
             progress("calibrating", done + 1, len(texts.trials))
     all_ranks = np.stack(ranks)  # [trials, heads]
-    order = np.argsort(-(1.0 / (1.0 + all_ranks)).mean(0), kind="stable")[:_KEEP]
+    order = _best(ranks)[:_KEEP]
     for mass, target in masses:
         score = (mass[order] / np.maximum(mass[order].sum(1, keepdims=True), 1e-12)).mean(0)  # as selectors fuse
         fused.append(bool(score.argmax() == target))
-    pairs = probe.pairs()
     return Calibration(
         fingerprint=fingerprint,
         seed=seed,
@@ -96,7 +105,13 @@ def calibrate(
         heads=tuple(pairs[i] for i in order),
         hits=tuple(round(float((all_ranks[:, i] == 0).mean()), 4) for i in order),
         fused_hits=round(float(np.mean(fused)), 4),
+        glancing=tuple(pairs[i] for i in _best(glanced)[:_GLANCING]),
     )
+
+
+def _best(ranks: Sequence[NDArray[np.int64]]) -> NDArray[np.intp]:
+    """The heads by the mean of one over the rank, counted from 1, that each gave the answering sentence."""
+    return np.argsort(-(1.0 / (1.0 + np.stack(ranks))).mean(0), kind="stable")
 
 
 def _tokenise(probe: Inquirer, sentences: Sequence[str]) -> tuple[list[int], list[int]]:

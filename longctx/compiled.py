@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from longctx.errors import CacheError
 from longctx.lexical import Lexical
 from longctx.memory import Memory
-from longctx.protocols import Calibrated, EncoderSource, Inquirer, Progress, Stored
+from longctx.overview import Heads, glancing, overview
+from longctx.protocols import By, Calibrated, Inquirer, Progress
+from longctx.supplies import EncoderSource, Stored
 from longctx.types import Document, EncodedDocument, Inquiry, Reading, Saved, Unit
 
 PLAIN = 1.0  # the encoder's own temperature
@@ -50,6 +52,7 @@ class CompiledDocument:
         self.saved: Saved | None = None  # what saving did, where that was part of compiling
         self._vectors: dict[float, NDArray[np.float32]] = {}
         self._spent = 0
+        self._overview: tuple[Heads, Any] | None = None
         self._latest: tuple[Inquiry, dict[int, Reading]] | None = None
         self._progress: Progress | None = None
 
@@ -218,8 +221,9 @@ class CompiledDocument:
         """Afterwards ``path`` is a folder that ``Reader.load`` opens, holding this document; before that, what it was.
 
         ``segment_kv`` says where the keys and values of segments will be: ``"none"`` (a later question reads again what
-        it needs), ``"disk"`` (in files that are mapped), ``"ram"`` (in files, and in memory once loaded), or ``"auto"``
-        (on disk where they are small enough). ``segment_form`` is ``"exact"`` or ``"int8"``, half as large or less.
+        it needs), ``"summary"`` (it does too, but not for ``longheads``: summaries of them are kept), ``"disk"`` (with
+        summaries, in files that are mapped), ``"ram"`` (in files, and in memory once loaded), or ``"auto"`` (on disk
+        where they are small enough). ``segment_form`` is ``"exact"`` or ``"int8"``, half as large or less.
         What the folder held of the same text is kept and not worked out again. Raises BadOption for other words,
         UsageError for a path that holds something else, ArtifactBusy while another process writes there.
         """
@@ -255,6 +259,19 @@ class CompiledDocument:
                 yield from self._ask(batch, inquiry, known if small else {})
                 batch = []
         yield from self._ask(batch, inquiry, known if small else {})
+
+    def glance(self, question: str, by: By = "representation") -> NDArray[np.float32]:
+        """What heads would look at, held against summaries of the segments: a share of each unit, [heads, units].
+
+        Segments that have no summary yet are read first; the summaries are kept for later questions.
+        """
+        heads = glancing(self.probe, self.calibration)
+        if self._overview is None or self._overview[0] != heads:
+            made = overview(self.probe, self._stored, self.units, self.segments, heads, self.read)
+            self._overview = (heads, made)
+        inquiry = self.probe.inquiry(question, heads=heads)
+        self._spent += len(inquiry.ids)
+        return self.probe.glance(self._overview[1], inquiry, self.longest_segment, by)
 
     def spent(self) -> int:
         """Token-forwards spent through ``read`` and ``ask`` so far."""

@@ -6,8 +6,7 @@ Knows the nouns of ``types``, ``drafts`` and ``keys`` only. Protocols are satisf
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,10 @@ from longctx.types import EncodedDocument, Inquiry, Reading, Scores, Span, Unit
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, how much is done and how much there is; raising from it stops the work."""
+
+
+By = Literal["representation", "bounds"]
+"""What stands for a chunk of keys: one that represents them, or what none of their scores can pass."""
 
 
 class Splitter(Protocol):
@@ -73,52 +76,34 @@ class Inquirer(Protocol):
         """The reading of no segment at all."""
         ...
 
+    def middle(self) -> tuple[tuple[int, int], ...]:
+        """The heads to try without a calibration."""
+        ...
+
+    def summarise(self, stored: Any, units: Sequence[int], heads: Sequence[tuple[int, int]]) -> Any:
+        """What stands for a stored segment, whose units hold so many tokens each, where ``heads`` look."""
+        ...
+
+    def overview(self, summaries: Sequence[Any]) -> Any:
+        """The summaries of a text's segments as one, in their order."""
+        ...
+
+    def glance(self, summary: Any, inquiry: Inquiry, behind: int, by: By = "representation") -> NDArray[np.float32]:
+        """The largest share of each head's attention that one chunk of a unit would get, [heads, units].
+
+        The question is read alone, as if it stood behind a segment of ``behind`` tokens.
+        """
+        ...
+
 
 class Calibrated(Protocol):
     """The heads that find facts in one model, best first."""
 
     @property
     def heads(self) -> tuple[tuple[int, int], ...]: ...
-
-
-class TextEncoder(Protocol):
-    """Sentences to vectors of length one."""
-
     @property
-    def fingerprint(self) -> str: ...
-    def encode(self, texts: Sequence[str], *, progress: Progress | None = None) -> NDArray[np.float32]: ...
-
-
-class EncoderSource(Protocol):
-    """Gives the encoder for a softmax temperature, or raises MissingExtra saying what to install."""
-
-    @property
-    def available(self) -> bool: ...
-    def __call__(self, temperature: float) -> TextEncoder: ...
-
-
-class Stored(Protocol):
-    """What a loaded document has at hand in its files."""
-
-    @property
-    def exact(self) -> bool:
-        """Whether its keys and values are those the model computed, to the bit."""
-        ...
-
-    def vectors(self, encoder: str) -> NDArray[np.float32] | None:
-        """The embeddings of all units by the encoder of that fingerprint, [units, dim], or None."""
-        ...
-
-    def get(self, segment: int) -> Any:
-        """What is kept of ``segment``, or None."""
-        ...
-
-    def share(self, segment: int, key: str, take: Callable[[Path, Any], bool]) -> Any:
-        """The file of ``segment``, if it is what ``key`` says and ``take`` could have it; else None."""
-        ...
-
-    def take_warnings(self) -> tuple[str, ...]:
-        """Warnings that no result has carried yet."""
+    def glancing(self) -> tuple[tuple[int, int], ...]:
+        """Those that find them in summaries of segments, with a question that has seen none of them."""
         ...
 
 
@@ -171,8 +156,15 @@ class Corpus(Protocol):
         """The reading of each of ``segments`` as (segment, reading); segments not yet read are read first."""
         ...
 
+    def glance(self, question: str, by: By = "representation") -> NDArray[np.float32]:
+        """What heads would look at, held against summaries of the segments: a share of each unit, [heads, units].
+
+        Segments that have no summary yet are read first; with all of them a question costs its own tokens.
+        """
+        ...
+
     def spent(self) -> int:
-        """Token-forwards spent through ``ask`` so far."""
+        """Token-forwards spent through ``ask`` and ``glance`` so far."""
         ...
 
 

@@ -19,19 +19,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longctx import __version__
+from longctx import __version__, summaries
 from longctx.backend import segment_kv
 from longctx.backend.fingerprints import fingerprints
 from longctx.backend.model import Loaded
 from longctx.backend.probe import Probe, bytes_per_token
+from longctx.backend.summaries import Summary
 from longctx.backend.tokens import Frame
 from longctx.compiled import PLAIN, CompiledDocument
 from longctx.errors import ArtifactError, ModelError
+from longctx.overview import deepest, glancing, lengths
 from longctx.protocols import Progress
 from longctx.store import segments, sizes, texts, vectors
 from longctx.store.artifact import Artifact, Verify, open_artifact
 from longctx.store.files import Entry
 from longctx.store.manifest import (
+    RESIDENCIES,
     Form,
     Manifest,
     Origin,
@@ -39,6 +42,7 @@ from longctx.store.manifest import (
     SegmentKV,
     StoredDocument,
     StoredSegment,
+    Summaries,
     Vectors,
     check_words,
 )
@@ -97,8 +101,8 @@ class Storage:
             documents = _documents(writer, book)
             embedded, units_embedded = self._vectors(writer, book)
             before = book.spent()
-            kv = self._segments(writer, book, residency, form)
-            made = Manifest(self.origin, documents, book.segments, book.warnings, embedded, kv)
+            kv, summed = self._segments(writer, book, residency, form)
+            made = Manifest(self.origin, documents, book.segments, book.warnings, embedded, kv, summed)
             writer.publish(made)
         size = sum(entry.size for entry in made.entries())
         spent = book.spent() - before
@@ -112,21 +116,19 @@ class Storage:
         known = int(embeddings.weight.shape[0])
         if (largest := max(int(encoded.token_ids.max()) for encoded in artifact.encoded)) >= known:
             raise ArtifactError(f"{path} holds token {largest}, and the model knows {known}. Compile it again.")
-        kv = artifact.manifest.kv
-        if kv is None:
-            return artifact, Shelf(artifact, None)
-        keys = self._keys(artifact.segment_ids(), kv.form)
-        files = SegmentFiles(artifact, kv, keys, self._restoring(artifact), lambda: self._prove(artifact))
-        if verify == "full" and artifact.manifest.origin.frame == self.origin.frame:
-            self._prove(artifact)
-        return artifact, Shelf(artifact, files)
+        kv, files = artifact.manifest.kv, None
+        if kv is not None:
+            keys, canary = self._keys(artifact.segment_ids(), kv.form), kv.canary
+            files = SegmentFiles(artifact, kv, keys, self._restoring(artifact), lambda: self._prove(artifact, canary))
+            if verify == "full" and artifact.manifest.origin.frame == self.origin.frame:
+                self._prove(artifact, canary)
+        return artifact, Shelf(artifact, files, lambda heads: self._summaries(artifact, heads))
 
     def _residency(self, book: CompiledDocument, path: Path, wanted: str, form: Form) -> Residency:
         """Where the keys and values of segments will be; ``auto`` stores them where they are small enough."""
-        if wanted == "none":
-            return "none"
-        if wanted != "auto":
-            return "ram" if wanted == "ram" else "disk"
+        for said in RESIDENCIES:
+            if wanted == said:
+                return said
         try:
             self._probe()
         except ModelError:  # its segments cannot be read, so there is nothing to store
@@ -151,23 +153,42 @@ class Storage:
         book.keep(whole)
         return Vectors(fingerprint, whole.shape[1], tuple(entries)), made
 
-    def _segments(self, writer: Writer, book: CompiledDocument, residency: Residency, form: Form) -> SegmentKV | None:
-        """Keys and values of all segments in files; those that no file or memory has are read for it."""
+    def _segments(
+        self, writer: Writer, book: CompiledDocument, residency: Residency, form: Form
+    ) -> tuple[SegmentKV | None, Summaries | None]:
+        """Keys and values of all segments in files, and their summaries; what no file or memory has is read for it."""
         if residency == "none":
-            return None
-        keys = self._keys([book.segment_ids(segment) for segment in range(len(book.segments))], form)
-        found: dict[int, Entry] = {}
-        for segment, key in enumerate(keys):
-            entry = writer.known(key) or book.shared(segment, key, writer.share)
-            if entry is not None:
-                found[segment] = entry
-        missing = [segment for segment in range(len(keys)) if segment not in found]
+            return None, None
+        probe = self._probe()
+        heads = glancing(probe, book.calibration)
+        ids = [book.segment_ids(segment) for segment in range(len(book.segments))]
+        wanted = {"summary": summaries.keys(self.origin.model, probe, heads, book.units, book.segments, ids)}
+        if residency != "summary":
+            wanted["segment"] = self._keys(ids, form)
+        found: dict[str, dict[int, Entry]] = {kind: {} for kind in wanted}
+        for kind, keys in wanted.items():
+            for segment, key in enumerate(keys):
+                if (entry := writer.known(key) or book.shared(segment, key, writer.share)) is not None:
+                    found[kind][segment] = entry
+        missing = [segment for segment in range(len(ids)) if any(segment not in known for known in found.values())]
+        depth = deepest(heads) if residency == "summary" else None
         # what was stored in eight bits is not stored again as if the model had computed it
-        for segment, kept in book.read(missing) if book.exact else book.read_again(missing):
-            data = segments.pack(segment_kv.pack(kept, form == "int8"))
-            found[segment] = writer.add("segment", data, keys[segment])
-        stored = tuple(StoredSegment(key, found[segment]) for segment, key in enumerate(keys))
-        return SegmentKV(residency, form, self._canary(), stored)
+        for segment, kept in (book.read if book.exact else book.read_again)(missing, depth):
+            for kind, keys in wanted.items():
+                if segment not in found[kind]:
+                    if kind == "summary":
+                        own = lengths(book.units, book.segments[segment])
+                        data = summaries.packed(probe.summarise(kept, own, heads))
+                    else:
+                        data = segments.pack(segment_kv.pack(kept, form == "int8"))
+                    found[kind][segment] = writer.add(kind, data, keys[segment])
+        stored = {
+            kind: tuple(StoredSegment(key, found[kind][segment]) for segment, key in enumerate(keys))
+            for kind, keys in wanted.items()
+        }
+        canary = self._canary()
+        kept_kv = SegmentKV(residency, form, canary, stored["segment"]) if residency != "summary" else None
+        return kept_kv, Summaries(canary, stored["summary"])
 
     def _keys(self, ids: Sequence[NDArray[np.int32]], form: Form) -> list[str]:
         """What the keys and values of each segment would be computed from now."""
@@ -191,10 +212,17 @@ class Storage:
         said = probe.null(probe.inquiry(_CANARY, likelihood=True)).likelihood
         return tuple(round(float(value), 6) for value in said)
 
-    def _prove(self, artifact: Artifact) -> None:
+    def _summaries(self, artifact: Artifact, heads: Sequence[tuple[int, int]]) -> list[Summary] | None:
+        """What stands for every segment where ``heads`` look; None where that is not stored."""
+        found = summaries.restored(artifact, self._probe(), tuple(heads), self.origin.model)
+        if found is not None and artifact.checks:
+            assert artifact.manifest.summaries is not None
+            self._prove(artifact, artifact.manifest.summaries.canary)
+        return found
+
+    def _prove(self, artifact: Artifact, was: Sequence[float]) -> None:
         """Raises ArtifactError when the model does not say what it said when the stored segments were read."""
-        assert artifact.manifest.kv is not None
-        was, now = artifact.manifest.kv.canary, self._canary()
+        now = self._canary()
         limit = _TOLERANCE if "float32" in artifact.manifest.origin.dtype else _HALF_TOLERANCE
         apart = float(np.abs(np.subtract(was, now)).mean()) if len(was) == len(now) else np.inf
         if not apart <= limit:

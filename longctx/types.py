@@ -234,9 +234,9 @@ class Answer:
 class Saved:
     """What saving a compiled document did.
 
-    ``segment_kv`` is where the keys and values of segments are: ``none``, ``ram`` or ``disk``. ``written_bytes`` of its
-    ``bytes`` are new; the other files are those that were there before. ``tokens_read`` counts the token-forwards spent
-    on segments, and ``units_embedded`` the units that were embedded for it.
+    ``segment_kv`` is where the keys and values of segments are: ``none``, ``summary``, ``ram`` or ``disk``.
+    ``written_bytes`` of its ``bytes`` are new; the other files are those that were there before. ``tokens_read`` counts
+    the token-forwards spent on segments, and ``units_embedded`` the units that were embedded for it.
     """
 
     path: str

@@ -32,6 +32,7 @@ FREE = (
     "dense:neighbours=0.5",
     "dense:bm25=1,neighbours=0.5",
     "auto:model=false",
+    "longheads",
 )
 CASCADE = ("auto",)
 FULL = (

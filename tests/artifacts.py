@@ -7,7 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from longctx.store import texts, vectors
-from longctx.store.manifest import Manifest, Origin, SegmentKV, StoredDocument, StoredSegment, Vectors
+from longctx.store.manifest import (
+    Manifest,
+    Origin,
+    SegmentKV,
+    StoredDocument,
+    StoredSegment,
+    Summaries,
+    Vectors,
+)
 from longctx.store.writer import Writer
 from longctx.types import Document, EncodedDocument, Page, Unit
 
@@ -52,4 +60,7 @@ def assemble(writer: Writer, *documents: str) -> Manifest:
     keys = [f"segment {shown[first].strip()}" for first, _ in ranges]
     files = [writer.known(key) or writer.add("segment", key.encode() * 300, key) for key in keys]
     kv = SegmentKV("disk", "exact", (), tuple(map(StoredSegment, keys, files)))
-    return Manifest(ORIGIN, tuple(stored), tuple(ranges), (), Vectors("e", 3, blocks), kv)
+    sums = [f"summary {key}" for key in keys]
+    files = [writer.known(key) or writer.add("summary", key.encode() * 20, key) for key in sums]
+    summed = Summaries((), tuple(map(StoredSegment, sums, files)))
+    return Manifest(ORIGIN, tuple(stored), tuple(ranges), (), Vectors("e", 3, blocks), kv, summed)

@@ -24,12 +24,13 @@ from longctx.types import Inquiry, Reading
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAYERS, HEADS = 3, 4
+COMMON = "the of a in to is was at by for did does which what who".split()
 
 
 class Scripted:
     """A probe whose heads behave as told: head (1, 2) looks at words of the question, (2, 0) does so half of the time.
 
-    All others look anywhere. Tokens are words.
+    All others look anywhere. Of summaries head (0, 1) alone knows which words they are of. Tokens are words.
     """
 
     fingerprint = "scripted"
@@ -53,7 +54,7 @@ class Scripted:
         yield from reversed(list(enumerate(segments)))
 
     def ask(self, stored: Sequence[Any], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:
-        common = {self.ids.get(word) for word in "the of a in to is was at by for did does which what who".split()}
+        common = {self.ids.get(word) for word in COMMON}
         rare = set(inquiry.ids) - common
         attends = self.rng.random() < 0.5
         for i in reversed(range(len(stored))):
@@ -64,6 +65,21 @@ class Scripted:
                 attention[2 * HEADS] = found
             yield i, Reading(attention, np.zeros(0, np.float32))
 
+    def summarise(self, stored: Any, units: Sequence[int], heads: Any) -> list[list[int]]:
+        assert len(heads) == LAYERS * HEADS and sum(units) == len(stored)
+        edges = np.cumsum([0, *units])
+        return [stored[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+    def overview(self, summaries: Sequence[list[list[int]]]) -> list[list[int]]:
+        return [unit for summary in summaries for unit in summary]
+
+    def glance(self, summary: list[list[int]], inquiry: Inquiry, behind: int) -> np.ndarray:
+        assert behind >= max(map(len, summary))
+        common = {self.ids.get(word) for word in COMMON}
+        share = self.rng.random((LAYERS * HEADS, len(summary)))
+        share[0 * HEADS + 1] = [len(set(inquiry.ids) & set(unit) - common) for unit in summary]
+        return share
+
 
 def test_the_head_that_finds_facts_comes_first_and_the_one_that_sometimes_does_second() -> None:
     found = calibrate(Scripted(), "f")  # type: ignore[arg-type]
@@ -71,6 +87,7 @@ def test_the_head_that_finds_facts_comes_first_and_the_one_that_sometimes_does_s
     assert found.hits[0] > 0.6 > found.hits[1] > 0.1 > max(found.hits[2:])
     assert found.fingerprint == "f" and found.trials == len(material(0, 24, 3, 9).trials) == 72
     assert len(found.heads) == len(found.hits) == LAYERS * HEADS
+    assert found.glancing[0] == (0, 1) and len(set(found.glancing)) == 8
 
 
 def test_every_trial_asks_about_a_sentence_that_stands_where_it_says() -> None:

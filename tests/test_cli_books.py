@@ -129,7 +129,8 @@ def test_inspecting_shows_what_is_there_and_verifying_finds_what_was_damaged(fol
     told(call("compile", "story.txt", "-o", "book.lctx", "--segment-kv", "disk", "--model", str(model), "--json"))
     facts = told(call("inspect", "book.lctx", "--verify", "--json"))
     sizes = sum(path.stat().st_size for path in Path("book.lctx").glob("*.safetensors"))
-    assert facts["bytes"] == sizes == facts["document_bytes"] + facts["embedding_bytes"] + facts["segment_bytes"]
+    parts = [facts[f"{kind}_bytes"] for kind in ("document", "embedding", "summary", "segment")]
+    assert facts["bytes"] == sizes == sum(parts) and parts[2] > 0
     assert facts["damaged"] == {} and facts["segment_kv"] == "disk" and facts["dtype"] == "float32"
     shown = call("inspect", "book.lctx").stdout
     assert "story.txt" in shown and "keys and values" in shown and str(model) in shown
@@ -159,8 +160,14 @@ def test_a_plan_tells_the_bytes_of_each_place_and_form_before_the_work(folder: P
         assert plan[f"segment_{form}_bytes"] == pytest.approx(facts[form]["segment_bytes"], rel=0.12), form
     assert plan["text_bytes"] == pytest.approx(facts["exact"]["document_bytes"], rel=0.25)
     assert plan["auto"] == "disk"
+    kept = told(call("compile", "long.txt", "-o", "summary", "--segment-kv", "summary", *with_model))
+    held = told(call("inspect", "summary", "--json"))
+    assert kept["segment_kv"] == held["segment_kv"] == "summary" and held["segment_bytes"] == 0
+    # planned for heads that share no keys, which some of the calibrated ones may do
+    assert 0 < held["summary_bytes"] == facts["exact"]["summary_bytes"] < 1.15 * plan["summary_bytes"]
+    assert plan["summary_bytes"] < 4 * held["summary_bytes"]
     shown = call("plan", str(model), "--tokens", "1M").stdout
-    assert "--segment-kv disk" in shown and "--segment-form int8" in shown
+    assert "--segment-kv summary" in shown and "--segment-kv disk" in shown and "--segment-form int8" in shown
 
 
 @pytest.mark.parametrize(

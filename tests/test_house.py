@@ -27,8 +27,8 @@ VERBS = NOUNS | {"drafts", "keys", "protocols", "options"}
 METHODS = VERBS | {"plugins", "kernels", "segments", "suffixes"}
 ROOMS = {"segmenters", "kv", "drafters", "decoding", "store", "documents"}
 COMPILED = {
-    "calibration", "cite", "compiled", "compiling", "cut", "indexing", "lexical", "memory", "questions", "resources",
-    "segments", "storing", "synthetic",
+    "calibration", "cite", "compiled", "compiling", "cut", "indexing", "lexical", "memory", "overview", "questions",
+    "resources", "segments", "storing", "summaries", "supplies", "synthetic",
 }  # fmt: skip
 WIRING = METHODS | ROOMS | COMPILED | {"backend"}
 MAY_IMPORT = {
@@ -51,8 +51,11 @@ MAY_IMPORT = {
     "resources": VERBS | {"backend", "calibration"},  # wiring: makes what the reader hands on
     "lexical": NOUNS,
     "memory": set(),
-    "compiled": VERBS | {"lexical", "memory"},
-    "storing": VERBS | {"backend", "compiled", "store", ""},  # wiring: a reader's side of the store
+    "supplies": VERBS,
+    "overview": VERBS | {"supplies"},
+    "compiled": VERBS | {"lexical", "memory", "overview", "supplies"},
+    "summaries": VERBS | {"backend", "overview", "store"},  # wiring: as storing
+    "storing": VERBS | {"backend", "compiled", "overview", "store", "summaries", ""},  # wiring: a reader's store
     "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
     "indexing": VERBS,
     "room": NOUNS,

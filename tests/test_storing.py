@@ -20,6 +20,7 @@ import torch
 
 from longctx import Document, Reader
 from longctx.backend import tokens as framing
+from longctx.calibration import Calibration
 from longctx.compiled import CompiledDocument
 from longctx.errors import ArtifactError, BadOption, DoesNotFit, UsageError
 from longctx.store import manifest, sizes, texts
@@ -94,7 +95,7 @@ def stored(book: CompiledDocument, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.mark.parametrize("verify", ["full", "lazy", "off"])
-@pytest.mark.parametrize("segment_kv", ["none", "disk", "ram"])
+@pytest.mark.parametrize("segment_kv", ["none", "summary", "disk", "ram"])
 def test_what_is_loaded_is_what_was_saved_and_selects_the_same(
     book: CompiledDocument, tmp_path: Path, segment_kv: str, verify: Any
 ) -> None:
@@ -109,7 +110,7 @@ def test_what_is_loaded_is_what_was_saved_and_selects_the_same(
         for a, b in zip(loaded.encoded, book.encoded, strict=True)
     )
     assert len(loaded.memory) == (len(book.segments) if segment_kv == "ram" else 0)
-    for selector in ("auto", "xl3m", "infiniretri", "dense", "bm25"):
+    for selector in ("auto", "xl3m", "infiniretri", "longheads", "dense", "bm25"):
         one, other = (
             r.select(b, QUESTION, budget_tokens=150, selector=selector)
             for r, b in ((reader, loaded), (reader_of(), book))
@@ -123,6 +124,51 @@ def test_a_question_on_stored_segments_costs_the_question_only(reader: Reader, s
     inquiry = loaded.probe.inquiry(QUESTION, likelihood=True)
     selection = reader.select(loaded, QUESTION, budget_tokens=150, selector="xl3m")
     assert selection.tokens_read == len(loaded.segments) * len(inquiry.ids)
+
+
+@pytest.mark.parametrize("segment_kv", ["summary", "disk"])
+def test_summaries_are_the_bits_that_were_made_and_a_question_on_them_touches_no_segment(
+    book: CompiledDocument, tmp_path: Path, segment_kv: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book.save(tmp_path / "book.lctx", segment_kv=segment_kv)
+    reader = reader_of()
+    loaded = reader.load(tmp_path / "book.lctx")
+    heads = loaded.probe.middle()
+    summaries = loaded._stored.summaries(heads)  # type: ignore[union-attr]
+    assert summaries is not None and len(summaries) == len(book.segments)
+    for segment, found_again in enumerate(summaries):
+        units = [book.units[unit].tokens for unit in range(*book.segments[segment])]
+        made = book.probe.summarise(book.memory.get(segment), units, heads)
+        assert (found_again.pairs, found_again.units) == (made.pairs, made.units)
+        for name in ("representation", "low", "high"):
+            assert torch.equal(getattr(found_again, name), getattr(made, name))
+    for touched in ("read", "read_again", "ask"):
+        monkeypatch.setattr(loaded, touched, None)
+    one = reader.select(loaded, QUESTION, budget_tokens=150, selector="longheads")
+    other = reader.select(book, QUESTION, budget_tokens=150, selector="longheads")
+    assert one.tokens_read == other.tokens_read == len(loaded.probe.inquiry(QUESTION).ids)
+    assert found(one) == found(other) and one.warnings == other.warnings
+
+
+def test_a_summary_that_is_stored_alone_takes_little(tmp_path: Path) -> None:
+    path, whole = tmp_path / "book.lctx", tmp_path / "whole.lctx"
+    reader = reader_of()
+    saved = reader.compile(DOCUMENT, path=path, segment_kv="summary").saved
+    other = reader.compile(DOCUMENT, path=whole, segment_kv="disk").saved
+    assert saved is not None and other is not None and saved.segment_kv == "summary"
+    assert open_artifact(path).manifest.kv is None and not list(path.glob("segment-*"))
+    assert {p.name for p in path.glob("summary-*")} == {p.name for p in whole.glob("summary-*")}
+    assert saved.bytes < 0.5 * other.bytes
+
+
+def test_summaries_for_other_heads_are_made_again_and_that_is_said(stored: Path) -> None:
+    reader = reader_of(calibration=Calibration(reader_of().fingerprint, 0, 1, ((0, 1),), (1.0,), 1.0, ((0, 0), (1, 3))))
+    loaded = reader.load(stored)
+    one, other = (
+        reader.select(b, QUESTION, budget_tokens=150, selector="longheads") for b in (loaded, reader.compile(DOCUMENT))
+    )
+    assert found(one) == found(other)
+    assert any("other heads" in warning for warning in one.warnings)
 
 
 def test_stored_keys_are_the_bits_that_were_read_and_are_mapped(book: CompiledDocument, stored: Path) -> None:
@@ -322,6 +368,9 @@ def test_unknown_words_are_refused_before_anything_is_written(
 # --- what is damaged -------------------------------------------------------------------------------------------------
 
 
+USES = {"document": "auto", "vectors": "dense", "segment": "xl3m", "summary": "longheads"}  # what needs such a file
+
+
 def copied(stored: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(stored, tmp_path / "copy.lctx"))
 
@@ -332,7 +381,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("kind", ["document", "vectors", "segment"])
+@pytest.mark.parametrize("kind", ["document", "vectors", "segment", "summary"])
 def test_a_damaged_file_is_refused_when_it_is_first_used_and_never_answers(
     stored: Path, tmp_path: Path, book: CompiledDocument, kind: str
 ) -> None:
@@ -343,15 +392,17 @@ def test_a_damaged_file_is_refused_when_it_is_first_used_and_never_answers(
     with pytest.raises(ArtifactError, match=f"{path.name} is damaged.*SHA-256"):
         loaded = reader.load(folder)
         assert kind != "document" and found(reader.select(loaded, QUESTION, budget_tokens=150, selector="bm25"))
-        reader.select(loaded, QUESTION, budget_tokens=150, selector="dense" if kind == "vectors" else "xl3m")
+        reader.select(loaded, QUESTION, budget_tokens=150, selector=USES[kind])
     assert not path.exists() and path.with_name(f"{path.name}.damaged").exists()
     if kind == "document":
         with pytest.raises(ArtifactError, match=f"{path.name} is missing"):
             reader_of().load(folder)
     else:  # what can be worked out again is, and the result says so
         reader = reader_of()
-        one = reader.select(reader.load(folder), QUESTION, budget_tokens=150)
-        assert found(one) == found(reader.select(book, QUESTION, budget_tokens=150))
+        one, other = (
+            reader.select(b, QUESTION, budget_tokens=150, selector=USES[kind]) for b in (reader.load(folder), book)
+        )
+        assert found(one) == found(other)
         assert any(f"{path.name} is gone" in warning for warning in one.warnings)
     mended = reader_of().compile(DOCUMENT, path=folder, segment_kv="disk")
     assert mended.saved is not None and mended.saved.written_bytes == path.with_name(path.name).stat().st_size
@@ -388,6 +439,7 @@ def sealed(folder: Path, data: bytes, of: str) -> None:
         "document": body["documents"][0],
         "vectors": body["vectors"]["blocks"],
         "segment": body["kv"]["segments"][0],
+        "summary": body["summaries"]["segments"][0],
     }
     digest = hashlib.sha256(data).hexdigest()
     entry = {"name": f"{of}-{digest[:32]}.safetensors", "size": len(data), "sha256": digest}
@@ -398,7 +450,7 @@ def sealed(folder: Path, data: bytes, of: str) -> None:
     (folder / entry["name"]).write_bytes(data)  # type: ignore[arg-type, operator]
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     (folder / manifest.FILE).write_text(
-        json.dumps({"format": 1, "sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body})
+        json.dumps({"format": manifest.FORMAT, "sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body})
     )
 
 
@@ -425,7 +477,7 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["document", "vectors", "segment"])
+@pytest.mark.parametrize("kind", ["document", "vectors", "segment", "summary"])
 @pytest.mark.parametrize("bomb", BOMBS)
 @pytest.mark.parametrize("verify", ["lazy", "off"])
 def test_a_file_that_fits_its_checksum_and_holds_something_else_is_refused(
@@ -435,7 +487,7 @@ def test_a_file_that_fits_its_checksum_and_holds_something_else_is_refused(
     sealed(folder, BOMBS[bomb], kind)
     reader = reader_of()
     with pytest.raises(ArtifactError, match=f"{kind}-[0-9a-f]+.safetensors is damaged"):
-        reader.select(reader.load(folder, verify=verify), QUESTION, budget_tokens=150)
+        reader.select(reader.load(folder, verify=verify), QUESTION, budget_tokens=150, selector=USES[kind])
 
 
 def test_swapped_and_exchanged_files_are_refused(stored: Path, tmp_path: Path) -> None:
@@ -501,9 +553,25 @@ def test_an_edited_document_is_read_again_only_where_it_changed(tmp_path: Path) 
         question = "Who sold the lamp and who keeps the clock?"
         one, other = (reader_of().select(b, question, budget_tokens=150, selector=selector) for b in (book, fresh))
         assert found(one) == found(other)
+    kept = {s.key: s.file for s in open_artifact(path).manifest.summaries.segments}  # type: ignore[union-attr]
     again = reader_of().compile(edited, path=path, segment_kv="disk")
     assert again.saved is not None
     assert (again.saved.tokens_read, again.saved.units_embedded, again.saved.written_bytes) == (0, 0, 0)
+    assert {s.key: s.file for s in open_artifact(path).manifest.summaries.segments} == kept  # type: ignore[union-attr]
+
+
+def test_with_summaries_alone_a_longer_document_is_read_again_only_where_it_changed(tmp_path: Path) -> None:
+    path = tmp_path / "book.lctx"
+    first = reader_of().compile(DOCUMENT, path=path, segment_kv="summary")
+    assert first.saved is not None and first.saved.tokens_read == first.tokens
+    longer = Document("story", TEXT + "Nobody keeps the clock.\n\n")
+    book = reader_of().compile(longer, path=path, segment_kv="summary")
+    assert book.saved is not None and 0 < book.saved.tokens_read <= 2 * first.longest_segment < 0.5 * book.tokens
+    fresh = reader_of().compile(longer)
+    one, other = (reader_of().select(b, QUESTION, budget_tokens=150, selector="longheads") for b in (book, fresh))
+    assert found(one) == found(other)
+    near = reader_of().load(path).save(tmp_path / "near.lctx", segment_kv="summary")
+    assert near.tokens_read == 0
 
 
 def test_adding_a_hundredth_costs_less_than_a_twentieth(tmp_path: Path) -> None:

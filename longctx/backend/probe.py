@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from longctx.backend.attention import Tap
 from longctx.backend.caches import CaptureCache, ReplayCache, Stored
 from longctx.backend.passes import Passes
+from longctx.backend.summaries import Listening, Summary, joined, summarise, weighed
 from longctx.backend.tokens import Tokens
 from longctx.errors import ModelError
+from longctx.protocols import By
 from longctx.types import Inquiry, Reading
 
 _READ_TOKENS = 2048  # tokens of one reading batch: large enough for the matrix products, small enough for the caches
@@ -34,6 +37,7 @@ class Probe:
         config = model.config.get_text_config(decoder=True)
         self.layers = int(config.num_hidden_layers)
         self.heads = int(config.num_attention_heads)
+        self.kv_heads = int(getattr(config, "num_key_value_heads", None) or self.heads)
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         other = kinds - {"full_attention", "sliding_attention"}
         if other:
@@ -70,6 +74,11 @@ class Probe:
                 f"{sorted(set(wanted or ()) - set(self.pairs()))}. They were found for another model."
             )
         return Inquiry(ids, (len(before), stop), rows, wanted, likelihood, next_token, keep_rows)
+
+    def middle(self) -> tuple[tuple[int, int], ...]:
+        """The heads to try without a calibration: retrieval heads of decoder-only models sit about the middle."""
+        layer = round(0.55 * (self.layers - 1))
+        return tuple((layer, head) for head in range(self.heads))
 
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """Every (layer, head) of the model, in the order in which ``heads=None`` returns them."""
@@ -116,6 +125,36 @@ class Probe:
         if not self.prefix:
             raise ModelError("the model has no prefix tokens, so there is nothing to ask without a segment.")
         return next(iter(self.ask([empty], inquiry)))[1]
+
+    def summarise(self, stored: Stored, units: Sequence[int], heads: Sequence[tuple[int, int]]) -> Summary:
+        """What stands for a segment, whose units hold so many tokens each, where ``heads`` look."""
+        return summarise(stored, units, self.looked_at(heads))
+
+    def looked_at(self, heads: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """The (layer, KV head) pairs whose keys ``heads`` look at."""
+        return tuple(sorted({(layer, head * self.kv_heads // self.heads) for layer, head in heads}))
+
+    def overview(self, summaries: Sequence[Summary]) -> Summary:
+        """The summaries of a text's segments as one, in their order."""
+        return joined(summaries)
+
+    @torch.inference_mode()
+    def glance(self, summary: Summary, inquiry: Inquiry, behind: int, by: By = "representation") -> NDArray[np.float32]:
+        """The largest share of each head's attention that one chunk of a unit would get, [heads, units].
+
+        The question is read alone, by one pass down to the deepest head, ``behind`` tokens further on than it would
+        stand without a segment: where it stands behind a segment of that length, for which the keys are rotated.
+        """
+        heads = self.pairs() if inquiry.heads is None else inquiry.heads
+        tap = Listening({layer for layer, _ in heads}, slice(*inquiry.rows))
+        offset, new = len(self.prefix), len(inquiry.ids)
+        # without a prefix the cache is empty and the question stands by itself
+        empty = CaptureCache(self.layers, self.model.dtype)
+        cache = ReplayCache([[self._shared(self.depth(inquiry))]]) if offset else empty
+        positions = torch.arange(new)[None, :] + offset + behind
+        valid = torch.ones(1, offset + new, dtype=torch.bool)
+        self.passes.run(torch.tensor([inquiry.ids]), cache, tap, (), positions, valid)
+        return weighed(summary, heads, tap.heard, by).cpu().numpy()
 
     def depth(self, inquiry: Inquiry | None = None) -> int:
         """How many layers of a stored segment ``inquiry`` looks at; without one, all there are."""

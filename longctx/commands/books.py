@@ -12,7 +12,7 @@ from longctx.commands.screen import Screen, size
 from longctx.commands.settings import Settings
 from longctx.errors import ArtifactError, UsageError
 from longctx.store.artifact import damaged, open_artifact
-from longctx.store.manifest import Manifest, check_words, load
+from longctx.store.manifest import Manifest, SegmentKV, Summaries, check_words, load
 from longctx.store.writer import check_place
 from longctx.types import Document
 
@@ -74,8 +74,15 @@ def inspect(path: Path, verify: bool, screen: Screen) -> None:
 
 def _stored_as(out: Path) -> tuple[str, str]:
     """Where the artifact has its segments and in which form, so that adding and removing leave it so."""
-    kv = load(out).kv
-    return ("none", "exact") if kv is None else (kv.residency, kv.form)
+    held = load(out)
+    return _place(held), "exact" if held.kv is None else held.kv.form
+
+
+def _place(held: Manifest) -> str:
+    """What is kept of the segments, in the words of --segment-kv."""
+    if held.kv is not None:
+        return held.kv.residency
+    return "none" if held.summaries is None else "summary"
 
 
 def _wanted(paths: Sequence[str], out: Path, add: bool, remove: Sequence[str]) -> list[Document]:
@@ -95,6 +102,11 @@ def _wanted(paths: Sequence[str], out: Path, add: bool, remove: Sequence[str]) -
     return list(kept.values())
 
 
+def _size(stored: SegmentKV | Summaries | None) -> int:
+    """Bytes of the files of segments, each once."""
+    return 0 if stored is None else sum(entry.size for entry in {segment.file for segment in stored.segments})
+
+
 def _facts(path: Path, held: Manifest) -> dict[str, Any]:
     origin, kv, vectors = held.origin, held.kv, held.vectors
     return {
@@ -112,11 +124,12 @@ def _facts(path: Path, held: Manifest) -> dict[str, Any]:
         "tokens": sum(d.tokens for d in held.documents),
         "units": sum(d.units for d in held.documents),
         "segments": len(held.segments),
-        "segment_kv": "none" if kv is None else kv.residency,
+        "segment_kv": _place(held),
         "segment_form": None if kv is None else kv.form,
         "document_bytes": sum(d.file.size for d in held.documents),
         "embedding_bytes": 0 if vectors is None else sum(entry.size for entry in vectors.blocks),
-        "segment_bytes": 0 if kv is None else sum(entry.size for entry in {s.file for s in kv.segments}),
+        "summary_bytes": _size(held.summaries),
+        "segment_bytes": _size(kv),
         "bytes": sum(entry.size for entry in held.entries()),
     }
 
@@ -135,6 +148,7 @@ def _show(held: Manifest, facts: dict[str, Any], screen: Screen) -> None:
             ("holds", counts),
             ("documents", size(facts["document_bytes"])),
             ("embeddings", size(embedded) if embedded else "none"),
+            ("summaries", size(facts["summary_bytes"]) if held.summaries is not None else "none"),
             ("keys and values", stored),
             ("in all", size(facts["bytes"])),
         ]

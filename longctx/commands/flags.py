@@ -53,7 +53,9 @@ Tokens = Annotated[int, typer.Option("--tokens", parser=_count, metavar="N", hel
 SegmentKV = Annotated[
     str | None,
     typer.Option(
-        metavar="WHERE", help="Keys and values of segments: auto, none, disk or ram [auto].", rich_help_panel=_READING
+        metavar="WHERE",
+        help="Keys and values of segments: auto, none, summary, disk or ram [auto].",
+        rich_help_panel=_READING,
     ),
 ]
 Cache = Annotated[
@@ -62,7 +64,9 @@ Cache = Annotated[
 ]
 CachedKV = Annotated[
     str,
-    typer.Option("--segment-kv", metavar="WHERE", help="With --cache: none, disk or ram.", rich_help_panel=_READING),
+    typer.Option(
+        "--segment-kv", metavar="WHERE", help="With --cache: none, summary, disk or ram.", rich_help_panel=_READING
+    ),
 ]
 SegmentForm = Annotated[
     str | None, typer.Option(metavar="FORM", help="exact, or int8: half as large [exact].", rich_help_panel=_READING)

@@ -41,7 +41,7 @@ _LAW = 2  # bytes of a vocabulary entry that xl3m keeps for every segment
 _BYTES = {"bfloat16": 2, "float16": 2, "float64": 8}  # of a number; any other format counts as four
 
 # What a selector uses; a method that is not named here is taken to use everything.
-_ENCODES = {"bm25": False, "head": False, "random": False, "all": False, "infiniretri": False, "xl3m": False}
+_ENCODES = dict.fromkeys(("bm25", "head", "random", "all", "infiniretri", "longheads", "xl3m"), False)
 _READS = {"bm25": False, "head": False, "random": False, "all": False, "dense": False}
 
 
@@ -173,22 +173,25 @@ class Stored:
     embedding_bytes: int
     segment_exact_bytes: int
     segment_int8_bytes: int
+    summary_bytes: int
     auto: str
 
 
 def stored(model: Report, tokens: int) -> Stored:
-    """The size of a text of ``tokens`` tokens once it is compiled."""
+    """The size of a text of ``tokens`` tokens once it is compiled; that of summaries where no two heads share keys."""
+    from longctx.backend.summaries import CHUNK
+    from longctx.calibration import _GLANCING
+
     units = tokens // _UNIT + 1
     embeds = not model.abilities["embeds text (auto, dense)"]
-    exact, small = (
-        sizes.segment_bytes(tokens, model.kv_bytes_per_token, _BYTES.get(model.dtype, 4), form)
-        for form in manifest.FORMS
-    )
+    itemsize, heads = _BYTES.get(model.dtype, 4), model.kv_heads * sum(model.layers.values())
+    exact, small = (sizes.segment_bytes(tokens, model.kv_bytes_per_token, itemsize, form) for form in manifest.FORMS)
     return Stored(
         sizes.document_bytes(tokens * _TEXT, tokens, units),
         sizes.vector_bytes(units, _DIMENSION) if embeds else 0,
         exact,
         small,
+        sizes.summary_bytes(tokens, units, min(_GLANCING, heads), model.head_dim, itemsize, CHUNK),
         "disk" if sizes.worth_storing(exact, shutil.disk_usage(Path.cwd()).free) else "none",
     )
 
@@ -199,6 +202,7 @@ def _stored_rows(kept: Stored, memory: int) -> list[tuple[str, str]]:
     held = size(min(memory, kept.segment_exact_bytes))
     return [
         ("compiled", f"{size(kept.text_bytes + kept.embedding_bytes):>9}  on disk without keys and values (none)"),
+        ("  --segment-kv summary", f"{size(kept.summary_bytes):>9}  more on disk, and with disk and ram too"),
         ("  --segment-kv disk", f"{exact:>9}  more on disk, {small} with --segment-form int8; mapped, not held"),
         ("  --segment-kv ram", f"{exact:>9}  more on disk, of which {held} are held in memory"),
         ("  --segment-kv auto", f"{kept.auto:>9}  here"),

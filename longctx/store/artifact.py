@@ -118,11 +118,12 @@ def _read(artifact: Artifact) -> Entry | None:
         artifact.encoded.append(encoded)
         artifact.units += units
     _check_segments(artifact.folder, held.segments, artifact.units)
-    if held.kv is not None and len(held.kv.segments) != len(held.segments):
-        raise ArtifactError(
-            f"{artifact.folder} has keys and values of {len(held.kv.segments)} segments and holds "
-            f"{len(held.segments)}. Compile it again."
-        )
+    for what, stored_of in (("keys and values", held.kv), ("summaries", held.summaries)):
+        if stored_of is not None and len(stored_of.segments) != len(held.segments):
+            raise ArtifactError(
+                f"{artifact.folder} has {what} of {len(stored_of.segments)} segments and holds "
+                f"{len(held.segments)}. Compile it again."
+            )
     if artifact.verify == "full":
         return next((entry for entry in held.entries() if artifact.content(entry) is None), None)
     return None

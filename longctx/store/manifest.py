@@ -21,14 +21,16 @@ from longctx.errors import ArtifactError, BadOption
 from longctx.store import files
 from longctx.store.files import Entry
 
-FORMAT = 1
+FORMAT = 2
 FILE = "manifest.json"
 JOURNAL = "unfinished.jsonl"  # what was added for a version that is not published yet
 _MOST_BYTES = 64 << 20
 
-Residency = Literal["none", "ram", "disk"]
+Place = Literal["ram", "disk"]
+Residency = Literal["none", "summary", "ram", "disk"]
 Form = Literal["exact", "int8"]
-SEGMENT_KV = ("auto", "none", "ram", "disk")
+RESIDENCIES: tuple[Residency, ...] = ("none", "summary", "ram", "disk")
+SEGMENT_KV = ("auto", *RESIDENCIES)
 FORMS: tuple[Form, ...] = ("exact", "int8")
 
 
@@ -84,7 +86,7 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True)
 class StoredSegment:
-    """Keys and values of one segment. ``key`` is a hash of all they were computed from."""
+    """Keys and values of one segment, or its summary. ``key`` is a hash of all they were computed from."""
 
     key: str
     file: Entry
@@ -94,8 +96,16 @@ class StoredSegment:
 class SegmentKV:
     """Keys and values of every segment in order; ``canary`` is what the model said when they were computed."""
 
-    residency: Residency
+    residency: Place
     form: Form
+    canary: tuple[float, ...]
+    segments: tuple[StoredSegment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summaries:
+    """What stands for every segment in order; ``canary`` is what the model said when they were computed."""
+
     canary: tuple[float, ...]
     segments: tuple[StoredSegment, ...]
 
@@ -110,12 +120,14 @@ class Manifest:
     warnings: tuple[str, ...]
     vectors: Vectors | None
     kv: SegmentKV | None
+    summaries: Summaries | None
 
     def entries(self) -> tuple[Entry, ...]:
         """Every file that belongs to the artifact."""
         found = [document.file for document in self.documents]
         found += self.vectors.blocks if self.vectors is not None else ()
         found += [segment.file for segment in self.kv.segments] if self.kv is not None else []
+        found += [segment.file for segment in self.summaries.segments] if self.summaries is not None else []
         return tuple(dict.fromkeys(found))
 
 
@@ -144,6 +156,11 @@ def load(folder: Path) -> Manifest:
             raise ArtifactError(
                 f"{folder}: its format is {number} and this version of longctx reads {FORMAT}. Update longctx, or "
                 f"compile the documents again."
+            )
+        if type(number) is int and 0 < number < FORMAT:
+            raise ArtifactError(
+                f"{folder}: its format is {number} and this version of longctx reads {FORMAT}. Compile the documents "
+                f"again."
             )
         if number != FORMAT or type(number) is not int:
             raise ValueError(f"format {number!r:.40}")

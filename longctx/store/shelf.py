@@ -5,7 +5,7 @@ Owns nothing but the two behind one door; a compiled document knows no more of i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from longctx.store.artifact import Artifact
 from longctx.store.files import Entry
 from longctx.store.segments import SegmentFiles
 
+Summaries = Callable[[Sequence[tuple[int, int]]], Sequence[Any] | None]
+"""The summary of every segment where such heads look, or None."""
+
 
 class Shelf:
     """The artifact of a document, and its segments where it has any."""
 
-    def __init__(self, artifact: Artifact, segments: SegmentFiles | None) -> None:
-        self.artifact, self.segments = artifact, segments
+    def __init__(self, artifact: Artifact, segments: SegmentFiles | None, summaries: Summaries) -> None:
+        self.artifact, self.segments, self.summaries = artifact, segments, summaries
 
     @property
     def exact(self) -> bool:
@@ -44,10 +47,13 @@ class Shelf:
                     yield segment, kept
 
     def share(self, segment: int, key: str, take: Callable[[Path, Entry], bool]) -> Entry | None:
-        """The file that holds ``segment`` as ``key`` wants it, if ``take`` could have it for another artifact."""
-        if self.segments is None or (entry := self.segments.entry(segment, key)) is None:
-            return None
-        return entry if take(self.artifact.folder, entry) else None
+        """The file of ``segment`` or its summary that ``key`` is of, if ``take`` could have it for another artifact."""
+        held = self.artifact.manifest
+        for stored in (held.kv, held.summaries):
+            if stored is not None and stored.segments[segment].key == key:
+                entry = stored.segments[segment].file
+                return entry if take(self.artifact.folder, entry) else None
+        return None
 
     def take_warnings(self) -> tuple[str, ...]:
         """Warnings that no result has carried yet."""

@@ -30,6 +30,11 @@ def vector_bytes(units: int, dimension: int) -> int:
     return units * (4 * dimension + _EMBEDDED)
 
 
+def summary_bytes(tokens: int, units: int, heads: int, dim: int, itemsize: int, chunk: int) -> int:
+    """What stands for segments in ``heads`` KV heads: a representation for every chunk, two bounds for every unit."""
+    return (-(-tokens // chunk) + units // 2 + 2 * units) * heads * dim * itemsize  # chunks end where units end
+
+
 def worth_storing(needed: int, free: int) -> bool:
     """Whether ``auto`` stores ``needed`` bytes of keys and values on a disk with ``free`` bytes."""
     return needed <= min(AUTO_BYTES, free // 2)

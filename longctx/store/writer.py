@@ -51,8 +51,9 @@ class Writer:
             self.published = manifest.load(self.folder)
         except ArtifactError:
             self.published = None  # none yet, or damaged, or of another format: replaced as a whole
-        if self.published is not None and self.published.kv is not None:
-            self._known = {segment.key: segment.file for segment in self.published.kv.segments}
+        if self.published is not None:
+            stored = [part.segments for part in (self.published.kv, self.published.summaries) if part is not None]
+            self._known = {segment.key: segment.file for part in stored for segment in part}
         self._known |= self._journal()
         return self
 
@@ -157,4 +158,4 @@ def _ours(name: str) -> bool:
     return stem in (LOCK, JOURNAL, manifest.FILE) or part or files.NAME.fullmatch(stem) is not None
 
 
-_KINDS = ("document-", "vectors-", "segment-")
+_KINDS = ("document-", "vectors-", "segment-", "summary-")

@@ -77,6 +77,8 @@ def test_a_flipped_bit_is_refused_or_says_the_same(tmp_path_factory: pytest.Temp
         lambda body: body["kv"].update(residency="cloud"),
         lambda body: body["kv"].update(canary=[1]),
         lambda body: body["vectors"].update(blocks={}),
+        lambda body: body.pop("summaries"),
+        lambda body: body["summaries"]["segments"][0].update(key=7),
         lambda body: body.update(documents=None),
     ],
 )
@@ -89,14 +91,15 @@ def test_a_manifest_that_fits_its_digest_and_says_what_cannot_be_is_refused(fold
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"format": 2}', "its format is 2 and this version of longctx reads 1"),
+        ('{"format": 3}', "its format is 3 and this version of longctx reads 2. Update"),
+        ('{"format": 1}', "its format is 1 and this version of longctx reads 2. Compile"),
         ('{"format": 0}', "damaged"),
         ('{"format": true}', "damaged"),
-        ('{"format": 1}', "damaged"),
+        ('{"format": 2}', "damaged"),
         ("[" * 100_000, "damaged"),
         ("[]", "damaged"),
         ("", "damaged"),
-        ('{"format": 1, "sha256": "", "body": {"x": NaN}}', "damaged"),
+        ('{"format": 2, "sha256": "", "body": {"x": NaN}}', "damaged"),
     ],
 )
 def test_other_formats_and_no_formats_are_refused(folder: Path, text: str, said: str) -> None:

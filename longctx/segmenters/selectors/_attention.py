@@ -16,10 +16,15 @@ def heads_of(corpus: Corpus) -> tuple[tuple[tuple[int, int], ...], tuple[str, ..
     """The calibrated heads, or all heads of one middle layer with a warning that says so."""
     if corpus.calibration is not None:
         return corpus.calibration.heads, ()
-    pairs = corpus.probe.pairs()
-    layer = round(0.55 * pairs[-1][0])  # retrieval heads of decoder-only models sit about the middle
-    chosen = tuple(pair for pair in pairs if pair[0] == layer)
-    return chosen, (f"the model is not calibrated: all heads of layer {layer} are used. Run `longctx calibrate`.",)
+    return corpus.probe.middle(), uncalibrated(corpus)
+
+
+def uncalibrated(corpus: Corpus) -> tuple[str, ...]:
+    """The warning that heads were guessed, where they were."""
+    if corpus.calibration is not None:
+        return ()
+    layer = corpus.probe.middle()[0][0]
+    return (f"the model is not calibrated: all heads of layer {layer} are used. Run `longctx calibrate`.",)
 
 
 def per_unit(corpus: Corpus, segment: int, reading: Reading) -> NDArray[np.float32]:
