@@ -257,9 +257,11 @@ def evaluate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME|GRID.toml", help="reading, speculation, or a grid.")],
+    name: Annotated[str, typer.Argument(metavar="NAME|GRID.toml", help="compiled, reading, speculation, or a grid.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Rows are appended here.")],
-    data: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Prompts with their groups.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Prompts with their groups (.jsonl), or a text.")
+    ] = None,
     model: flags.Model = None,
     config: flags.Config = None,
     json: flags.Json = False,

@@ -92,6 +92,8 @@ def contents(root: Path) -> dict[Path, str]:
     found[site] = _filled(site.read_text(encoding="utf-8"), {"methods": _navigation()}, "# {}")
     speed = docs / "reading.md"
     found[speed] = _filled(speed.read_text(encoding="utf-8"), {"reading": _reading(docs / "results" / "reading.jsonl")})
+    stored = docs / "compiled.md"
+    found[stored] = _filled(stored.read_text(encoding="utf-8"), {"compiled": _compiled(docs / "results")})
     drafted = docs / "speculation.md"
     found[drafted] = _filled(drafted.read_text(encoding="utf-8"), {"speculation": _speculation(docs / "results")})
     found[docs / "cli.md"] = _command_line()
@@ -239,6 +241,33 @@ def _reading(path: Path) -> str:
         )
         dtype = row["dtype"].removeprefix("torch.")
         lines.append(f"| {' | '.join([row['model'], dtype, *speeds, *ratios, str(row['rounds']), made])} |")
+    return "\n".join(lines)
+
+
+def _compiled(results: Path) -> str:
+    """The rows of ``longctx bench compiled``, one a line."""
+    lines = [
+        "| model | tokens | kept as | compile and first | later | cheaper | loaded: first | later | bytes a token "
+        "| same text | made |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for path in sorted(results.glob("compiled*.jsonl")):
+        for row in read(path):
+            made = f"{row['machine']}, {row['threads']} threads, {row['date']}, longctx {row['longctx']}"
+            cells = [
+                f"{row['model']}, {row['dtype']}",
+                f"{row['tokens']:,}",
+                f"{row['segment_kv']}, {row['segment_form']}",
+                f"{row['compile_and_first_seconds']:.0f} s",
+                f"{row['later_seconds']['median']:.2f} s",
+                f"{row['times_cheaper']:.0f} x",
+                f"{row['loaded_first_seconds']:.2f} s",
+                f"{row['loaded_later_seconds']:.2f} s",
+                f"{row['bytes_per_token']:,.0f}",
+                f"{100 * row['kept_shared']:.1f} %",
+                f"{made}, torch {row['torch']}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

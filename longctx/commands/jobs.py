@@ -18,7 +18,12 @@ from longctx.errors import BadOption, UnknownMethod, UsageError
 
 _SELECTION = "selection"
 # name -> (module of longctx.pipelines, function)
-_BENCHES = {"reading": ("bench_reading", "run_reading"), "speculation": ("bench_speculation", "run_speculation")}
+_BENCHES = {
+    "compiled": ("bench_compiled", "run_compiled"),
+    "reading": ("bench_reading", "run_reading"),
+    "speculation": ("bench_speculation", "run_speculation"),
+}
+_WITH_DATA = {"compiled", "speculation"}
 # Settings that rows name by themselves, that an evaluation has no use for, or that change what is kept alone.
 _NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "drafters", "kv", "segment_memory_bytes")
 
@@ -68,7 +73,7 @@ def bench(name: str, out: Path, data: Path | None, settings: Settings, screen: S
         return
     if name not in _BENCHES:
         raise UnknownMethod("bench", name, sorted(_BENCHES))
-    if data is not None and name != "speculation":
+    if data is not None and name not in _WITH_DATA:
         raise UsageError(f"the benchmark {name!r} takes no --data.")
     if data is not None and not data.is_file():
         raise UsageError(f"--data {str(data)!r} is not a file.")

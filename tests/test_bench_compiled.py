@@ -1,0 +1,41 @@
+"""``longctx bench compiled`` on a tiny model: what its row says, and that the stored document is really asked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+from longctx.errors import UsageError
+from longctx.pipelines import bench_compiled
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_the_loaded_document_gives_the_spans_of_the_fresh_one(tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model", "llama", template="system")
+    text = tmp_path / "text.txt"
+    words = [f"word{i * 7919 % 251} and stone{i * 31 % 97}" for i in range(1500)]
+    text.write_text(". ".join(" ".join(words[at : at + 9]) for at in range(0, 1500, 9)) + ".")
+    path = bench_compiled.run_compiled(
+        str(model), tmp_path / "out", data=text, questions=3, budget_tokens=128, dtype="float32", selector="infiniretri"
+    )
+    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert row["same_spans"] == 3 and row["kept_shared"] == 1.0
+    assert row["questions"] == 3 and row["tokens"] > 1000 and row["bytes_per_token"] > 0
+    assert row["times_cheaper"] == pytest.approx(row["compile_and_first_seconds"] / row["later_seconds"]["median"], 0.1)
+    assert str(tmp_path) not in json.dumps(row)
+
+
+def test_shares_and_questions() -> None:
+    assert bench_compiled._shared([[0, 10]], [[5, 20]]) == 0.5
+    assert bench_compiled._shared([], []) == 1.0 and bench_compiled._shared([], [[0, 1]]) == 0.0
+    text = " ".join(f"w{i}" for i in range(100))
+    assert bench_compiled.questions_about(text, 2) == [
+        "What is said about w25 w26 w27 w28 w29 w30?",
+        "What is said about w75 w76 w77 w78 w79 w80?",
+    ]
+    with pytest.raises(UsageError, match="100 words"):
+        bench_compiled.questions_about(text, 6)
