@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from longctx import plugins
 from longctx.backend.capability import open_target
@@ -126,8 +125,7 @@ def speculative(
     and warnings when the generation is done. Without a ``seed`` every generation draws other tokens.
     """
     stack = resolve(drafters)
-    tokens = _tokens(document, tokenizer)
-    copied = None if tokens is None else SuffixIndex(tokens)
+    copied = _index(document, tokenizer)
 
     def decode(
         model: Any,
@@ -270,16 +268,16 @@ def _name(drafter: str | Drafter) -> str:
     return drafter.partition(":")[0] if isinstance(drafter, str) else type(drafter).__name__.lower()
 
 
-def _tokens(document: Source, tokenizer: Any) -> NDArray[np.int32] | None:
+def _index(document: Source, tokenizer: Any) -> SuffixIndex | None:
     if document is None:
         return None
     if isinstance(document, CompiledDocument):
-        return np.concatenate([encoded.token_ids for encoded in document.encoded])
+        return document.copies
     if tokenizer is None:
         raise BadOption("a document that is not compiled needs tokenizer= to become tokens.")
     if not document.text:
         raise EmptyInput(f"document {document.id!r} is empty.")
-    return Tokens(tokenizer).encode(document).token_ids
+    return SuffixIndex(Tokens(tokenizer).encode(document).token_ids)
 
 
 def _text(tokenizer: Any, new: torch.Tensor, stop: Sequence[str]) -> str:

@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "memory": set(),
     "supplies": VERBS,
     "overview": VERBS | {"supplies"},
-    "compiled": VERBS | {"lexical", "memory", "overview", "supplies"},
+    "compiled": VERBS | {"lexical", "memory", "overview", "suffixes", "supplies"},
     "summaries": VERBS | {"backend", "overview", "store"},  # wiring: as storing
     "storing": VERBS | {"backend", "compiled", "overview", "store", "summaries", ""},  # wiring: a reader's store
     "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
