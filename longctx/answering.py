@@ -5,17 +5,21 @@ Wiring between the loop and the reader. Knows no document and no selector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from longctx import plugins
 from longctx.backend.tokens import Tokens
 from longctx.contexts import CompressedContext, Policy
 from longctx.drafts import Stats
-from longctx.generation import Drafters, begin, drawing, resolve
+from longctx.errors import BadOption
+from longctx.generation import begin, drawing
 from longctx.keys import KVReport
 from longctx.protocols import Progress, Selector
 from longctx.saying import say
+from longctx.stacks import Drafters, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,16 @@ class Request:
     seed: int | None = None
     drafters: Drafters = ()
     kv: Policy | None = None
+
+    def check(self) -> None:
+        """Raises BadOption or UnknownMethod for what can be refused before any work is done."""
+        if not 0 <= self.temperature < math.inf or self.max_new_tokens < 1:
+            raise BadOption(
+                f"temperature={self.temperature} must be finite and not negative, and "
+                f"max_new_tokens={self.max_new_tokens} must be at least 1."
+            )
+        resolve(self.drafters)
+        plugins.resolve("kv", self.kv or "full")
 
 
 @dataclass(frozen=True, slots=True)

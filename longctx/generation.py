@@ -29,15 +29,13 @@ from longctx.decoding.noise import row_seed
 from longctx.drafts import DraftSource, Generation, Stats
 from longctx.errors import BadOption, EmptyInput
 from longctx.protocols import Drafter, Drafting, Progress
+from longctx.stacks import Drafters, Stack, resolve
 from longctx.suffixes import SuffixIndex
 from longctx.types import Document, Guarantee
 
-Drafters = str | Sequence[str | Drafter]
 Source = Document | CompiledDocument | None
-Stack = Sequence[tuple[str, Drafter]]
 Acceptance = Literal["shared-noise", "residual"]
 
-AUTO: tuple[str, ...] = ("document",)
 CONTROLLER = "goodput"
 _WORD = (1 << 63) - 1  # bits of a seed
 _AHEAD = 4096  # slots made for new tokens before there are any; a longer answer makes more when it comes to that
@@ -60,6 +58,7 @@ def generate(
 ) -> Generation:
     """What ``model.generate`` says to ``input_ids`` [tokens] or [batch, tokens], in fewer passes of the model.
 
+    ``drafters`` are names, Drafter objects, or candidate generators of Hugging Face, of which each request asks a copy.
     ``document`` is what the answer may copy from (None: the prompt). Temperature 0 takes the likeliest token; above it
     the same ``seed`` draws the same tokens with drafting on and off. The generation ends with the token that completes
     one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``. Raises BadOption
@@ -228,17 +227,6 @@ def _at_work(name: str, drafter: Drafter, source: DraftSource) -> Drafting:
         return drafter.begin(source)
 
 
-def resolve(drafters: Drafters) -> list[tuple[str, Drafter]]:
-    """Names and objects of the drafters asked for; ``auto`` is the default stack."""
-    if isinstance(drafters, str):
-        drafters = AUTO if drafters == "auto" else (drafters,)
-    found = [(_name(drafter), plugins.resolve("drafters", drafter)) for drafter in drafters]
-    names = [name for name, _ in found]
-    if len(set(names)) < len(names):
-        raise BadOption(f"a drafter is named twice: {', '.join(names)}.")
-    return found
-
-
 def drawing(temperature: float, seed: int | None) -> tuple[Rule, tuple[Processor, ...]]:
     """The rule and the processors that draw from the model's own law at ``temperature``; 0 takes the likeliest."""
     if temperature == 0:
@@ -262,10 +250,6 @@ def _rule(acceptance: Acceptance, seed: int) -> Rule:
     if acceptance not in rules:
         raise BadOption(f"acceptance={acceptance!r} is not one of {', '.join(rules)}.")
     return rules[acceptance]
-
-
-def _name(drafter: str | Drafter) -> str:
-    return drafter.partition(":")[0] if isinstance(drafter, str) else type(drafter).__name__.lower()
 
 
 def _index(document: Source, tokenizer: Any) -> SuffixIndex | None:

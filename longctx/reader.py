@@ -6,7 +6,6 @@ or passed as objects, and only scores and spans come back.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -24,10 +23,11 @@ from longctx.compiling import Compiler, Source
 from longctx.console import bar
 from longctx.contexts import Kept, Policy, reach
 from longctx.errors import BadOption, EmptyInput
-from longctx.generation import Drafters, guarantee, resolve
+from longctx.generation import guarantee
 from longctx.protocols import Progress, Selector
 from longctx.resources import Calibrator, Encoders
 from longctx.room import Room
+from longctx.stacks import Drafters
 from longctx.store.artifact import Verify
 from longctx.storing import Cutting
 from longctx.streaming import events
@@ -217,14 +217,8 @@ class Reader:
     ) -> Answer:
         """Compile, select, decode, cite: each timed, and what it did kept in the trace."""
         question = request.question
-        if not 0 <= request.temperature < math.inf or request.max_new_tokens < 1:
-            raise BadOption(
-                f"temperature={request.temperature} must be finite and not negative, and "
-                f"max_new_tokens={request.max_new_tokens} must be at least 1."
-            )
+        request.check()
         self._check(question, request.budget_tokens, request.max_new_tokens, request.selector)
-        resolve(request.drafters)
-        plugins.resolve("kv", request.kv or "full")
         times = [time.perf_counter()]
         book = self._compiler.index(documents, report)
         times.append(time.perf_counter())

@@ -30,7 +30,7 @@ COMPILED = {
     "calibration", "cite", "compiled", "compiling", "cut", "indexing", "lexical", "memory", "overview", "questions",
     "resources", "segments", "storing", "summaries", "supplies", "synthetic",
 }  # fmt: skip
-WIRING = METHODS | ROOMS | COMPILED | {"backend"}
+WIRING = METHODS | ROOMS | COMPILED | {"backend", "stacks"}
 MAY_IMPORT = {
     "errors": set(),
     "types": {"errors"},
@@ -71,6 +71,7 @@ MAY_IMPORT = {
     "documents": VERBS,
     "contexts": WIRING,
     "answering": WIRING | {"contexts", "generation", "saying"},
+    "stacks": VERBS | {"backend", "plugins"},
     "generation": WIRING,
     "reader": WIRING | {"answering", "console", "contexts", "generation", "indexing", "room", "selecting", "streaming"},
     "plotting": NOUNS,
