@@ -104,7 +104,8 @@ class Verified:
 class Stats:
     """Counts of one generation. ``drafted`` and ``accepted`` count tokens; by source, a shared token counts for each.
 
-    ``rounds`` are the passes that gave tokens: the pieces of a long prompt before the last are not counted.
+    ``rounds`` are the passes that gave tokens: the pieces of a long prompt before the last are not counted. In a batch
+    every prompt counts its own, and ``passes`` each pass of the model once, however many prompts it was for.
     ``seconds`` has the phases ``prefill``, ``draft``, ``verify``, ``commit``. ``copied`` are the runs of new tokens
     that were accepted as copies of the document (the prompt, where there was none): the first new token, the first
     token of the document, and how many.
@@ -119,6 +120,7 @@ class Stats:
     seconds: Mapping[str, float] = field(default_factory=dict)
     rows: Kind = "off"
     copied: tuple[tuple[int, int, int], ...] = ()
+    passes: int = 0
 
     @property
     def tokens_per_round(self) -> float:
@@ -130,6 +132,7 @@ class Stats:
         return {
             "new_tokens": self.tokens,
             "rounds": self.rounds,
+            "passes": self.passes,
             "drafted": self.drafted,
             "accepted": self.accepted,
             "accepted_by_source": self.accepted_by_source,
@@ -149,6 +152,7 @@ class Stats:
             _sum(self.seconds, other.seconds),
             other.rows,
             other.copied if not self.tokens else (),  # where several sequences were made, none can be told apart
+            self.passes + other.passes,
         )
 
 

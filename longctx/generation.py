@@ -8,19 +8,23 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from longctx import plugins
-from longctx.backend.capability import open_target
+from longctx.backend.capability import alone_because, open_target
 from longctx.backend.outputs import refuse, result, rows_of
+from longctx.backend.processors import of_row
 from longctx.backend.rope import frequencies
 from longctx.backend.stopping import ends, stop_strings
+from longctx.backend.target import score_together
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
 from longctx.decoding.acceptance import Greedy, Residual, Rule, SharedNoise
+from longctx.decoding.batch import Batch, in_order
 from longctx.decoding.control import Controller
 from longctx.decoding.guard import Guard
 from longctx.decoding.laws import Processor, Temperature
@@ -61,8 +65,12 @@ def generate(
     ``drafters`` are names, Drafter objects, or candidate generators of Hugging Face, of which each request asks a copy.
     ``document`` is what the answer may copy from (None: the prompt). Temperature 0 takes the likeliest token; above it
     the same ``seed`` draws the same tokens with drafting on and off. The generation ends with the token that completes
-    one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``. Raises BadOption
-    for options that cannot be had together with drafting, such as beams, and DraftError where a drafter fails.
+    one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``.
+
+    One pass verifies the rows of all prompts of a batch, each of which gets what it would get alone; where the model's
+    layers forbid that, the prompts take turns, and a warning says so. Prompt i draws as one alone would with
+    ``decoding.noise.row_seed(seed, i)``: the first with ``seed`` itself. Raises BadOption for options that cannot be
+    had together with drafting, such as beams, and DraftError where a drafter fails.
     """
     if isinstance(stop, str) or not all(stop):
         raise BadOption(f"stop={stop!r} must be a list of strings, none of them empty.")
@@ -119,6 +127,7 @@ def speculative(
 ) -> Callable[..., Any]:
     """A function for ``model.generate(custom_generate=...)`` that decodes with drafts and changes nothing else.
 
+    Batches are decoded as ``generate`` decodes them; a streamer gets the answers one after another.
     ``tokenizer`` is needed where ``document`` is not compiled yet. ``streamer`` gets committed tokens as Hugging Face's
     streamers do: give it here as well, as ``generate`` hands its own to no other function. ``on_end`` gets the counts
     and warnings when the generation is done. Without a ``seed`` every generation draws other tokens.
@@ -137,8 +146,7 @@ def speculative(
         refuse(model.config, generation_config, kwargs)
         prompts, cache = rows_of(input_ids, kwargs)
         number = secrets.randbits(63) if seed is None else seed
-        answers: list[list[int]] = []
-        stats = Stats()
+        requests: list[Decoding] = []
         warnings: tuple[str, ...] = ()
         try:
             for index, (row, prompt) in enumerate(zip(input_ids.tolist(), prompts, strict=True)):
@@ -152,22 +160,25 @@ def speculative(
                     max_new_tokens=generation_config.max_length - input_ids.shape[1],
                     copied=copied,
                     ends=ends(stopping_criteria, row),
-                    processors=tuple(logits_processor),
+                    processors=of_row(logits_processor, index, len(prompts)),
                     shown=row,
                     cache=cache,
                     seed=own,
                 )
-                for token in decoding.run():
-                    if streamer is not None:
-                        streamer.put(torch.tensor([token]))
-                answers.append(decoding.new)
-                stats = stats + decoding.stats
+                requests.append(decoding)
+            apart = alone_because(model) if len(requests) > 1 else ""
+            if apart:
+                warnings += (f"the prompts of the batch take turns, a pass each: {apart}.",)
+            batch = Batch(requests, None if apart else partial(score_together, model))
+            for token in in_order(batch):
+                if streamer is not None:
+                    streamer.put(torch.tensor([token]))
         finally:
             if streamer is not None:
                 streamer.end()  # also after an error: somebody may be waiting for it
         if on_end is not None:
-            on_end(stats, warnings)
-        return result(input_ids, answers, generation_config, cache)
+            on_end(batch.stats, warnings)
+        return result(input_ids, [request.new for request in requests], generation_config, cache)
 
     return decode
 

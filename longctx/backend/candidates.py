@@ -97,8 +97,10 @@ class Asking:
         """
         given.pop("position_ids", None)
         given["attention_mask"] = torch.ones_like(self._ids())
-        cache = given.get("past_key_values")
-        wrong = 0 if cache is None else int(cache.get_seq_length()) - _common(self._fed, self._tokens)
+        cache: Any = given.get("past_key_values")
+        if cache is None:
+            return
+        wrong = int(cache.get_seq_length()) - _common(self._fed, self._tokens)
         if wrong > 0:
             cache.crop(-wrong)
 
