@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from longctx import plugins
 from longctx.backend.capability import alone_because, open_target
+from longctx.backend.folding import folds
 from longctx.backend.outputs import refuse, result, rows_of
 from longctx.backend.processors import of_row
 from longctx.backend.rope import frequencies
@@ -127,13 +129,15 @@ def speculative(
 ) -> Callable[..., Any]:
     """A function for ``model.generate(custom_generate=...)`` that decodes with drafts and changes nothing else.
 
-    Batches are decoded as ``generate`` decodes them; a streamer gets the answers one after another.
-    ``tokenizer`` is needed where ``document`` is not compiled yet. ``streamer`` gets committed tokens as Hugging Face's
-    streamers do: give it here as well, as ``generate`` hands its own to no other function. ``on_end`` gets the counts
-    and warnings when the generation is done. Without a ``seed`` every generation draws other tokens.
+    Batches are decoded as ``generate`` decodes them; a streamer gets the answers one after another. ``tokenizer`` is
+    needed where ``document`` is not compiled yet, and lets copies begin at words of another case. ``streamer`` gets
+    committed tokens as Hugging Face's streamers do: give it here as well, as ``generate`` hands its own to no other
+    function. ``on_end`` gets the counts and warnings when the generation is done. Without a ``seed`` every generation
+    draws other tokens.
     """
     stack = resolve(drafters)
     copied = _index(document, tokenizer)
+    folded = folds(tokenizer) if stack and tokenizer is not None else None
 
     def decode(
         model: Any,
@@ -164,6 +168,7 @@ def speculative(
                     shown=row,
                     cache=cache,
                     seed=own,
+                    folded=folded,
                 )
                 requests.append(decoding)
             apart = alone_because(model) if len(requests) > 1 else ""
@@ -197,12 +202,14 @@ def begin(
     shown: Sequence[int] | None = None,
     cache: Any = None,
     seed: int = 0,
+    folded: NDArray[np.int32] | None = None,
+    weights: NDArray[np.float32] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Decoding, tuple[str, ...]]:
     """A request ready to run, and what is done otherwise than was asked.
 
-    ``copied`` is the document to draft from, ``seed`` that of drafters that draw, ``shown`` the prompt as
-    processors see it, with its padding.
+    ``copied`` is the document to draft from, ``seed`` that of drafters that draw, ``shown`` the prompt as processors
+    see it, with its padding; ``folded`` and ``weights`` are what drafters may know of ids and places.
     """
     target, reason = open_target(model, len(prompt) + min(max_new_tokens, _AHEAD), cache)
     warnings: tuple[str, ...] = ()
@@ -214,7 +221,7 @@ def begin(
     tokens = np.asarray(prompt, dtype=np.int32)
     index = SuffixIndex(tokens) if copied is None else copied
     document = None if copied is None else copied.tokens
-    source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD)
+    source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD, folded, weights)
     decoding = Decoding(
         target,
         prompt,

@@ -32,6 +32,7 @@ from longctx.store.artifact import Verify
 from longctx.storing import Cutting
 from longctx.streaming import events
 from longctx.types import Answer, Event, Selection, Step
+from longctx.votes import votes
 
 SEGMENT_TOKENS = 512
 MEMORY_BYTES = 512 * 2**20
@@ -233,7 +234,8 @@ class Reader:
             if request.kv is not None:
                 asked = len(self._frame.middle) + self._count(question) + len(self._frame.after)
                 context = self._kept(self.model, prompt[: len(prompt) - asked], request.kv, report)
-            said = answer(self.model, self._tokens, prompt, request, report, emit, context)
+            weights = votes(self._tokens, book.documents, selection, prompt, len(self._frame.before))
+            said = answer(self.model, self._tokens, prompt, request, report, emit, context, weights)
         times.append(time.perf_counter())
         citations = (
             cite(said.text, question, book.documents, selection.spans, book.index.weight) if selection.spans else ()

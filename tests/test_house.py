@@ -60,6 +60,7 @@ MAY_IMPORT = {
     "indexing": VERBS,
     "room": NOUNS,
     "saying": set(),
+    "votes": NOUNS | {"backend", "cut", ""},
     "selecting": VERBS | {"compiled", "cut", "plugins", "questions"},
     "streaming": VERBS,
     "backend": VERBS | {"kernels"},
@@ -73,7 +74,8 @@ MAY_IMPORT = {
     "answering": WIRING | {"contexts", "generation", "saying"},
     "stacks": VERBS | {"backend", "plugins"},
     "generation": WIRING,
-    "reader": WIRING | {"answering", "console", "contexts", "generation", "indexing", "room", "selecting", "streaming"},
+    "reader": WIRING
+    | {"answering", "console", "contexts", "generation", "indexing", "room", "selecting", "streaming", "votes"},
     "plotting": NOUNS,
     "commands": WIRING | {"console", "contexts", "generation", "plotting", "reader", ""},
     "cli": NOUNS | {"commands"},

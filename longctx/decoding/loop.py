@@ -9,18 +9,22 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from longctx.decoding.acceptance import Rule
 from longctx.decoding.control import Control
 from longctx.decoding.guard import Guard, checked
 from longctx.decoding.laws import Laws, Processor
 from longctx.decoding.tree import TokenTree, merge
-from longctx.drafts import Stats, Verified
+from longctx.drafts import Lead, Stats, Verified
 from longctx.protocols import Drafting, Progress, Target
+
+_LEAD = 256  # rows of the prompt whose predictions drafters are told: the head costs less for them than they save
+_BLOCK = 32  # rows of logits that are widened at once
 
 PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
 
@@ -115,11 +119,14 @@ class Decoding:
         anchor = len(pending) - 1
         parents = [*range(-1, anchor), *(anchor if p < 0 else len(pending) + p for p in tree.parents.tolist())]
         tokens = [*pending, *tree.tokens.tolist()]
-        return Asked(tokens, parents, 1 + len(tree), len(pending), tree, time.perf_counter() - started)
+        # only our own verifier gives more rows of a prompt for nothing but the head
+        lead = min(anchor, _LEAD) if self._needs and self._drafters and self.target.rows == "tree" else 0
+        return Asked(tokens, parents, 1 + len(tree) + lead, len(pending), tree, time.perf_counter() - started)
 
     def settle(self, asked: Asked, logits: torch.Tensor, seconds: float) -> list[int]:
         """What a pass of ``seconds`` committed that said ``logits`` [wanted, vocab] of the rows that were asked."""
         started, tree = time.perf_counter(), asked.tree
+        lead, logits = logits[: -1 - len(tree)], logits[-1 - len(tree) :]
         kept, path = self._walk(tree, logits)
         seconds += time.perf_counter() - started
         started = time.perf_counter()
@@ -133,6 +140,9 @@ class Decoding:
         if asked.pending == 1:
             self._control.feedback(kept, 1 + len(tree), seconds)
         verified = self._verified(tree, path[: len(kept) - 1], kept, logits)
+        if len(lead):
+            told = np.asarray(asked.tokens[asked.pending - 1 - len(lead) : asked.pending - 1])
+            verified = replace(verified, lead=Lead(told, *self._tops(lead)))
         for unseen in self._unseen:
             unseen.append(verified)
         first = self._rounds == 1 and asked.pending > 1
@@ -201,10 +211,17 @@ class Decoding:
         accepted = (0, *(node + 1 for node in path))
         if not self._needs or not self._asked:
             return Verified(tuple(kept), rows, parents, accepted)
-        wide = logits.float()
-        values, tops = wide.topk(min(self._needs, wide.shape[-1]), -1)
-        chances = (values - wide.logsumexp(-1, keepdim=True)).exp()
-        return Verified(tuple(kept), rows, parents, accepted, tops.cpu().numpy(), chances.cpu().numpy())
+        return Verified(tuple(kept), rows, parents, accepted, *self._tops(logits))
+
+    def _tops(self, logits: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The likeliest tokens of every row and their probabilities, as many as drafters need."""
+        tops, chances = [], []
+        for at in range(0, len(logits), _BLOCK):
+            wide = logits[at : at + _BLOCK].float()
+            values, indices = wide.topk(min(self._needs, wide.shape[-1]), -1)
+            tops.append(indices.cpu().numpy())
+            chances.append((values - wide.logsumexp(-1, keepdim=True)).exp().cpu().numpy())
+        return np.concatenate(tops), np.concatenate(chances)
 
     def _clip(self, tokens: list[int]) -> list[int]:
         """``tokens`` up to the one that ends the generation; they are never more than the limit leaves."""
