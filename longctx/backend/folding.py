@@ -6,6 +6,7 @@ no text.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 _SPACE = "\u2581\u0120\u010a\u010d\u0109 \t\r\n"  # as SentencePiece and byte-level vocabularies write white space too
 _LOWER = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}  # others may be single bytes
 
-# a memo, not state: a vocabulary always folds alike, and the largest take a tenth of a second
+# a memo, not state: a vocabulary always folds alike, and a large one takes some tenths of a second
 _FOUND: WeakKeyDictionary[Any, NDArray[np.int32]] = WeakKeyDictionary()
 
 
@@ -29,6 +30,7 @@ def folds(tokenizer: Any) -> NDArray[np.int32]:
 def _folded(vocabulary: dict[str, int]) -> NDArray[np.int32]:
     found = np.arange(max(vocabulary.values(), default=-1) + 1, dtype=np.int32)
     lowest: dict[str, int] = {}
-    for token, number in sorted(vocabulary.items(), key=lambda item: item[1]):
-        found[number] = lowest.setdefault(token.strip(_SPACE).translate(_LOWER), number)
+    for token, number in sorted(vocabulary.items(), key=itemgetter(1)):
+        word = token.strip(_SPACE)
+        found[number] = lowest.setdefault(word.lower() if word.isascii() else word.translate(_LOWER), number)
     return found
