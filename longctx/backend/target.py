@@ -72,12 +72,13 @@ class RowTarget:
         settled = False
         try:
             with torch.inference_mode(), installed(self._model):
-                lean = self._lean(tokens) if rows.is_chain and wanted == 1 else None
+                lean = self._lean(tokens) if rows.is_chain else None
                 if lean is None:
                     logits = _forward(self._model, tokens, rows.positions, wanted, extra)
                 else:
                     ids, seen = torch.tensor([list(tokens)], device=self._model.device), {ROWS: rows, **self._extra}
-                    logits = lean.run(ids, self._cache, None, [len(tokens) - 1], rows.positions[None], None, seen)[0]
+                    kept = list(range(len(tokens) - wanted, len(tokens)))
+                    logits = lean.run(ids, self._cache, None, kept, rows.positions[None], None, seen)[0]
             settled = True
         finally:
             if not settled:
