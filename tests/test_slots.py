@@ -280,10 +280,11 @@ def test_a_long_prompt_goes_by_the_faster_format(monkeypatch: pytest.MonkeyPatch
         for module in ("lean", "target"):
             monkeypatch.setattr(f"longctx.backend.{module}.arithmetic", lambda *_, fastest=fastest: fastest)
         target = RowTarget(model, 800)
+        said = []
         for piece in (tokens[:300], tokens[300:620], tokens[620:]):
-            target.score(piece, range(-1, len(piece) - 1), 1)
+            said.append(target.score(piece, range(-1, len(piece) - 1), 40).float())
             target.commit(range(len(piece)))
-        laws.append(target.score([5, 6, 7, 8, 9], (-1, 0, 1, 0, 3), 5).float())
+        laws.append(torch.cat((*said, target.score([5, 6, 7, 8, 9], (-1, 0, 1, 0, 3), 5).float())))
         caches.append([states for layer in range(2) for states in target.cache.held(layer)])
         assert roads == ([True, True, False] if fastest == torch.float32 else [False] * 3)
         assert all(states.dtype == torch.bfloat16 for states in caches[-1])
