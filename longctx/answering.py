@@ -5,17 +5,25 @@ Wiring between the loop and the reader. Knows no document and no selector.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from longctx import plugins
+from longctx.backend.folding import folds
 from longctx.backend.tokens import Tokens
 from longctx.contexts import CompressedContext, Policy
 from longctx.drafts import Stats
-from longctx.generation import Drafters, begin, drawing, resolve
+from longctx.errors import BadOption
+from longctx.generation import begin, drawing
 from longctx.keys import KVReport
 from longctx.protocols import Progress, Selector
 from longctx.saying import say
+from longctx.stacks import Drafters, resolve
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,16 @@ class Request:
     seed: int | None = None
     drafters: Drafters = ()
     kv: Policy | None = None
+
+    def check(self) -> None:
+        """Raises BadOption or UnknownMethod for what can be refused before any work is done."""
+        if not 0 <= self.temperature < math.inf or self.max_new_tokens < 1:
+            raise BadOption(
+                f"temperature={self.temperature} must be finite and not negative, and "
+                f"max_new_tokens={self.max_new_tokens} must be at least 1."
+            )
+        resolve(self.drafters)
+        plugins.resolve("kv", self.kv or "full")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +74,14 @@ def answer(
     progress: Progress | None,
     emit: Callable[[str], None],
     context: CompressedContext | None = None,
+    weights: NDArray[np.float32] | None = None,
 ) -> Said:
     """What the model says to ``prompt``; ``emit`` gets text as soon as its characters are whole.
 
-    ``context`` is the beginning of the prompt, already read.
+    ``context`` is the beginning of the prompt, already read; ``weights`` are those of its places as sources of copies.
     """
     if context is None:
-        return _decoded(model, tokens, prompt, request, request.drafters, progress, emit)
+        return _decoded(model, tokens, prompt, request, request.drafters, progress, emit, weights=weights)
     with context.attached(model) as cache:
         # a bounded cache verifies no drafts; only those asked for by name are worth a warning
         drafters = () if request.drafters == "auto" else request.drafters
@@ -80,18 +99,22 @@ def _decoded(
     progress: Progress | None,
     emit: Callable[[str], None],
     cache: Any = None,
+    weights: NDArray[np.float32] | None = None,
 ) -> Said:
     stops = tokens.stops(getattr(model.generation_config, "eos_token_id", None))
     rule, processors = drawing(request.temperature, request.seed)
+    stack = resolve(drafters)
     decoding, warnings = begin(
         model,
         prompt,
-        resolve(drafters),
+        stack,
         rule,
         max_new_tokens=request.max_new_tokens,
         ends=lambda new: new[-1] in stops,
         processors=processors,
         cache=cache,
+        folded=folds(tokens.tokenizer) if stack else None,
+        weights=weights,
         progress=progress,
     )
     text, count = say((token for token in decoding.run() if token not in stops), tokens.decode, emit)

@@ -20,6 +20,7 @@ from longctx.lexical import Lexical
 from longctx.memory import Memory
 from longctx.overview import Heads, glancing, overview
 from longctx.protocols import By, Calibrated, Inquirer, Progress
+from longctx.suffixes import SuffixIndex
 from longctx.supplies import EncoderSource, Stored
 from longctx.types import Document, EncodedDocument, Inquiry, Reading, Saved, Unit
 
@@ -114,12 +115,16 @@ class CompiledDocument:
         u = self.units[unit]
         if u.context is None:
             return self.text(unit)
-        start, end = u.context
-        return self.documents[u.document].text[start:end] + "\n" + self.text(unit)
+        return self.documents[u.document].text[slice(*u.context)] + "\n" + self.text(unit)
 
     @cached_property
     def index(self) -> Lexical:
         return Lexical([self.shown(i) for i in range(len(self.units))])
+
+    @cached_property
+    def copies(self) -> SuffixIndex:
+        """Where the ends of an answer stand in the documents, for drafting: made when it is first asked for."""
+        return SuffixIndex(np.concatenate([encoded.token_ids for encoded in self.encoded]))
 
     def lexical(self, question: str) -> NDArray[np.float32]:
         """BM25 of every unit, [units]; zero where no word is shared."""
@@ -164,8 +169,7 @@ class CompiledDocument:
 
     def similarity(self, question: str, temperature: float = 1.0) -> NDArray[np.float32]:
         """Cosine of the question's and every unit's embedding, [units]. Raises MissingExtra without an encoder."""
-        vectors = self.vectors(temperature)
-        return np.asarray(vectors @ self.encoder(temperature).encode([question])[0], dtype=np.float32)
+        return np.asarray(self.vectors(temperature) @ self.encoder(temperature).encode([question])[0], dtype=np.float32)
 
     def segment_ids(self, segment: int) -> NDArray[np.int32]:
         first, last = self.segments[segment]
@@ -287,8 +291,7 @@ class CompiledDocument:
 
     def _embedding(self, block: range) -> Progress | None:
         """Tells of one block's embedding in units of the whole document."""
-        progress = self._progress
-        if progress is None:
+        if (progress := self._progress) is None:
             return None
         whole = len(self.units)
         return lambda stage, done, total: progress(stage, block.start + len(block) * done // max(total, 1), whole)

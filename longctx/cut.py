@@ -69,8 +69,13 @@ def cut(
 
 def joined(documents: Sequence[Document], spans: Sequence[SelectedSpan]) -> str:
     """The spans' texts with a separator between those that do not touch."""
+    return SEPARATOR.join(pieces(documents, spans))
+
+
+def pieces(documents: Sequence[Document], spans: Sequence[SelectedSpan]) -> list[str]:
+    """The spans' texts as they stand in the joined text."""
     texts = {document.id: document.text for document in documents}
-    return SEPARATOR.join(texts[span.document_id][span.start : span.end].strip("\r\n") for span in spans)
+    return [texts[span.document_id][span.start : span.end].strip("\r\n") for span in spans]
 
 
 def profile(

@@ -73,7 +73,8 @@ class DraftSource:
     """What a request begins with: the prompt, and a document's tokens where there is more to copy from.
 
     ``index`` is that of the document, or of the prompt where there is none; requests and drafters share it. ``seed`` is
-    the request's: drafters that draw draw by it.
+    the request's: drafters that draw draw by it. ``folds`` has for every id the lowest that is the same word, and
+    ``weights`` how much each place of the indexed text counts beside the others, where that is known.
     """
 
     prompt: NDArray[np.int32]  # [tokens]
@@ -81,6 +82,17 @@ class DraftSource:
     document: NDArray[np.int32] | None = None  # [tokens]
     index: SuffixIndex | None = None
     seed: int = 0
+    folds: NDArray[np.int32] | None = None  # [ids]
+    weights: NDArray[np.float32] | None = None  # [tokens of the index]
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """What the model said after the last ``tokens`` of the prompt before the anchor, as ``Verified`` has it of rows."""
+
+    tokens: NDArray[np.int64]  # [tokens]
+    tops: NDArray[np.int64]  # [tokens, needs]
+    chances: NDArray[np.float32]  # [tokens, needs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +102,7 @@ class Verified:
     ``rows`` are the tokens of the pass and ``parents`` their places in it, the anchor first with parent -1.
     ``accepted`` are the rows that were kept, in order, the anchor among them. ``tops`` and ``chances`` are the
     likeliest tokens after every row and their probabilities, before any processor, where a drafter ``needs`` them.
+    ``lead`` is what the first pass said of the prompt on its way, where it could be had for little.
     """
 
     tokens: tuple[int, ...]
@@ -98,13 +111,15 @@ class Verified:
     accepted: tuple[int, ...]
     tops: NDArray[np.int64] | None = None  # [rows, needs]
     chances: NDArray[np.float32] | None = None  # [rows, needs]
+    lead: Lead | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
     """Counts of one generation. ``drafted`` and ``accepted`` count tokens; by source, a shared token counts for each.
 
-    ``rounds`` are the passes that gave tokens: the pieces of a long prompt before the last are not counted.
+    ``rounds`` are the passes that gave tokens: the pieces of a long prompt before the last are not counted. In a batch
+    every prompt counts its own, and ``passes`` each pass of the model once, however many prompts it was for.
     ``seconds`` has the phases ``prefill``, ``draft``, ``verify``, ``commit``. ``copied`` are the runs of new tokens
     that were accepted as copies of the document (the prompt, where there was none): the first new token, the first
     token of the document, and how many.
@@ -119,6 +134,7 @@ class Stats:
     seconds: Mapping[str, float] = field(default_factory=dict)
     rows: Kind = "off"
     copied: tuple[tuple[int, int, int], ...] = ()
+    passes: int = 0
 
     @property
     def tokens_per_round(self) -> float:
@@ -130,6 +146,7 @@ class Stats:
         return {
             "new_tokens": self.tokens,
             "rounds": self.rounds,
+            "passes": self.passes,
             "drafted": self.drafted,
             "accepted": self.accepted,
             "accepted_by_source": self.accepted_by_source,
@@ -149,6 +166,7 @@ class Stats:
             _sum(self.seconds, other.seconds),
             other.rows,
             other.copied if not self.tokens else (),  # where several sequences were made, none can be told apart
+            self.passes + other.passes,
         )
 
 

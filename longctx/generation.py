@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -15,13 +16,17 @@ import torch
 from numpy.typing import NDArray
 
 from longctx import plugins
-from longctx.backend.capability import open_target
+from longctx.backend.capability import alone_because, open_target
+from longctx.backend.folding import folds
 from longctx.backend.outputs import refuse, result, rows_of
+from longctx.backend.processors import of_row
 from longctx.backend.rope import frequencies
 from longctx.backend.stopping import ends, stop_strings
+from longctx.backend.target import score_together
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
 from longctx.decoding.acceptance import Greedy, Residual, Rule, SharedNoise
+from longctx.decoding.batch import Batch, in_order
 from longctx.decoding.control import Controller
 from longctx.decoding.guard import Guard
 from longctx.decoding.laws import Processor, Temperature
@@ -30,15 +35,13 @@ from longctx.decoding.noise import row_seed
 from longctx.drafts import DraftSource, Generation, Stats
 from longctx.errors import BadOption, EmptyInput
 from longctx.protocols import Drafter, Drafting, Progress
+from longctx.stacks import Drafters, Stack, resolve
 from longctx.suffixes import SuffixIndex
 from longctx.types import Document, Guarantee
 
-Drafters = str | Sequence[str | Drafter]
 Source = Document | CompiledDocument | None
-Stack = Sequence[tuple[str, Drafter]]
 Acceptance = Literal["shared-noise", "residual"]
 
-AUTO: tuple[str, ...] = ("document",)
 CONTROLLER = "goodput"
 _WORD = (1 << 63) - 1  # bits of a seed
 _AHEAD = 4096  # slots made for new tokens before there are any; a longer answer makes more when it comes to that
@@ -61,10 +64,15 @@ def generate(
 ) -> Generation:
     """What ``model.generate`` says to ``input_ids`` [tokens] or [batch, tokens], in fewer passes of the model.
 
+    ``drafters`` are names, Drafter objects, or candidate generators of Hugging Face, of which each request asks a copy.
     ``document`` is what the answer may copy from (None: the prompt). Temperature 0 takes the likeliest token; above it
     the same ``seed`` draws the same tokens with drafting on and off. The generation ends with the token that completes
-    one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``. Raises BadOption
-    for options that cannot be had together with drafting, such as beams, and DraftError where a drafter fails.
+    one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``.
+
+    One pass verifies the rows of all prompts of a batch, each of which gets what it would get alone; where the model's
+    layers forbid that, the prompts take turns, and a warning says so. Prompt i draws as one alone would with
+    ``decoding.noise.row_seed(seed, i)``: the first with ``seed`` itself. Raises BadOption for options that cannot be
+    had together with drafting, such as beams, and DraftError where a drafter fails.
     """
     if isinstance(stop, str) or not all(stop):
         raise BadOption(f"stop={stop!r} must be a list of strings, none of them empty.")
@@ -121,13 +129,15 @@ def speculative(
 ) -> Callable[..., Any]:
     """A function for ``model.generate(custom_generate=...)`` that decodes with drafts and changes nothing else.
 
-    ``tokenizer`` is needed where ``document`` is not compiled yet. ``streamer`` gets committed tokens as Hugging Face's
-    streamers do: give it here as well, as ``generate`` hands its own to no other function. ``on_end`` gets the counts
-    and warnings when the generation is done. Without a ``seed`` every generation draws other tokens.
+    Batches are decoded as ``generate`` decodes them; a streamer gets the answers one after another. ``tokenizer`` is
+    needed where ``document`` is not compiled yet, and lets copies begin at words of another case. ``streamer`` gets
+    committed tokens as Hugging Face's streamers do: give it here as well, as ``generate`` hands its own to no other
+    function. ``on_end`` gets the counts and warnings when the generation is done. Without a ``seed`` every generation
+    draws other tokens.
     """
     stack = resolve(drafters)
-    tokens = _tokens(document, tokenizer)
-    copied = None if tokens is None else SuffixIndex(tokens)
+    copied = _index(document, tokenizer)
+    folded = folds(tokenizer) if stack and tokenizer is not None else None
 
     def decode(
         model: Any,
@@ -140,8 +150,7 @@ def speculative(
         refuse(model.config, generation_config, kwargs)
         prompts, cache = rows_of(input_ids, kwargs)
         number = secrets.randbits(63) if seed is None else seed
-        answers: list[list[int]] = []
-        stats = Stats()
+        requests: list[Decoding] = []
         warnings: tuple[str, ...] = ()
         try:
             for index, (row, prompt) in enumerate(zip(input_ids.tolist(), prompts, strict=True)):
@@ -155,22 +164,26 @@ def speculative(
                     max_new_tokens=generation_config.max_length - input_ids.shape[1],
                     copied=copied,
                     ends=ends(stopping_criteria, row),
-                    processors=tuple(logits_processor),
+                    processors=of_row(logits_processor, index, len(prompts)),
                     shown=row,
                     cache=cache,
                     seed=own,
+                    folded=folded,
                 )
-                for token in decoding.run():
-                    if streamer is not None:
-                        streamer.put(torch.tensor([token]))
-                answers.append(decoding.new)
-                stats = stats + decoding.stats
+                requests.append(decoding)
+            apart = alone_because(model) if len(requests) > 1 else ""
+            if apart:
+                warnings += (f"the prompts of the batch take turns, a pass each: {apart}.",)
+            batch = Batch(requests, None if apart else partial(score_together, model))
+            for token in in_order(batch):
+                if streamer is not None:
+                    streamer.put(torch.tensor([token]))
         finally:
             if streamer is not None:
                 streamer.end()  # also after an error: somebody may be waiting for it
         if on_end is not None:
-            on_end(stats, warnings)
-        return result(input_ids, answers, generation_config, cache)
+            on_end(batch.stats, warnings)
+        return result(input_ids, [request.new for request in requests], generation_config, cache)
 
     return decode
 
@@ -189,12 +202,14 @@ def begin(
     shown: Sequence[int] | None = None,
     cache: Any = None,
     seed: int = 0,
+    folded: NDArray[np.int32] | None = None,
+    weights: NDArray[np.float32] | None = None,
     progress: Progress | None = None,
 ) -> tuple[Decoding, tuple[str, ...]]:
     """A request ready to run, and what is done otherwise than was asked.
 
-    ``copied`` is the document to draft from, ``seed`` that of drafters that draw, ``shown`` the prompt as
-    processors see it, with its padding.
+    ``copied`` is the document to draft from, ``seed`` that of drafters that draw, ``shown`` the prompt as processors
+    see it, with its padding; ``folded`` and ``weights`` are what drafters may know of ids and places.
     """
     target, reason = open_target(model, len(prompt) + min(max_new_tokens, _AHEAD), cache)
     warnings: tuple[str, ...] = ()
@@ -206,7 +221,7 @@ def begin(
     tokens = np.asarray(prompt, dtype=np.int32)
     index = SuffixIndex(tokens) if copied is None else copied
     document = None if copied is None else copied.tokens
-    source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD)
+    source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD, folded, weights)
     decoding = Decoding(
         target,
         prompt,
@@ -228,17 +243,6 @@ def begin(
 def _at_work(name: str, drafter: Drafter, source: DraftSource) -> Drafting:
     with Guard(name):
         return drafter.begin(source)
-
-
-def resolve(drafters: Drafters) -> list[tuple[str, Drafter]]:
-    """Names and objects of the drafters asked for; ``auto`` is the default stack."""
-    if isinstance(drafters, str):
-        drafters = AUTO if drafters == "auto" else (drafters,)
-    found = [(_name(drafter), plugins.resolve("drafters", drafter)) for drafter in drafters]
-    names = [name for name, _ in found]
-    if len(set(names)) < len(names):
-        raise BadOption(f"a drafter is named twice: {', '.join(names)}.")
-    return found
 
 
 def drawing(temperature: float, seed: int | None) -> tuple[Rule, tuple[Processor, ...]]:
@@ -266,20 +270,16 @@ def _rule(acceptance: Acceptance, seed: int) -> Rule:
     return rules[acceptance]
 
 
-def _name(drafter: str | Drafter) -> str:
-    return drafter.partition(":")[0] if isinstance(drafter, str) else type(drafter).__name__.lower()
-
-
-def _tokens(document: Source, tokenizer: Any) -> NDArray[np.int32] | None:
+def _index(document: Source, tokenizer: Any) -> SuffixIndex | None:
     if document is None:
         return None
     if isinstance(document, CompiledDocument):
-        return np.concatenate([encoded.token_ids for encoded in document.encoded])
+        return document.copies
     if tokenizer is None:
         raise BadOption("a document that is not compiled needs tokenizer= to become tokens.")
     if not document.text:
         raise EmptyInput(f"document {document.id!r} is empty.")
-    return Tokens(tokenizer).encode(document).token_ids
+    return SuffixIndex(Tokens(tokenizer).encode(document).token_ids)
 
 
 def _text(tokenizer: Any, new: torch.Tensor, stop: Sequence[str]) -> str:

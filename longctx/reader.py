@@ -6,7 +6,6 @@ or passed as objects, and only scores and spans come back.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -24,14 +23,16 @@ from longctx.compiling import Compiler, Source
 from longctx.console import bar
 from longctx.contexts import Kept, Policy, reach
 from longctx.errors import BadOption, EmptyInput
-from longctx.generation import Drafters, guarantee, resolve
+from longctx.generation import guarantee
 from longctx.protocols import Progress, Selector
 from longctx.resources import Calibrator, Encoders
 from longctx.room import Room
+from longctx.stacks import Drafters
 from longctx.store.artifact import Verify
 from longctx.storing import Cutting
 from longctx.streaming import events
 from longctx.types import Answer, Event, Selection, Step
+from longctx.votes import votes
 
 SEGMENT_TOKENS = 512
 MEMORY_BYTES = 512 * 2**20
@@ -217,14 +218,8 @@ class Reader:
     ) -> Answer:
         """Compile, select, decode, cite: each timed, and what it did kept in the trace."""
         question = request.question
-        if not 0 <= request.temperature < math.inf or request.max_new_tokens < 1:
-            raise BadOption(
-                f"temperature={request.temperature} must be finite and not negative, and "
-                f"max_new_tokens={request.max_new_tokens} must be at least 1."
-            )
+        request.check()
         self._check(question, request.budget_tokens, request.max_new_tokens, request.selector)
-        resolve(request.drafters)
-        plugins.resolve("kv", request.kv or "full")
         times = [time.perf_counter()]
         book = self._compiler.index(documents, report)
         times.append(time.perf_counter())
@@ -239,7 +234,8 @@ class Reader:
             if request.kv is not None:
                 asked = len(self._frame.middle) + self._count(question) + len(self._frame.after)
                 context = self._kept(self.model, prompt[: len(prompt) - asked], request.kv, report)
-            said = answer(self.model, self._tokens, prompt, request, report, emit, context)
+            weights = votes(self._tokens, book.documents, selection, prompt, len(self._frame.before))
+            said = answer(self.model, self._tokens, prompt, request, report, emit, context, weights)
         times.append(time.perf_counter())
         citations = (
             cite(said.text, question, book.documents, selection.spans, book.index.weight) if selection.spans else ()

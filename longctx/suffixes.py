@@ -28,6 +28,7 @@ class SuffixIndex:
     def __init__(self, tokens: Sequence[int] | NDArray[np.integer]) -> None:
         self.tokens = np.ascontiguousarray(tokens, dtype=np.int32)
         self._backwards = self.tokens[::-1].copy().data  # reading one number of a memoryview is quickest
+        self._folded: tuple[NDArray[np.int32], SuffixIndex] | None = None
 
     @cached_property
     def _order(self) -> memoryview:
@@ -36,6 +37,12 @@ class SuffixIndex:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def folded(self, folds: NDArray[np.int32]) -> SuffixIndex:
+        """The index of the same text with ``fold`` of its tokens; made once for all who share the index."""
+        if self._folded is None or self._folded[0] is not folds:
+            self._folded = (folds, SuffixIndex(fold(folds, self.tokens)))
+        return self._folded[1]
 
     def matches(self, context: Sequence[int], most: int) -> list[tuple[int, int]]:
         """Up to ``most`` places as (place, length), longest first: the ``length`` tokens before ``place`` are the last
@@ -79,6 +86,12 @@ class SuffixIndex:
                 break
             ranges.append((low, high))
         return ranges
+
+
+def fold(folds: NDArray[np.int32], tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+    """``folds[token]`` for every token; those beyond ``folds`` stay what they are."""
+    known = (tokens >= 0) & (tokens < len(folds))
+    return np.where(known, folds[np.where(known, tokens, 0)], tokens) if len(folds) else tokens
 
 
 def _evenly(low: int, high: int, count: int) -> list[int]:

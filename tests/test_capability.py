@@ -23,7 +23,8 @@ from transformers import (
 
 import longctx
 from longctx.backend import capability as module
-from longctx.backend.capability import Capability, capability, open_target
+from longctx.backend.capability import Capability, alone_because, capability, open_target
+from longctx.backend.packs import PackCache
 from longctx.backend.rows import Rows
 from longctx.backend.slots import SlotCache
 from longctx.backend.target import RowTarget, StockTarget
@@ -71,6 +72,23 @@ def states() -> PreTrainedModel:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_attention_models_verify_trees(family: str, dtype: torch.dtype) -> None:
     assert capability(tiny.model(family, dtype=dtype)) == Capability("tree")
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_attention_models_verify_the_rows_of_several_texts_at_once(family: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert alone_because(tiny.model(family, dtype=dtype)) == ""
+
+
+def test_models_that_would_mix_texts_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "conv layers" in alone_because(convolution())
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    assert "rotary" in alone_because(tiny.model(rope_parameters=rope))
+    parts = PackCache.parts
+    monkeypatch.setattr(PackCache, "parts", lambda *given: [(r, q * 2, k, v) for r, q, k, v in parts(*given)])
+    assert "says other things" in alone_because(tiny.model())
+    monkeypatch.setattr(PackCache, "put", lambda *given: None)
+    assert "do not take" in alone_because(tiny.model())
 
 
 @pytest.mark.parametrize(

@@ -274,7 +274,8 @@ def test_a_document_is_what_the_answer_copies_from(monkeypatch: pytest.MonkeyPat
     expected = plain(model)
     document = Document.from_text("the answer")
     tokens = expected[0, PROMPT.shape[1] :].numpy()
-    monkeypatch.setattr(module, "_tokens", lambda *_: tokens)  # no text of a random model comes back as its tokens
+    # no text of a random model comes back as its tokens
+    monkeypatch.setattr(module, "_index", lambda *_: suffixes.SuffixIndex(tokens))
     out = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], document=document, **STEADILY)
     monkeypatch.undo()
     without = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], **STEADILY)
@@ -346,7 +347,23 @@ def test_a_document_is_indexed_once_for_all_rows_and_drafters(monkeypatch: pytes
     monkeypatch.setattr(suffixes, "_suffix_array", lambda *given: (made.append(1), sort(*given))[1])
     options = STEADILY | {"document": Document.from_text("the of and " * 30), "max_new_tokens": 4}
     longctx.generate(tiny.model(), TOKENIZER, PROMPT.repeat(3, 1), drafters=["document", "rasd"], **options)
-    assert len(made) == 1
+    assert len(made) == 2, "once as it is, and once with folded words"
+
+
+def test_a_compiled_document_is_indexed_once_for_all_generations(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    sort = suffixes._suffix_array
+    monkeypatch.setattr(suffixes, "_suffix_array", lambda *given: (made.append(len(given[0])), sort(*given))[1])
+    reader = longctx.Reader(tiny.model(), TOKENIZER, encoder=None, calibration=None)
+    both = [Document.from_text("the of and " * 30, id="a"), Document.from_text("with on " * 30, id="b")]
+    book = reader.compile(both)
+    for _ in range(2):
+        options = STEADILY | {"document": book, "max_new_tokens": 4}
+        longctx.generate(reader.model, TOKENIZER, PROMPT, drafters=["document"], **options)
+    assert made in ([book.tokens], [book.tokens] * 2), "once as it is, and once with folded words where they are wanted"
+    fresh = suffixes.SuffixIndex(np.concatenate([encoded.token_ids for encoded in book.encoded]))
+    context = fresh.tokens[5:40].tolist()
+    assert book.copies.matches(context, 50) == fresh.matches(context, 50)
 
 
 def test_a_drafter_that_raises_is_an_error_of_its_name() -> None:

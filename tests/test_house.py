@@ -30,7 +30,7 @@ COMPILED = {
     "calibration", "cite", "compiled", "compiling", "cut", "indexing", "lexical", "memory", "overview", "questions",
     "resources", "segments", "storing", "summaries", "supplies", "synthetic",
 }  # fmt: skip
-WIRING = METHODS | ROOMS | COMPILED | {"backend"}
+WIRING = METHODS | ROOMS | COMPILED | {"backend", "stacks"}
 MAY_IMPORT = {
     "errors": set(),
     "types": {"errors"},
@@ -53,13 +53,14 @@ MAY_IMPORT = {
     "memory": set(),
     "supplies": VERBS,
     "overview": VERBS | {"supplies"},
-    "compiled": VERBS | {"lexical", "memory", "overview", "supplies"},
+    "compiled": VERBS | {"lexical", "memory", "overview", "suffixes", "supplies"},
     "summaries": VERBS | {"backend", "overview", "store"},  # wiring: as storing
     "storing": VERBS | {"backend", "compiled", "overview", "store", "summaries", ""},  # wiring: a reader's store
     "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
     "indexing": VERBS,
     "room": NOUNS,
     "saying": set(),
+    "votes": NOUNS | {"backend", "cut", ""},
     "selecting": VERBS | {"compiled", "cut", "plugins", "questions"},
     "streaming": VERBS,
     "backend": VERBS | {"kernels"},
@@ -71,8 +72,10 @@ MAY_IMPORT = {
     "documents": VERBS,
     "contexts": WIRING,
     "answering": WIRING | {"contexts", "generation", "saying"},
+    "stacks": VERBS | {"backend", "plugins"},
     "generation": WIRING,
-    "reader": WIRING | {"answering", "console", "contexts", "generation", "indexing", "room", "selecting", "streaming"},
+    "reader": WIRING
+    | {"answering", "console", "contexts", "generation", "indexing", "room", "selecting", "streaming", "votes"},
     "plotting": NOUNS,
     "commands": WIRING | {"console", "contexts", "generation", "plotting", "reader", ""},
     "cli": NOUNS | {"commands"},

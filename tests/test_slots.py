@@ -13,7 +13,7 @@ import torch
 from longctx.backend import slots
 from longctx.backend.parts import causal_part, fold, merge, part
 from longctx.backend.rows import Rows
-from longctx.backend.target import RowTarget, StockTarget
+from longctx.backend.target import RowTarget, StockTarget, score_together
 from longctx.errors import CacheError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -167,6 +167,53 @@ def test_a_failing_pass_leaves_the_cache_as_it_was() -> None:
     assert model.config._attn_implementation == "eager"
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_rows_of_several_texts_share_a_pass_and_see_nothing_of_one_another(family: str) -> None:
+    """Lengths shorter and longer than the sliding window, a chain, a tree and a single row; then each goes its way."""
+    model = tiny.model(family)
+    asked = [(3, (-1,), 1), (31, PARENTS, 5), (12, (-1, 0, 1, 2), 4)]
+
+    def fed() -> list[RowTarget]:
+        made = [RowTarget(model, 8) for _ in asked]
+        for at, (target, (length, *_)) in enumerate(zip(made, asked, strict=True)):
+            target.score(IDS[at : at + length], range(-1, length - 1), 1)
+            target.commit(range(length))
+        return made
+
+    alone, together = fed(), fed()
+    for kept in ((0,), (0, 1), ()):
+        for _ in range(2):
+            rows = [IDS[40 + at : 40 + at + len(parents)] for at, (_, parents, _) in enumerate(asked)]
+            given = [(own, parents, wanted) for own, (_, parents, wanted) in zip(rows, asked, strict=True)]
+            expected = [target.score(*one) for target, one in zip(alone, given, strict=True)]
+            found = score_together(model, [(target, *one) for target, one in zip(together, given, strict=True)])
+            for target, own, other in zip((*alone, *together), (*expected, *found), (*found, *expected), strict=True):
+                torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-3)
+                target.commit(kept if own.shape[0] > 1 else kept[:1])
+    assert [target.length for target in together] == [target.length for target in alone]
+
+
+def test_a_failing_pass_leaves_every_texts_cache_as_it_was() -> None:
+    model = tiny.model("llama")
+    targets = [RowTarget(model, 100) for _ in range(2)]
+    for target, length in zip(targets, (9, 5), strict=True):
+        target.score(IDS[:length], range(-1, length - 1), 1)
+        target.commit(range(length))
+    asked = [(target, IDS[9:11], (-1, 0), 2) for target in targets]
+    expected = score_together(model, asked)
+    for target in targets:
+        target.rollback()
+    hook = model.model.layers[2].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        score_together(model, asked)
+    hook.remove()
+    assert [target.length for target in targets] == [9, 5]
+    for own, other in zip(score_together(model, asked), expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-5)
+    with pytest.raises(CacheError, match="2 rows .* neither"):
+        targets[1].score(IDS[:1], (-1,), 1)
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_a_stock_cache_verifies_chains_and_takes_them_back(family: str) -> None:
     model = tiny.model(family)
@@ -233,10 +280,11 @@ def test_a_long_prompt_goes_by_the_faster_format(monkeypatch: pytest.MonkeyPatch
         for module in ("lean", "target"):
             monkeypatch.setattr(f"longctx.backend.{module}.arithmetic", lambda *_, fastest=fastest: fastest)
         target = RowTarget(model, 800)
+        said = []
         for piece in (tokens[:300], tokens[300:620], tokens[620:]):
-            target.score(piece, range(-1, len(piece) - 1), 1)
+            said.append(target.score(piece, range(-1, len(piece) - 1), 40).float())
             target.commit(range(len(piece)))
-        laws.append(target.score([5, 6, 7, 8, 9], (-1, 0, 1, 0, 3), 5).float())
+        laws.append(torch.cat((*said, target.score([5, 6, 7, 8, 9], (-1, 0, 1, 0, 3), 5).float())))
         caches.append([states for layer in range(2) for states in target.cache.held(layer)])
         assert roads == ([True, True, False] if fastest == torch.float32 else [False] * 3)
         assert all(states.dtype == torch.bfloat16 for states in caches[-1])

@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from longctx.backend.bounded import BoundedCache
+from longctx.backend.packs import PackCache
 from longctx.backend.parts import capped
 from longctx.backend.rows import Rows
 from longctx.errors import ModelError
@@ -26,6 +27,7 @@ from longctx.errors import ModelError
 NAME = "longctx"
 TAP = "longctx_tap"  # the keyword by which a Tap travels through the model's forward to every attention layer
 ROWS = "longctx_rows"  # the same for the Rows of a pass that verifies drafted tokens
+PACK = "longctx_pack"  # the same for the PackCache of a pass over the rows of several requests
 HELD = "longctx_held"  # the same for the BoundedCache of a pass over a compressed context
 _LOCK = threading.RLock()  # which attention a model uses is a switch on its configuration: one pass at a time
 _BLOCK = 256  # query rows per block where scores are materialised (soft caps and sinks)
@@ -106,8 +108,9 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Attention output [batch, queries, heads, dim], equal to stock attention.
 
-    A Tap in ``kwargs`` sees the layer first; Rows say who sees what in place of the mask; a BoundedCache attends by
-    itself in the layers it bounds. Raises StopReading when the Tap asks for it.
+    A Tap in ``kwargs`` sees the layer first; Rows say who sees what in place of the mask; a PackCache has the rows of
+    several requests attend each to its own; a BoundedCache attends by itself in the layers it bounds. Raises
+    StopReading when the Tap asks for it.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     tap: Tap | None = kwargs.get(TAP)
@@ -122,6 +125,13 @@ def attend(
             return out.transpose(1, 2).contiguous(), None
         padded = held.window_mask(layer, query.shape[2], key.shape[2])
         attention_mask = attention_mask if padded is None else padded
+    pack: PackCache | None = kwargs.get(PACK)
+    if pack is not None:
+        own = [
+            attend(module, q, k, v, None, dropout, scaling, softcap, s_aux, **{ROWS: one})[0]
+            for one, q, k, v in pack.parts(int(module.layer_idx), query)  # type: ignore[arg-type]
+        ]
+        return torch.cat(own, 1), None
     rows: Rows | None = kwargs.get(ROWS)
     if rows is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]

@@ -18,7 +18,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from longctx.backend.attention import alone
 from longctx.backend.borrowed import untouched
-from longctx.backend.target import RowTarget, StockTarget
+from longctx.backend.rope import frequencies
+from longctx.backend.target import RowTarget, StockTarget, score_together
 from longctx.drafts import Kind
 from longctx.errors import ModelError
 from longctx.protocols import Target
@@ -37,8 +38,9 @@ class Capability:
     reason: str = ""
 
 
-# a memo, not state: the same model always gives the same answer, which costs a few short passes to find
+# memos, not state: the same model always gives the same answers, which cost a few short passes to find
 _FOUND: WeakKeyDictionary[PreTrainedModel, Capability] = WeakKeyDictionary()
+_ALONE: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
 
 def capability(model: PreTrainedModel) -> Capability:
@@ -46,6 +48,14 @@ def capability(model: PreTrainedModel) -> Capability:
     if model not in _FOUND:
         _FOUND[model] = _tried(model)
     return _FOUND[model]
+
+
+def alone_because(model: PreTrainedModel) -> str:
+    """Why one pass of ``model`` cannot verify the rows of several requests; empty where it can. Found once as well."""
+    if model not in _ALONE:
+        found = capability(model)
+        _ALONE[model] = found.reason if found.rows != "tree" else _not_together(model)
+    return _ALONE[model]
 
 
 def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tuple[Target, str]:
@@ -89,6 +99,27 @@ def _no_tree(model: PreTrainedModel) -> str:
     except (RuntimeError, TypeError) as error:  # a pass that is not made for our arguments
         return f"its layers do not take the rows of a tree ({type(error).__name__}: {error})"
     return "" if agrees else "it says other things of a tree of tokens than of its paths"
+
+
+def _not_together(model: PreTrainedModel) -> str:
+    """Why the rows of two requests cannot share a pass; empty where each then says what it says alone."""
+    if frequencies(model.config).switches:
+        return "its rotary frequencies follow the longest of the rows"
+    prefixes = [_ids(model, _PREFIX), _ids(model, 2 * _PREFIX, start=_PREFIX)]
+    rows = _ids(model, len(_PARENTS), start=3 * _PREFIX)
+    alone, shared = ([RowTarget(model, 4 * _PREFIX) for _ in prefixes] for _ in range(2))
+    for prefix, *targets in zip(prefixes, alone, shared, strict=True):
+        for target in targets:
+            target.score(prefix, range(-1, len(prefix) - 1), 1)
+            target.commit(range(len(prefix)))
+    expected = [target.score(rows, _PARENTS, len(rows)) for target in alone]
+    try:
+        found = score_together(model, [(target, rows, _PARENTS, len(rows)) for target in shared])
+    except (KeyError, RuntimeError, TypeError) as error:  # a model that looks into the cache itself
+        return f"its layers do not take the rows of two texts ({type(error).__name__}: {error})"
+    limit = _WIDE if found[0].element_size() > 2 else _HALF
+    apart = max(float(_apart(own, other).sort().values[-2]) for own, other in zip(found, expected, strict=True))
+    return "" if apart < limit else "it says other things of the rows of two texts than of each alone"
 
 
 def _agrees(model: PreTrainedModel, target: Target, parents: Sequence[int], kept: Sequence[int]) -> bool:

@@ -54,8 +54,8 @@ def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], 
     used = cache is not None and not untouched(cache)
     if used and len(input_ids) > 1:
         raise CacheError(
-            f"{len(input_ids)} prompts cannot share a {type(cache).__name__}, as they are decoded one after another: "
-            "give one prompt, or no cache."
+            f"{len(input_ids)} prompts cannot share a {type(cache).__name__}, as each is decoded behind a cache of its "
+            "own: give one prompt, or no cache."
         )
     count = held(cache) if used else 0
     if count and (mask is not None or count >= input_ids.shape[1]):

@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from longctx.backend.attention import ROWS, alone, installed
+from longctx.backend.attention import PACK, ROWS, alone, installed
 from longctx.backend.borrowed import held
 from longctx.backend.lean import Lean, arithmetic
+from longctx.backend.packs import PackCache
 from longctx.backend.passes import Passes
 from longctx.backend.rows import Rows
 from longctx.backend.slots import SlotCache
@@ -52,6 +53,16 @@ class RowTarget:
         """The keys and values of the committed tokens."""
         return self._cache
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What every pass is given beside its rows."""
+        return self._fixed
+
+    def expect(self, rows: int) -> None:
+        """As many rows are pending from now on, from a pass that is not this target's alone."""
+        _nothing_pending(self._pending)
+        self._pending = rows
+
     def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> Tensor:
         """Logits [wanted, vocab] of the last ``wanted`` rows; the rows are pending until ``commit`` or ``rollback``."""
         _nothing_pending(self._pending)
@@ -61,12 +72,13 @@ class RowTarget:
         settled = False
         try:
             with torch.inference_mode(), installed(self._model):
-                lean = self._lean(tokens) if rows.is_chain and wanted == 1 else None
+                lean = self._lean(tokens) if rows.is_chain else None
                 if lean is None:
                     logits = _forward(self._model, tokens, rows.positions, wanted, extra)
                 else:
                     ids, seen = torch.tensor([list(tokens)], device=self._model.device), {ROWS: rows, **self._extra}
-                    logits = lean.run(ids, self._cache, None, [len(tokens) - 1], rows.positions[None], None, seen)[0]
+                    kept = list(range(len(tokens) - wanted, len(tokens)))
+                    logits = lean.run(ids, self._cache, None, kept, rows.positions[None], None, seen)[0]
             settled = True
         finally:
             if not settled:
@@ -92,6 +104,29 @@ class RowTarget:
     def rollback(self) -> None:
         """Afterwards the cache is as it was before the pending rows."""
         self.commit(())
+
+
+def score_together(
+    model: PreTrainedModel, asked: Sequence[tuple[RowTarget, Sequence[int], Sequence[int], int]]
+) -> list[Tensor]:
+    """What ``target.score(tokens, parents, wanted)`` says for each of ``asked``, by one pass over the rows of all."""
+    rows = [Rows(parents, target.length, target.cache.windows, model.device) for target, _, parents, _ in asked]
+    pack = PackCache(rows, [target.cache for target, *_ in asked])
+    for target, tokens, *_ in asked:
+        target.expect(len(tokens))
+    settled = False
+    try:
+        extra = {**asked[0][0].arguments, PACK: pack, "past_key_values": pack}
+        every = [token for _, tokens, *_ in asked for token in tokens]
+        with torch.inference_mode(), installed(model):
+            logits = _forward(model, every, torch.cat([own.positions for own in rows]), len(every), extra)
+        settled = True
+    finally:
+        if not settled:
+            for target, *_ in asked:
+                target.rollback()
+    found = logits.split_with_sizes([own.count for own in rows])
+    return [own[-wanted:] for own, (*_, wanted) in zip(found, asked, strict=True)]
 
 
 class StockTarget:

@@ -9,17 +9,22 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from longctx.decoding.acceptance import Rule
 from longctx.decoding.control import Control
 from longctx.decoding.guard import Guard, checked
 from longctx.decoding.laws import Laws, Processor
 from longctx.decoding.tree import TokenTree, merge
-from longctx.drafts import Stats, Verified
+from longctx.drafts import Lead, Stats, Verified
 from longctx.protocols import Drafting, Progress, Target
+
+_LEAD = 256  # rows of the prompt whose predictions drafters are told: the head costs less for them than they save
+_BLOCK = 32  # rows of logits that are widened at once
 
 PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
 
@@ -28,6 +33,18 @@ Reach = Callable[[int], int]
 
 Ends = Callable[[Sequence[int]], bool]
 """Whether generation is over after these new tokens; asked after every single one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The rows of one round: the ``pending`` committed tokens, then the drafted ones; ``wanted`` are their last."""
+
+    tokens: list[int]
+    parents: list[int]
+    wanted: int
+    pending: int
+    tree: TokenTree
+    seconds: float  # of drafting
 
 
 class Decoding:
@@ -52,7 +69,7 @@ class Decoding:
     ) -> None:
         self.committed = list(prompt)
         self.done = max_new_tokens < 1
-        self._target, self._rule, self._control = target, rule, control
+        self.target, self._rule, self._control = target, rule, control
         self._drafters = tuple(drafters) if target.rows != "off" else ()
         self._prompt_tokens, self._limit, self._needs = len(prompt), max_new_tokens, needs
         self._ends, self._processors, self._progress = ends, processors, progress
@@ -80,39 +97,58 @@ class Decoding:
     def prefill(self) -> None:
         """Afterwards at most one piece of the prompt is not in the cache; it is the first round's."""
         started = time.perf_counter()
-        while (left := self.committed[self._target.length :]) and len(left) > self._piece:
+        while (left := self.committed[self.target.length :]) and len(left) > self._piece:
             piece = left[: self._piece]
-            self._target.score(piece, range(-1, len(piece) - 1), 1)
-            self._target.commit(range(len(piece)))
+            self.target.score(piece, range(-1, len(piece) - 1), 1)
+            self.target.commit(range(len(piece)))
             self._report()
         self._seconds["prefill"] += time.perf_counter() - started
 
     def round(self) -> list[int]:
         """One draft, one pass, and what it committed. When a drafter or the model fails, all is as it was before."""
-        times = [time.perf_counter()]
-        pending = self.committed[self._target.length :]
+        asked = self.ask()
+        started = time.perf_counter()
+        logits = self.target.score(asked.tokens, asked.parents, asked.wanted)
+        return self.settle(asked, logits, time.perf_counter() - started)
+
+    def ask(self) -> Asked:
+        """What the next pass is asked; ``settle`` takes what it says."""
+        started = time.perf_counter()
+        pending = self.committed[self.target.length :]
         tree = self._draft() if len(pending) == 1 else merge((), 0, 0)
-        times.append(time.perf_counter())
-        kept, path, logits = self._verify(pending, tree)
-        times.append(time.perf_counter())
+        anchor = len(pending) - 1
+        parents = [*range(-1, anchor), *(anchor if p < 0 else len(pending) + p for p in tree.parents.tolist())]
+        tokens = [*pending, *tree.tokens.tolist()]
+        # only our own verifier gives more rows of a prompt for nothing but the head
+        lead = min(anchor, _LEAD) if self._needs and self._drafters and self.target.rows == "tree" else 0
+        return Asked(tokens, parents, 1 + len(tree) + lead, len(pending), tree, time.perf_counter() - started)
+
+    def settle(self, asked: Asked, logits: torch.Tensor, seconds: float) -> list[int]:
+        """What a pass of ``seconds`` committed that said ``logits`` [wanted, vocab] of the rows that were asked."""
+        started, tree = time.perf_counter(), asked.tree
+        lead, logits = logits[: -1 - len(tree)], logits[-1 - len(tree) :]
+        kept, path = self._walk(tree, logits)
+        seconds += time.perf_counter() - started
+        started = time.perf_counter()
         # the last kept token is the next anchor: it has no slot yet
-        rows = [*range(len(pending)), *(len(pending) + node for node in path[: len(kept) - 1])]
-        self._target.commit(rows)
+        self.target.commit([*range(asked.pending), *(asked.pending + node for node in path[: len(kept) - 1])])
         self._note_copies(tree, path[: len(kept)])
         self.committed += kept
         if self._ids is not None:
             self._ids = torch.cat((self._ids, torch.tensor([kept])), 1)
         self._count(tree, path[: len(kept)])
-        if len(pending) == 1:
-            self._control.feedback(kept, 1 + len(tree), times[2] - times[1])
+        if asked.pending == 1:
+            self._control.feedback(kept, 1 + len(tree), seconds)
         verified = self._verified(tree, path[: len(kept) - 1], kept, logits)
+        if len(lead):
+            told = np.asarray(asked.tokens[asked.pending - 1 - len(lead) : asked.pending - 1])
+            verified = replace(verified, lead=Lead(told, *self._tops(lead)))
         for unseen in self._unseen:
             unseen.append(verified)
-        times.append(time.perf_counter())
-        first = self._rounds == 1 and len(pending) > 1
-        phases = ("prefill", "prefill", "commit") if first else ("draft", "verify", "commit")
-        for phase, a, b in zip(phases, times, times[1:], strict=False):
-            self._seconds[phase] += b - a
+        first = self._rounds == 1 and asked.pending > 1
+        self._seconds["prefill" if first else "draft"] += asked.seconds
+        self._seconds["prefill" if first else "verify"] += seconds
+        self._seconds["commit"] += time.perf_counter() - started
         if first:
             self._report()
         return kept
@@ -127,8 +163,9 @@ class Decoding:
             drafted_by_source=dict(self._drafted),
             accepted_by_source=dict(self._accepted),
             seconds=self._seconds.copy(),
-            rows=self._target.rows,
+            rows=self.target.rows,
             copied=tuple(self._copied),
+            passes=self._rounds,
         )
 
     def _draft(self) -> TokenTree:
@@ -146,18 +183,15 @@ class Decoding:
                     drafter.observe(unseen[0])  # one that fails is told again
                     unseen.pop(0)
                 drafts.append(checked(drafter.propose(budget)))
-        tree = merge(drafts, budget.depth, self._target.vocabulary)
+        tree = merge(drafts, budget.depth, self.target.vocabulary)
         if sum(len(draft) > 0 for draft in drafts) > 1:
             tree = tree.proposed()  # what was drawn decides which nodes become one, and so what a cut leaves
-        if self._target.rows == "chain":
+        if self.target.rows == "chain":
             tree = tree.chain()
         return self._control.cut(tree).best_path_first()
 
-    def _verify(self, pending: Sequence[int], tree: TokenTree) -> tuple[list[int], list[int], torch.Tensor]:
-        """The tokens that follow by the rule up to the end, the nodes accepted, and the logits of anchor and nodes."""
-        anchor = len(pending) - 1
-        parents = [*range(-1, anchor), *(anchor if p < 0 else len(pending) + p for p in tree.parents.tolist())]
-        logits = self._target.score([*pending, *tree.tokens.tolist()], parents, 1 + len(tree))
+    def _walk(self, tree: TokenTree, logits: torch.Tensor) -> tuple[list[int], list[int]]:
+        """The tokens that follow by the rule up to the end, and the nodes accepted."""
         ids = self._ids.to(logits.device) if self._ids is not None else None
         settled = False
         try:
@@ -166,8 +200,8 @@ class Decoding:
             settled = True
         finally:
             if not settled:
-                self._target.rollback()
-        return kept, path, logits
+                self.target.rollback()
+        return kept, path
 
     def _verified(self, tree: TokenTree, path: Sequence[int], kept: Sequence[int], logits: torch.Tensor) -> Verified:
         """What drafters are told of a round; the likeliest tokens only where one of them asks."""
@@ -177,10 +211,17 @@ class Decoding:
         accepted = (0, *(node + 1 for node in path))
         if not self._needs or not self._asked:
             return Verified(tuple(kept), rows, parents, accepted)
-        wide = logits.float()
-        values, tops = wide.topk(min(self._needs, wide.shape[-1]), -1)
-        chances = (values - wide.logsumexp(-1, keepdim=True)).exp()
-        return Verified(tuple(kept), rows, parents, accepted, tops.cpu().numpy(), chances.cpu().numpy())
+        return Verified(tuple(kept), rows, parents, accepted, *self._tops(logits))
+
+    def _tops(self, logits: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The likeliest tokens of every row and their probabilities, as many as drafters need."""
+        tops, chances = [], []
+        for at in range(0, len(logits), _BLOCK):
+            wide = logits[at : at + _BLOCK].float()
+            values, indices = wide.topk(min(self._needs, wide.shape[-1]), -1)
+            tops.append(indices.cpu().numpy())
+            chances.append((values - wide.logsumexp(-1, keepdim=True)).exp().cpu().numpy())
+        return np.concatenate(tops), np.concatenate(chances)
 
     def _clip(self, tokens: list[int]) -> list[int]:
         """``tokens`` up to the one that ends the generation; they are never more than the limit leaves."""
@@ -217,4 +258,4 @@ class Decoding:
 
     def _report(self) -> None:
         if self._progress is not None:
-            self._progress("prompt", self._target.length, self._prompt_tokens)
+            self._progress("prompt", self.target.length, self._prompt_tokens)

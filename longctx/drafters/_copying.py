@@ -19,12 +19,16 @@ _HALF = 2.5  # matched tokens at which a copy is as likely to go on as to end
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """The ``length`` tokens before ``at`` in ``text`` are the latest tokens; ``text`` may be the document itself."""
+    """The ``length`` tokens before ``at`` in ``text`` are the latest tokens; ``text`` may be the document itself.
+
+    ``weight`` is how much it counts beside places of the same length.
+    """
 
     text: NDArray[np.int32]
     at: int
     length: int
     in_document: bool
+    weight: float = 1.0
 
 
 def trust(length: int) -> float:
@@ -35,8 +39,8 @@ def trust(length: int) -> float:
 def grow(places: Sequence[Place], budget: Budget) -> Draft:
     """The tree of the ``budget.nodes`` likeliest tokens after ``places``, the likeliest first.
 
-    A place's weight is that of prediction by partial matching: places of the longest match share the trust in it, those
-    of the next longest what is left, and so on.
+    A place's vote is that of prediction by partial matching: places of the longest match share the trust in it by their
+    weights, those of the next longest what is left, and so on.
     """
     votes = _weights(places)
     heap: list[tuple[float, int, int, int, list[int], int]] = []  # -value, tie, parent, token, places, depth
@@ -84,7 +88,8 @@ def _weights(places: Sequence[Place]) -> list[float]:
     left = 1.0
     for length in sorted({place.length for place in places}, reverse=True):
         as_long = [i for i, place in enumerate(places) if place.length >= length]
+        whole = sum(places[i].weight for i in as_long)
         for i in as_long:
-            votes[i] += left * trust(length) / len(as_long)
+            votes[i] += left * trust(length) * places[i].weight / whole
         left *= 1.0 - trust(length)
     return votes

@@ -2,7 +2,7 @@
 
 A table keeps the likeliest successors that the model named after each token, of accepted and rejected rows alike, and a
 tree of fixed shape is read off it (Luo et al. 2024, arXiv 2408.08696). Here the shape is that of the ranks which were
-accepted most often so far.
+accepted most often so far, and the table begins with what the model said of the end of the prompt.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ class Recycled:
 
     def observe(self, verified: Verified) -> None:
         self._anchor = verified.tokens[-1]
+        if verified.lead is not None:
+            known = (verified.lead.tokens >= 0) & (verified.lead.tokens < len(self._table))
+            tops = verified.lead.tops[known, :_RANKS]
+            self._table[verified.lead.tokens[known], : tops.shape[1]] = tops  # of one token, the latest stays
         if verified.tops is None:
             return
         self._count(verified)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import Scripted
 
+from longctx.decoding.acceptance import Greedy
+from longctx.decoding.controllers.fixed import Fixed
+from longctx.decoding.loop import Decoding
 from longctx.drafters._copying import Place, grow, trust
 from longctx.drafters.document import Document
 from longctx.drafts import Budget, Draft, DraftSource, Verified
-from longctx.suffixes import LONGEST, SuffixIndex, recent_matches
+from longctx.suffixes import LONGEST, SuffixIndex, fold, recent_matches
 
 VOCAB = 100
 
@@ -78,6 +84,67 @@ def test_votes_of_places_add_up_to_less_than_certainty() -> None:
     assert 0 < draft.values.sum() < 1
     assert sorted(draft.tokens.tolist()) == [4, 5, 6]
     assert trust(1) < trust(4) < trust(60) < 1
+
+
+# --- folded words and weighted places ---
+
+FOLDS = np.arange(VOCAB, dtype=np.int32)
+FOLDS[50:60] = np.arange(10, 20)  # 50 to 59 are 10 to 19 at the beginning of a sentence
+
+
+def accepted(text: list[int], answer: list[int], **known: Any) -> int:
+    """Tokens of ``answer`` that are accepted from one node a round, and every answer is the one that was to come."""
+    at_work = Document().begin(DraftSource(np.asarray(text, dtype=np.int32), VOCAB, **known))
+    target = Following([*text, *answer])
+    run = Decoding(target, text, Greedy(), [("document", at_work)], Fixed(1), max_new_tokens=len(answer))
+    assert list(run.run()) == answer
+    return run.stats.accepted
+
+
+class Following(Scripted):
+    """Says the text it was made with, whatever is drafted."""
+
+    def __init__(self, text: list[int]) -> None:
+        super().__init__()
+        self.text, self.vocabulary = text, VOCAB
+
+    def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> torch.Tensor:
+        depths: list[int] = []
+        for parent in parents:
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        self.pending = list(tokens)
+        after = [min(len(self.cache) + depth, len(self.text) - 1) for depth in depths[-wanted:]]
+        return torch.nn.functional.one_hot(torch.tensor([self.text[at] for at in after]), VOCAB).float()
+
+
+def test_a_copy_begins_where_the_words_are_the_same_but_for_their_case() -> None:
+    text = [10, 11, 12, 13, 30, 31, 32, 33, 34, 12, 90, 12, 91, 12, 92, 7]
+    answer = [50, 51, 52, 53, 30, 31, 32, 33, 34, 60]
+    exact, folded = accepted(text, answer), accepted(text, answer, folds=FOLDS)
+    assert folded > exact
+    draft = Document().begin(DraftSource(np.asarray([*text, 50, 51, 52], dtype=np.int32), VOCAB, folds=FOLDS))
+    proposed = draft.propose(Budget(3, 3)).tokens.tolist()
+    assert proposed == [13, 30, 31], "what is proposed are the text's own tokens"
+
+
+def test_words_that_are_the_same_help_only_where_few_tokens_are() -> None:
+    text = [10, 11, 52, 20, 1, 50, 51, 12, 21, 1]
+    for end, proposed in (([50, 51, 12], {21}), ([51, 12], {21, 20})):  # three tokens as they are, and two
+        at_work = Document().begin(DraftSource(np.asarray([*text, 99, *end], dtype=np.int32), VOCAB, folds=FOLDS))
+        assert set(at_work.propose(Budget(9, 1)).tokens.tolist()) == proposed
+    short = SuffixIndex(np.asarray([3, 80, 4], dtype=np.int32))
+    assert short.folded(FOLDS) is short.folded(FOLDS) and len(short.folded(FOLDS)) == 3
+    assert fold(np.arange(5, dtype=np.int32)[::-1].copy(), np.asarray([1, 9, -2], np.int32)).tolist() == [3, 9, -2]
+
+
+def test_of_two_places_with_one_past_the_weightier_is_copied() -> None:
+    text = [1, 2, 3, 40, 41, 42, 43, 9, 1, 2, 3, 60, 61, 62, 63, 8]
+    for answer, liked in (([1, 2, 3, 40, 41, 42, 43], slice(0, 8)), ([1, 2, 3, 60, 61, 62, 63], slice(8, 16))):
+        weights = np.ones(len(text), dtype=np.float32)
+        weights[liked] = 4.0
+        other = np.ones(len(text), dtype=np.float32)
+        other[liked] = 0.25
+        assert accepted(text, answer, weights=weights) > accepted(text, answer, weights=other)
 
 
 # --- the index, against comparing everything ---

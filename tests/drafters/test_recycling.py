@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from longctx.drafters.recycling import Recycled, Recycling
-from longctx.drafts import Budget, DraftSource, Verified
+from longctx.drafts import Budget, DraftSource, Lead, Verified
 
 VOCAB = 50
 
@@ -60,3 +62,15 @@ def test_the_anchor_is_the_latest_token_after_a_round_without_drafts_too() -> No
     at_work.observe(told((10,), [7], [-1], (0,), [named(10)]))
     at_work.observe(Verified((7,), np.asarray([10]), np.asarray([-1]), (0,)))
     assert at_work.propose(Budget(1, 1)).tokens.tolist() == [10]
+
+
+def test_the_table_begins_with_what_was_said_of_the_prompt() -> None:
+    at_work = start(3, 7, 5)
+    chances = np.full((4, 8), 0.1, dtype=np.float32)
+    tops = np.asarray([named(1), named(10), named(20), named(40)])
+    first = told((7,), [5], [-1], (0,), [named(30)])
+    at_work.observe(replace(first, lead=Lead(np.asarray([7, 3, 7, 99]), tops, chances)))  # 99 is no token
+    table = at_work._table
+    assert table[7].tolist() == named(20), "the latest of a token's rows"
+    assert table[3].tolist() == named(10) and table[5].tolist() == named(30)
+    assert at_work.propose(Budget(4, 1)).tokens.tolist() == named(20)[:4]

@@ -1,0 +1,139 @@
+"""Hugging Face's candidate generators as drafters: prompt lookup, a smaller model, or one of the user's own.
+
+Owns what such a generator is asked and told, and that each request has one of its own. Knows no draft of another.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from longctx.drafts import Budget, Draft, DraftSource, Verified
+from longctx.errors import BadOption
+
+_SURE = 0.8  # how likely a token without a probability is taken to be right after the one before it
+
+
+def adapted(drafter: Any) -> Any:
+    """``drafter`` itself, or where it is a candidate generator a drafter that asks it.
+
+    Raises BadOption for a generator that reads the model's hidden states: drafters are not shown them.
+    """
+    if not callable(getattr(drafter, "get_candidates", None)):
+        return drafter
+    if getattr(drafter, "requires_model_outputs", False):
+        raise BadOption(
+            f"{type(drafter).__name__} drafts from the model's hidden states, which drafters are not shown."
+        )
+    return Candidates(drafter)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Asks copies of ``generator``, one a request, which share its models; the generator itself stays as it was given.
+
+    It is told how many of its tokens were right as Hugging Face would tell it. The scores it is given with that are
+    not-a-number, one row [1, candidates + 1, 1] for each token: only their count is known.
+    """
+
+    generator: Any
+    needs: ClassVar[int] = 0
+
+    def begin(self, source: DraftSource) -> Asking:
+        # what is deeply copied keeps what stands in the memo: models and tokenizers are shared
+        own = copy.deepcopy(self.generator, {id(part): part for part in _shared(self.generator)})
+        return Asking(own, source)
+
+
+class Asking:
+    """The drafter at work: one chain a round, whatever its length."""
+
+    def __init__(self, generator: Any, source: DraftSource) -> None:
+        self._generator, self._seed = generator, source.seed
+        self._tokens = source.prompt.tolist()
+        self._device = _device(generator)
+        self._said: tuple[list[int], list[float]] | None = None
+        self._offered: list[int] = []  # the part of it that fitted the latest budget
+        self._fed: list[int] = []  # what the generator's own cache was filled with, at most
+
+    def propose(self, budget: Budget) -> Draft:
+        if self._said is None:
+            self._said = self._asked()
+        count = min(len(self._said[0]), budget.nodes, budget.depth)
+        self._offered = self._said[0][:count]
+        return Draft.chain(self._offered, self._said[1][:count])
+
+    def observe(self, verified: Verified) -> None:
+        self._tokens += verified.tokens
+        if self._said is not None:
+            scores = torch.full((1, len(self._offered) + 1, 1), float("nan"), device=self._device)
+            right = _common(self._offered, verified.tokens)
+            self._generator.update_candidate_strategy(self._ids(), scores, right)
+        self._said = None
+
+    def _asked(self) -> tuple[list[int], list[float]]:
+        given = getattr(self._generator, "assistant_kwargs", None)
+        if given is not None and not hasattr(self._generator, "assistant_tokenizer"):  # with its own it looks itself
+            self._fit(given)
+        # an assistant that draws must neither use up the caller's random numbers nor make a seed's drafts differ
+        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed((self._seed + len(self._tokens)) % (1 << 63))
+            whole, logits = self._generator.get_candidates(self._ids())
+        self._fed = whole[0, :-1].tolist()
+        new = whole[0, len(self._tokens) :].tolist()
+        return new, _chances(new, logits)
+
+    def _fit(self, given: dict[str, Any]) -> None:
+        """Makes what goes into an assistant's passes fit the text: the mask, and a cache of committed tokens only.
+
+        By itself it goes back no further than the round's last token, from the prompt it was made with: in Hugging
+        Face's loop nobody else drafts, so that what was committed is what it said up to there.
+        """
+        given.pop("position_ids", None)
+        given["attention_mask"] = torch.ones_like(self._ids())
+        cache: Any = given.get("past_key_values")
+        if cache is None:
+            return
+        wrong = int(cache.get_seq_length()) - _common(self._fed, self._tokens)
+        if wrong > 0:
+            cache.crop(-wrong)
+
+    def _ids(self) -> Tensor:
+        return torch.tensor([self._tokens], device=self._device)
+
+
+def _chances(new: Sequence[int], logits: Tensor | None) -> list[float]:
+    """How likely each token of a chain is reached and right, by the generator's own word where it gives one."""
+    if not new:
+        return []
+    sure = torch.full((len(new),), _SURE)
+    if logits is not None:
+        sure = logits[0, : len(new)].float().softmax(-1).gather(1, torch.tensor(new, device=logits.device)[:, None])
+    chances: list[float] = sure.flatten().cumprod(0).tolist()
+    return chances
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many of their first tokens agree."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _device(generator: Any) -> torch.device:
+    """Where a generator wants its ids: with its model, or with whatever tensor it holds."""
+    found = (getattr(value, "device", None) for value in getattr(generator, "__dict__", {}).values())
+    return next((device for device in found if isinstance(device, torch.device)), torch.device("cpu"))
+
+
+def _shared(holder: Any, depth: int = 2) -> Iterator[Any]:
+    """The models and tokenizers a generator holds, itself or inside a part of it."""
+    for value in getattr(holder, "__dict__", {}).values():
+        if isinstance(value, (nn.Module, PreTrainedTokenizerBase)):
+            yield value
+        elif depth > 1:
+            yield from _shared(value, depth - 1)

@@ -1,0 +1,29 @@
+"""Hugging Face's logits processors for one prompt of a batch: some know of every prompt how long its padding is.
+
+Knows no draft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+Processor = Callable[[Tensor, Tensor], Tensor]
+
+
+def of_row(processors: Sequence[Processor], row: int, batch: int) -> tuple[Processor, ...]:
+    """``processors``, made for ``batch`` prompts, as those of the prompt ``row`` alone: ids [1, tokens]."""
+    return tuple(processors) if batch == 1 else tuple(_Row(processor, row, batch) for processor in processors)
+
+
+class _Row:
+    """Shows a processor as many copies of the one prompt and takes its own row of the answer."""
+
+    def __init__(self, processor: Processor, row: int, batch: int) -> None:
+        self._processor, self._row, self._batch = processor, row, batch
+
+    def __call__(self, ids: Tensor, logits: Tensor) -> Tensor:
+        # repeated and not expanded: processors write into what they get
+        said = self._processor(ids.repeat(self._batch, 1), logits.repeat(self._batch, 1))
+        return said[self._row : self._row + 1]

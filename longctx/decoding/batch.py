@@ -1,0 +1,87 @@
+"""Several requests decoded side by side: each drafts for itself, and one pass of the model verifies the rows of all.
+
+Owns whose turn it is and what each request is told of the time of a shared pass. Knows no model and no draft.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from longctx.decoding.loop import Asked, Decoding
+from longctx.drafts import Stats
+
+Score = Callable[[Sequence[tuple[Any, Sequence[int], Sequence[int], int]]], Sequence[Any]]
+"""Logits [wanted, vocab] for each (target, tokens, parents, wanted), as ``Target.score`` gives them, by one pass."""
+
+
+class Batch:
+    """``requests`` in the order of their prompts; without ``score`` they take turns, a pass each.
+
+    Whether rows are verified together changes no request: each has a cache, drafters, a control and random numbers of
+    its own, and ends when it ends.
+    """
+
+    def __init__(self, requests: Sequence[Decoding], score: Score | None) -> None:
+        self.requests = tuple(requests)
+        self._score, self._passes = score, 0
+        self._fastest = math.inf
+
+    def run(self) -> Iterator[tuple[int, list[int]]]:
+        """Committed tokens as they come, each time with the number of their request."""
+        for number, request in enumerate(self.requests):
+            if not request.done:
+                request.prefill()
+                self._passes += 1
+                yield number, request.round()
+        while live := [number for number, request in enumerate(self.requests) if not request.done]:
+            if self._score is not None and len(live) > 1:
+                yield from zip(live, self._shared(self._score, [self.requests[number] for number in live]), strict=True)
+                continue
+            for number in live:
+                self._passes += 1
+                yield number, self.requests[number].round()
+
+    @property
+    def stats(self) -> Stats:
+        """The counts of all requests together."""
+        return replace(sum((request.stats for request in self.requests), Stats()), passes=self._passes)
+
+    def _shared(self, score: Score, live: Sequence[Decoding]) -> list[list[int]]:
+        """One round of each, verified by one pass."""
+        asked = [request.ask() for request in live]
+        started = time.perf_counter()
+        found = score([(r.target, a.tokens, a.parents, a.wanted) for r, a in zip(live, asked, strict=True)])
+        seconds = self._shares(asked, time.perf_counter() - started)
+        self._passes += 1
+        return [r.settle(a, logits, own) for r, a, logits, own in zip(live, asked, found, seconds, strict=True)]
+
+    def _shares(self, asked: Sequence[Asked], seconds: float) -> list[float]:
+        """What each request's rows cost: an equal share of the fastest pass so far, and of the rest by drafted rows.
+
+        Were each told of the whole pass, the rows of the others would make its own look free.
+        """
+        self._fastest = min(self._fastest, seconds)
+        drafted = [len(own.tokens) - own.pending for own in asked]
+        if not sum(drafted):
+            return [seconds / len(asked)] * len(asked)
+        plain, rest = self._fastest / len(asked), seconds - self._fastest
+        return [plain + rest * own / sum(drafted) for own in drafted]
+
+
+def in_order(batch: Batch) -> Iterator[int]:
+    """The tokens of the first request as they come, then those of the next, to the last."""
+    told: list[list[int]] = [[] for _ in batch.requests]
+    turn, said = 0, 0
+    for number, tokens in batch.run():
+        told[number] += tokens
+        while turn < len(told):
+            yield from told[turn][said:]
+            said = len(told[turn])
+            request = batch.requests[turn]
+            if not request.done or said < len(request.new):  # a shared pass may have ended it before it is told
+                break
+            turn, said = turn + 1, 0
