@@ -60,12 +60,13 @@ MAY_IMPORT = {
     "streaming": VERBS,
     "backend": VERBS | {"kernels"},
     "segmenters": METHODS,
-    "kv": METHODS | {"contexts"},  # its __init__ names the door lazily
+    "kv": METHODS | {"contexts", "readings"},  # its __init__ names the door lazily
     "drafters": METHODS,
     "decoding": METHODS,
     "store": VERBS,
     "documents": VERBS,
     "contexts": WIRING,
+    "readings": WIRING | {"contexts"},
     "answering": WIRING | {"contexts", "generation", "saying"},
     "generation": WIRING,
     "reader": WIRING | {"answering", "console", "contexts", "generation", "indexing", "room", "selecting", "streaming"},
