@@ -257,9 +257,10 @@ def evaluate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="Which benchmark: reading or speculation.")],
+    name: Annotated[str, typer.Argument(help="Which benchmark: kv, reading or speculation.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Rows are appended here.")],
-    data: Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="Prompts with their groups.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="PATH", help="Prompts with their groups; kv: a folder.")] = None,
+    sets: flags.Sets = None,
     model: flags.Model = None,
     config: flags.Config = None,
     json: flags.Json = False,
@@ -268,7 +269,7 @@ def bench(
 ) -> None:
     """Measure speed against the stock model in one run."""
     settings, screen = _begin(config, dict(model=model), json, quiet, verbose)
-    importlib.import_module("longctx.commands.jobs").bench(name, out, data, settings, screen)
+    importlib.import_module("longctx.commands.jobs").bench(name, out, data, settings, screen, sets or [])
 
 
 @app.command("list")

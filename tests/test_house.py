@@ -74,7 +74,7 @@ MAY_IMPORT = {
     "commands": WIRING | {"console", "contexts", "generation", "plotting", "reader", ""},
     "cli": NOUNS | {"commands"},
     "__main__": {"cli"},
-    "pipelines": {"", "types", "errors", "plugins"},
+    "pipelines": {"", "types", "errors", "plugins", "kv"},  # longctx.kv is a door
     "": WIRING | {"drafts", "reader", "contexts", "generation"},  # longctx/__init__.py, for type checkers only
 }
 ONLY_BACKEND = {"transformers", "sentence_transformers", "tokenizers", "gguf", "accelerate"}

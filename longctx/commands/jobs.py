@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from longctx.commands import keywords
 from longctx.commands.ask import check, open_reader
 from longctx.commands.screen import Screen
 from longctx.commands.settings import Settings
@@ -17,7 +19,12 @@ from longctx.errors import BadOption, UnknownMethod, UsageError
 
 _SELECTION = "selection"
 # name -> (module of longctx.pipelines, function)
-_BENCHES = {"reading": ("bench_reading", "run_reading"), "speculation": ("bench_speculation", "run_speculation")}
+_BENCHES = {
+    "kv": ("bench_kv", "run_kv"),
+    "reading": ("bench_reading", "run_reading"),
+    "speculation": ("bench_speculation", "run_speculation"),
+}
+_FOLDERS = {"kv"}  # benchmarks whose data is a folder
 # Settings that rows name by themselves, that an evaluation has no use for, or that change what is kept alone.
 _NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "drafters", "kv", "segment_memory_bytes")
 
@@ -55,17 +62,26 @@ def evaluate(
         _done(job.run(lambda: open_reader(settings, screen), screen.progress), screen)
 
 
-def bench(name: str, out: Path, data: Path | None, settings: Settings, screen: Screen) -> None:
-    """Run a benchmark and append its rows to ``out``. Raises UsageError for data that it has no use for."""
+def bench(
+    name: str, out: Path, data: Path | None, settings: Settings, screen: Screen, sets: Sequence[str] = ()
+) -> None:
+    """Run a benchmark and append its rows to ``out``; ``sets`` are settings of its own, as "name=value".
+
+    Raises UsageError for data that it has no use for and BadOption for a setting that it does not have.
+    """
     if name not in _BENCHES:
         raise UnknownMethod("bench", name, sorted(_BENCHES))
-    if data is not None and name != "speculation":
-        raise UsageError(f"the benchmark {name!r} takes no --data.")
-    if data is not None and not data.is_file():
-        raise UsageError(f"--data {str(data)!r} is not a file.")
     module, function = _BENCHES[name]
     run = getattr(_pipeline(module), function)
-    _done(run(settings.model, out) if data is None else run(settings.model, out, data=data), screen)
+    known = keywords.of(run)
+    if data is not None and "data" not in known:
+        raise UsageError(f"the benchmark {name!r} takes no --data.")
+    if data is not None and not (data.is_dir() if name in _FOLDERS else data.is_file()):
+        raise UsageError(f"--data {str(data)!r} is not a {'folder' if name in _FOLDERS else 'file'}.")
+    given = keywords.read(name, known, sets)
+    if data is not None:
+        given["data"] = data
+    _done(run(settings.model, out, **given), screen)
 
 
 def _suites() -> list[str]:

@@ -1,4 +1,4 @@
-"""Which keys of a fixed context are read: policies, one method per file. ``compress``, ``load`` and ``read`` are the door."""
+"""Which keys of a fixed context are read: policies, one method per file. ``compress``, ``read``, ``load`` are doors."""
 
 from __future__ import annotations
 
