@@ -69,6 +69,8 @@ def run_kv(
     for policy in policies:
         if policy != kv_speed.STOCK or source:
             plugins.resolve("kv", policy)
+    for policy in () if source else policies or kv_speed.POLICIES:
+        kv_speed.slots(policy, min(contexts))  # a budget too small for the shortest is known before hours of work
     if tile and (tile % contexts[-1] or source):
         raise BadOption(f"tile={tile} must be a multiple of the last context, {contexts[-1]}, and is for speed alone.")
     reader = longctx.Reader.from_pretrained(model, dtype=dtype, encoder=None, calibration=None)

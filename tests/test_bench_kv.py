@@ -249,6 +249,8 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(tmp_path: 
         bench_kv.run_kv("nowhere", tmp_path, repeats=0)
     with pytest.raises(UsageError, match="nonsense"):
         bench_kv.run_kv("nowhere", tmp_path, policies=("nonsense",))
+    with pytest.raises(BadOption, match="budget of 125 slots of 1000"):
+        bench_kv.run_kv("nowhere", tmp_path, contexts=(9000, 1000))
     assert not list(tmp_path.iterdir())
 
 

@@ -41,6 +41,18 @@ def test_clusters_fit_as_well_as_another_librarys() -> None:
     assert torch.equal(ours, spherical(keys[None], 16, 10)[0])
 
 
+@pytest.mark.parametrize("iterations", [1, 8])
+def test_clusters_are_those_of_faiss_from_the_same_start(iterations: int) -> None:
+    faiss = pytest.importorskip("faiss")
+    keys = torch.cat([tensors(60, 16, seed=s) * 0.3 + tensors(16, seed=50 + s) for s in range(8)])
+    unit = torch.nn.functional.normalize(keys, dim=-1).numpy()
+    spaced = torch.arange(16) * len(keys) // 16
+    theirs = faiss.Kmeans(16, 16, niter=iterations, spherical=True, max_points_per_centroid=len(keys))
+    theirs.train(unit, init_centroids=unit[spaced])
+    nearest = torch.from_numpy(theirs.index.search(unit, 1)[1][:, 0])
+    assert torch.equal(spherical(keys[None], 16, iterations)[0], nearest)
+
+
 def test_sets_do_not_know_of_each_other() -> None:
     keys = tensors(3, 50, 8)
     together = spherical(keys, 7, 5)
