@@ -156,7 +156,7 @@ def compress(
         made = growing.grow(model, ids, method, budget, progress)
     else:
         layers, queries = compressing.read(model, ids, method.window, piece_tokens, progress)
-        made = compressing.indexed(layers, queries, len(ids), method, budget, progress)
+        made = compressing.indexed(model, layers, queries, len(ids), method, budget, progress)
     return CompressedContext(made, ids, model_fingerprint(model), warnings)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from longctx.backend import compressing
 from longctx.backend.forks import Held
 from longctx.backend.model import model_fingerprint
+from longctx.backend.queries import Queries
 from longctx.backend.stock import stock_cache
 from longctx.contexts import PIECE, CompressedContext, Policy, chosen, row_of
 from longctx.errors import BadOption
@@ -23,9 +24,7 @@ WINDOW = 128  # last queries that are kept for the policies to come
 class Reading:
     """The keys and values of a context as ``model`` computed them with full attention, and its last queries."""
 
-    def __init__(
-        self, model: Any, ids: Sequence[int], layers: Sequence[Held], queries: compressing.Queries, partial: bool
-    ) -> None:
+    def __init__(self, model: Any, ids: Sequence[int], layers: Sequence[Held], queries: Queries, partial: bool) -> None:
         self.token_ids = tuple(ids)
         self._model, self._layers, self._queries, self._partial = model, tuple(layers), queries, partial
 
@@ -44,7 +43,9 @@ class Reading:
             raise BadOption(f"{policy!r} reads the context through itself. Use longctx.kv.compress for it.")
         if method.window > self._queries.count:
             raise BadOption(f"{policy!r} wants the last {method.window} queries; {self._queries.count} were kept.")
-        made = compressing.indexed(list(self._layers), self._queries, self.tokens, method, budget, progress)
+        made = compressing.indexed(
+            self._model, list(self._layers), self._queries, self.tokens, method, budget, progress
+        )
         return CompressedContext(made, self.token_ids, model_fingerprint(self._model), warnings)
 
     def stock(self) -> Any:

@@ -243,8 +243,8 @@ def test_the_page_compares_speeds_repeat_by_repeat() -> None:
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(BadOption, match="multiple of the last context, 200"):
-        bench_kv.run_kv("nowhere", tmp_path, contexts=(100, 200), tile=500)
+    with pytest.raises(BadOption, match="multiple of the last context, 2000"):
+        bench_kv.run_kv("nowhere", tmp_path, contexts=(1000, 2000), tile=5000, policies=("full",))
     with pytest.raises(BadOption, match="at least 1"):
         bench_kv.run_kv("nowhere", tmp_path, repeats=0)
     with pytest.raises(UsageError, match="nonsense"):
