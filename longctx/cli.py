@@ -257,11 +257,12 @@ def evaluate(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(metavar="NAME|GRID.toml", help="compiled, reading, speculation, or a grid.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|GRID.toml", help="compiled, kv, reading, speculation, or a grid.")
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Rows are appended here.")],
-    data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Prompts with their groups (.jsonl), or a text.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="PATH", help="Prompts or a text; kv: a folder.")] = None,
+    sets: flags.Sets = None,
     model: flags.Model = None,
     config: flags.Config = None,
     json: flags.Json = False,
@@ -270,7 +271,7 @@ def bench(
 ) -> None:
     """Measure speed against the stock model, or a grid of methods and peers on the same questions."""
     settings, screen = _begin(config, dict(model=model), json, quiet, verbose)
-    importlib.import_module("longctx.commands.jobs").bench(name, out, data, settings, screen)
+    importlib.import_module("longctx.commands.jobs").bench(name, out, data, settings, screen, sets or [])
 
 
 @app.command("list")

@@ -54,6 +54,12 @@ class CompressedContext:
         return sum(held.nbytes for held in self._context.layers)
 
     @property
+    def lookup_bytes(self) -> int:
+        """What a token looks at, beside the keys it reads, to choose them: the indices of all layers, whole."""
+        indices = [held.index for held in self._context.layers if held.index is not None]
+        return sum(tensor.nbytes for index in indices for tensor in index.tensors.values())
+
+    @property
     def left_alone(self) -> tuple[int, ...]:
         """The layers that are as the model left them: those that see a window, and those that keep no keys."""
         return tuple(number for number, held in enumerate(self._context.layers) if held.index is None)
@@ -134,7 +140,7 @@ def compress(
     count here. ``allow_partial`` leaves layers that cannot be compressed as they are. Raises BadOption for an
     impossible budget or a padded context, and ModelError for layers that cannot be compressed, by name.
     """
-    ids = _single(input_ids)
+    ids = row_of(input_ids)
     if attention_mask is not None:
         mask = torch.as_tensor(attention_mask)
         if mask.numel() != len(ids):
@@ -145,21 +151,29 @@ def compress(
             )
     if piece_tokens < 1:
         raise BadOption(f"piece_tokens={piece_tokens} must be at least 1.")
-    method: KVPolicy = plugins.resolve("kv", policy)
-    found = kinds(model, allow_partial and not method.grows)
-    budget = method.slots(len(ids))
-    warnings = _partial(found)
-    if not method.lossless and budget >= len(ids):
-        warnings += (f"all {len(ids)} tokens of the context are read: the budget of {budget} slots holds them.",)
-        method = plugins.load("kv", "full")
-    if "full_attention" not in found:
-        warnings += ("no layer of the model sees more than a window: there was nothing to compress.",)
+    method, budget, warnings = chosen(model, len(ids), policy, allow_partial)
     if method.grows:
         made = growing.grow(model, ids, method, budget, progress)
     else:
         layers, queries = compressing.read(model, ids, method.window, piece_tokens, progress)
-        made = compressing.indexed(layers, queries, len(ids), method, budget, progress)
+        made = compressing.indexed(model, layers, queries, len(ids), method, budget, progress)
     return CompressedContext(made, ids, model_fingerprint(model), warnings)
+
+
+def chosen(
+    model: Any, tokens: int, policy: Policy, allow_partial: bool = False
+) -> tuple[KVPolicy, int, tuple[str, ...]]:
+    """The policy that bounds a context of ``tokens``, its budget, and what is to be said of both. Raises as above."""
+    method: KVPolicy = plugins.resolve("kv", policy)
+    found = kinds(model, allow_partial and not method.grows)
+    budget = method.slots(tokens)
+    warnings = _partial(found)
+    if not method.lossless and budget >= tokens:
+        warnings += (f"all {tokens} tokens of the context are read: the budget of {budget} slots holds them.",)
+        method = plugins.load("kv", "full")
+    if "full_attention" not in found:
+        warnings += ("no layer of the model sees more than a window: there was nothing to compress.",)
+    return method, budget, warnings
 
 
 def load(path: str | Path, model: Any) -> CompressedContext:
@@ -217,7 +231,8 @@ def _partial(found: Sequence[str]) -> tuple[str, ...]:
     return (f"these layers keep no keys and were left as they are: {', '.join(left)}.",) if left else ()
 
 
-def _single(input_ids: Any) -> list[int]:
+def row_of(input_ids: Any) -> list[int]:
+    """The ids of one context. Raises EmptyInput for none and BadOption for several rows."""
     rows = torch.as_tensor(input_ids)
     if not rows.numel():
         raise EmptyInput("the context has no tokens.")

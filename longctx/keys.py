@@ -76,11 +76,18 @@ class Asked:
 class Unread:
     """What is thought of the keys that are not read: their part of the softmax's denominator, and what they would say.
 
-    ``out`` is None where the answer does not take them into account.
+    ``out`` is None where the answer does not take them into account. ``wide`` is an estimate of the same that is off by
+    more equal amounts from query to query, on which a bound can stand closer; None: ``log`` itself.
     """
 
     log: Tensor  # float32 [batch, kv_heads, rows]
     out: Tensor | None = None  # float32 [batch, kv_heads, rows, dim]
+    wide: Tensor | None = None  # float32 [batch, kv_heads, rows]
+
+    @property
+    def base(self) -> Tensor:
+        """What a bound is measured from."""
+        return self.log if self.wide is None else self.wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +112,10 @@ class KVReport:
     """What the passes over a bounded cache read, over all layers, KV heads and passes.
 
     ``read_share`` counts keys read exactly over tokens of the context. ``unread_share`` is the estimated share of the
-    attention that went to keys not read, and ``unread_bound`` what it is below for 95 % of queries like the last ones
-    of the context. ``true_unread_share`` is the measured one in the ``audited`` passes, and ``above_bound`` the share
-    of rows in them that had more than their bound. None where a policy estimates nothing, or nothing was audited.
+    attention that went to keys not read, and ``unread_bound`` what it is below for 95 % of queries, as measured on the
+    last ones of the context and on a few behind it. ``true_unread_share`` is the measured one in the ``audited``
+    passes, and ``above_bound`` the share of rows in them that had more than their bound. None where a policy estimates
+    nothing, or nothing was audited.
     """
 
     passes: int = 0

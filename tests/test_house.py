@@ -65,12 +65,13 @@ MAY_IMPORT = {
     "streaming": VERBS,
     "backend": VERBS | {"kernels"},
     "segmenters": METHODS,
-    "kv": METHODS | {"contexts"},  # its __init__ names the door lazily
+    "kv": METHODS | {"contexts", "readings"},  # its __init__ names the door lazily
     "drafters": METHODS,
     "decoding": METHODS,
     "store": VERBS,
     "documents": VERBS,
     "contexts": WIRING,
+    "readings": WIRING | {"contexts"},
     "answering": WIRING | {"contexts", "generation", "saying"},
     "stacks": VERBS | {"backend", "plugins"},
     "generation": WIRING,
@@ -80,7 +81,7 @@ MAY_IMPORT = {
     "commands": WIRING | {"console", "contexts", "generation", "plotting", "reader", ""},
     "cli": NOUNS | {"commands"},
     "__main__": {"cli"},
-    "pipelines": {"", "types", "errors", "plugins"},
+    "pipelines": {"", "types", "errors", "plugins", "kv"},  # longctx.kv is a door
     "": WIRING | {"drafts", "reader", "contexts", "generation"},  # longctx/__init__.py, for type checkers only
 }
 ONLY_BACKEND = {"transformers", "sentence_transformers", "tokenizers", "gguf", "accelerate"}

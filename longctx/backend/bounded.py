@@ -91,7 +91,7 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
                 f"the attention of layer {self.number} gave numbers that are not finite at position {asked.position}. "
                 f"Load the model in a wider dtype, such as float32."
             )
-        bound = None if unread is None or held.slack is None else unread.log + held.slack.view(1, -1, 1)
+        bound = None if unread is None or held.slack is None else unread.base + held.slack.view(1, -1, 1)
         self.meter.count(choice, held.keys.shape[1], read, new, bound)
         if self.meter.audits(self.number) and choice.places is None and held.keys.shape[1] == self.tokens:
             whole = _read(held, EVERYTHING, asked)

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from longctx.backend.attention import TAP, _Rows, installed
+from longctx.backend.attention import TAP, installed
 from longctx.backend.forks import Context, Held
+from longctx.backend.queries import Queries, said
 from longctx.backend.slack import QUERIES, slack
 from longctx.backend.target import RowTarget
 from longctx.errors import ModelError
@@ -50,23 +51,6 @@ def possible(model: PreTrainedModel) -> dict[str, list[int]]:
     return words
 
 
-class Queries:
-    """Stands in a Tap's place and keeps the last queries of every layer, and how their scores are made."""
-
-    def __init__(self, count: int, dtype: torch.dtype) -> None:
-        self.count, self.dtype = count, dtype
-        self.last: dict[int, Tensor] = {}  # [heads, at most count, dim]
-        self.scores: dict[int, tuple[float, float | None]] = {}
-
-    def see(self, layer: int, rows: _Rows) -> None:
-        self.scores[layer] = (rows.scaling, rows.softcap)
-        new = rows.query[0, :, -self.count :] if self.count else rows.query[0, :, :0]
-        before = self.last.get(layer)
-        if before is not None and new.shape[1] < self.count:
-            new = torch.cat((before, new), 1)[:, -self.count :]
-        self.last[layer] = new.to(self.dtype, copy=True)  # a pass may compute in a wider format
-
-
 @torch.inference_mode()
 def read(
     model: PreTrainedModel, ids: Sequence[int], window: int, piece: int, progress: Progress | None = None
@@ -81,7 +65,8 @@ def read(
     target = RowTarget(model, len(ids), {TAP: queries})
     for at in range(0, len(ids), piece):
         part = ids[at : at + piece]
-        target.score(part, range(-1, len(part) - 1), 1)
+        logits = target.score(part, range(-1, len(part) - 1), 1)
+        queries.likeliest = int(logits[-1].argmax())
         target.commit(range(len(part)))
         if progress is not None:
             progress("context", target.length, len(ids))
@@ -100,7 +85,8 @@ def _read_by_stock(
     with installed(model):
         for at in range(0, len(ids), piece):
             part = torch.tensor([list(ids[at : at + piece])], device=model.device)
-            model(part, past_key_values=cache, use_cache=True, logits_to_keep=1, **{TAP: queries})
+            out = model(part, past_key_values=cache, use_cache=True, logits_to_keep=1, **{TAP: queries})
+            queries.likeliest = int(out.logits[0, -1].argmax())
             if progress is not None:
                 progress("context", at + part.shape[1], len(ids))
     layers = []
@@ -115,6 +101,7 @@ def _read_by_stock(
 
 @torch.inference_mode()
 def indexed(
+    model: PreTrainedModel,
     layers: list[Held],
     queries: Queries,
     tokens: int,
@@ -122,14 +109,19 @@ def indexed(
     budget: int,
     progress: Progress | None = None,
 ) -> Context:
-    """The context of what was read, for ``policy``. ``layers`` are replaced one after the other, to free their keys."""
+    """The context of what was read, for ``policy``. ``layers`` are replaced one after the other, to free their keys.
+
+    Where the policy estimates what it does not read, the model goes on a few tokens, to measure the estimates.
+    """
     for number, raw in enumerate(layers):
         if raw.window is None and raw.kept is None:
             layers[number] = _bounded(number, raw.keys, raw.values, queries, policy, budget)
         if progress is not None:
             progress("index", number + 1, len(layers))
-    known = [_measured(number, held, policy, queries) for number, held in enumerate(settled(layers, policy))]
-    return Context(tokens, tuple(known), policy)
+    made = _measured(Context(tokens, settled(layers, policy), policy), queries)
+    if any(held.slack is not None for held in made.layers):
+        made = _measured(made, said(model, made, queries.likeliest))
+    return made
 
 
 def _bounded(number: int, keys: Tensor, values: Tensor, queries: Queries, policy: KVPolicy, budget: int) -> Held:
@@ -142,11 +134,17 @@ def _bounded(number: int, keys: Tensor, values: Tensor, queries: Queries, policy
     return Held(keys, values, index)
 
 
-def _measured(number: int, held: Held, policy: KVPolicy, queries: Queries) -> Held:
-    """The layer with how far the policy's estimates are off in it."""
-    if held.index is None:
-        return held
-    return replace(held, slack=slack(policy, held, queries.last[number], *queries.scores[number]))
+def _measured(context: Context, queries: Queries) -> Context:
+    """The context with how far the policy's estimates are off in each layer, on these queries or earlier ones."""
+    layers = []
+    for number, held in enumerate(context.layers):
+        if held.index is not None and number in queries.last:
+            found = slack(context.policy, held, queries.last[number], *queries.scores[number])
+            if found is not None and held.slack is not None:
+                found = torch.maximum(found, held.slack)
+            held = held if found is None else replace(held, slack=found)
+        layers.append(held)
+    return replace(context, layers=tuple(layers))
 
 
 def settled(layers: Sequence[Held], policy: KVPolicy) -> tuple[Held, ...]:

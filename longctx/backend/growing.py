@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from longctx.backend.attaching import attached
 from longctx.backend.attention import TAP
 from longctx.backend.bounded import BoundedCache
-from longctx.backend.compressing import Queries, kinds, settled, stored
+from longctx.backend.compressing import kinds, settled, stored
 from longctx.backend.forks import Context, Held
+from longctx.backend.queries import Queries
 from longctx.backend.rotary import turns
 from longctx.backend.slots import windows
 from longctx.keys import LayerKeys, Turn

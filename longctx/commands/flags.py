@@ -58,6 +58,10 @@ SegmentKV = Annotated[
         rich_help_panel=_READING,
     ),
 ]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the benchmark; may be given often."),
+]
 Cache = Annotated[
     bool,
     typer.Option("--cache", help="Keep the compiled form for the next question.", rich_help_panel=_READING),

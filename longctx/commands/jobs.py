@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from longctx.commands import bench_grid
+from longctx.commands import bench_grid, keywords
 from longctx.commands.ask import check, open_reader
 from longctx.commands.screen import Screen
 from longctx.commands.settings import Settings
@@ -20,10 +21,11 @@ _SELECTION = "selection"
 # name -> (module of longctx.pipelines, function)
 _BENCHES = {
     "compiled": ("bench_compiled", "run_compiled"),
+    "kv": ("bench_kv", "run_kv"),
     "reading": ("bench_reading", "run_reading"),
     "speculation": ("bench_speculation", "run_speculation"),
 }
-_WITH_DATA = {"compiled", "speculation"}
+_FOLDERS = {"kv"}  # benchmarks whose data is a folder
 # Settings that rows name by themselves, that an evaluation has no use for, or that change what is kept alone.
 _NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "drafters", "kv", "segment_memory_bytes")
 
@@ -61,25 +63,32 @@ def evaluate(
         _done(job.run(lambda: open_reader(settings, screen), screen.progress), screen)
 
 
-def bench(name: str, out: Path, data: Path | None, settings: Settings, screen: Screen) -> None:
+def bench(
+    name: str, out: Path, data: Path | None, settings: Settings, screen: Screen, sets: Sequence[str] = ()
+) -> None:
     """Run a benchmark, or the grid of a TOML file, and append its rows to ``out``.
 
-    Raises UsageError for data that it has no use for.
+    ``sets`` are settings of a benchmark's own, as "name=value". Raises UsageError for data that it has no use for and
+    BadOption for a setting that it does not have.
     """
     if name.endswith(".toml"):
-        if data is not None:
-            raise UsageError("a grid names its own data; it takes no --data.")
+        if data is not None or sets:
+            raise UsageError("a grid names its own data and settings; it takes no --data and no --set.")
         _done(bench_grid.run(Path(name), out, settings, screen), screen)
         return
     if name not in _BENCHES:
         raise UnknownMethod("bench", name, sorted(_BENCHES))
-    if data is not None and name not in _WITH_DATA:
-        raise UsageError(f"the benchmark {name!r} takes no --data.")
-    if data is not None and not data.is_file():
-        raise UsageError(f"--data {str(data)!r} is not a file.")
     module, function = _BENCHES[name]
     run = getattr(_pipeline(module), function)
-    _done(run(settings.model, out) if data is None else run(settings.model, out, data=data), screen)
+    known = keywords.of(run)
+    if data is not None and "data" not in known:
+        raise UsageError(f"the benchmark {name!r} takes no --data.")
+    if data is not None and not (data.is_dir() if name in _FOLDERS else data.is_file()):
+        raise UsageError(f"--data {str(data)!r} is not a {'folder' if name in _FOLDERS else 'file'}.")
+    given = keywords.read(name, known, sets)
+    if data is not None:
+        given["data"] = data
+    _done(run(settings.model, out, **given), screen)
 
 
 def _suites() -> list[str]:

@@ -97,7 +97,8 @@ class Squeezed:
         known = scores(asked.rows, asked.keys[:, forced], asked.scale, asked.softcap).logsumexp(-1)
         look = _visited(own, asked) if self.levels == 2 else _all(own)
         first = scores(asked.rows, look.means, asked.scale, asked.softcap) + _log(look.sizes)[:, :, None]
-        ranked = first if self.mode == "paper" or asked.softcap is not None else first + _spread(look.spreads, asked)
+        second = first if asked.softcap is not None else first + _spread(look.spreads, asked)
+        ranked = first if self.mode == "paper" else second
         out, out_says = look.rest(asked)
         norm = torch.logaddexp(ranked.logsumexp(-1), out)
         if self.mode == "paper":
@@ -114,11 +115,12 @@ class Squeezed:
         slots, read = _ranges.behind(forced, slots, read)
         left = first.masked_fill(taken[:, :, None], LOWEST)
         log = torch.logaddexp(left.logsumexp(-1), out)
+        wide = torch.logaddexp(second.masked_fill(taken[:, :, None], LOWEST).logsumexp(-1), out)
         if self.mode == "paper":
-            return Choice(slots, read, Unread(log))
+            return Choice(slots, read, Unread(log, wide=wide))
         says = left.softmax(-1) @ look.says.float()
         share = (left.logsumexp(-1) - log).exp().unsqueeze(-1)
-        return Choice(slots, read, Unread(log, says * share + out_says * (1 - share)))
+        return Choice(slots, read, Unread(log, says * share + out_says * (1 - share), wide))
 
     def _taken(self, likely: Tensor, sizes: Tensor, known: Tensor, room: int) -> Tensor:
         """Clusters by the likelihood of one of their keys until they hold ``mass``, within ``room`` slots."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,6 +40,18 @@ def test_clusters_fit_as_well_as_another_librarys() -> None:
     theirs = torch.from_numpy(KMeans(16, n_init=1, random_state=0).fit_predict(unit).astype(np.int64))
     assert spread(keys, ours) > spread(keys, theirs) - 0.01
     assert torch.equal(ours, spherical(keys[None], 16, 10)[0])
+
+
+@pytest.mark.parametrize("iterations", [1, 8])
+def test_clusters_are_those_of_faiss_from_the_same_start(iterations: int) -> None:
+    faiss = pytest.importorskip("faiss")
+    keys = torch.cat([tensors(60, 16, seed=s) * 0.3 + tensors(16, seed=50 + s) for s in range(8)])
+    unit = torch.nn.functional.normalize(keys, dim=-1).numpy()
+    spaced = torch.arange(16) * len(keys) // 16
+    theirs = faiss.Kmeans(16, 16, niter=iterations, spherical=True, max_points_per_centroid=len(keys))
+    theirs.train(unit, init_centroids=unit[spaced])
+    nearest = torch.from_numpy(theirs.index.search(unit, 1)[1][:, 0])
+    assert torch.equal(spherical(keys[None], 16, iterations)[0], nearest)
 
 
 def test_sets_do_not_know_of_each_other() -> None:
@@ -126,6 +139,33 @@ def test_what_is_not_read_is_estimated_by_the_means_of_its_clusters(softcap: flo
         limits = loose or {"rtol": 1e-4, "atol": 1e-4}
         torch.testing.assert_close(choice.unread.log[0, head].double(), log, **limits)
         torch.testing.assert_close(choice.unread.out[0, head].double(), says, **limits)
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("mode", ["top-p", "paper"])
+def test_a_bound_stands_on_the_second_order_of_what_is_not_read(mode: Any, softcap: float | None) -> None:
+    """The sum over clusters left out of n exp(mean + variance / 2) of scores; a soft cap leaves the first order."""
+    layer = haystack(200, softcap=softcap)
+    policy = dataclasses.replace(POLICY, mode=mode)
+    index = policy.settle([policy.index(layer, 60)])[0]
+    asked = put(layer, index, question(layer, rows=2, noise=1.0))
+    choice = policy.choose(index, asked)
+    assert choice.unread is not None and choice.slots is not None and choice.read is not None
+    for head in range(KV_HEADS):
+        taken = set(choice.slots[0, head][choice.read[0, head]].tolist())
+        sums = []
+        for start, size, mean, var in zip(
+            *(index.tensors[name][head] for name in ("starts", "sizes", "means", "spreads")), strict=True
+        ):
+            if int(size) and int(start) not in taken:
+                logits = asked.rows[0, head].double() @ mean.double() * SCALE
+                logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
+                spread = 0 if softcap else (asked.rows[0, head].double() * SCALE).square() @ var.double() / 2
+                sums.append(logits + spread + np.log(int(size)))
+        torch.testing.assert_close(
+            choice.unread.base[0, head].double(), torch.stack(sums).logsumexp(0), rtol=1e-4, atol=1e-4
+        )
+    assert (choice.unread.base > choice.unread.log + 1e-6).any() == (softcap is None)
 
 
 def test_the_papers_threshold_reads_the_budget_on_the_last_queries() -> None:
