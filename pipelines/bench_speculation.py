@@ -25,7 +25,7 @@ from longctx.errors import UsageError
 
 from . import python_reference
 
-LOOKUPS = tuple((tokens, ngram) for tokens in (5, 10, 20) for ngram in (2, 3))
+LOOKUPS = ("5,2", "5,3", "10,2", "10,3", "20,2", "20,3")  # tokens drafted, longest n-gram matched
 _PASSAGE_CHARS = 1200
 _TASKS = {
     "quote": "Repeat the text above word for word.",
@@ -45,11 +45,31 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One answer: its new tokens, the seconds of prompt and answer, and what the method tells of itself."""
+    """One answer: its new tokens, how many came first and when, when the last came, and what the method tells."""
 
     tokens: list[int]
+    first: int
+    first_seconds: float
     seconds: float
     facts: dict[str, Any]
+
+
+class Watch:
+    """A streamer that notes when tokens come; the first that it gets is the prompt."""
+
+    def __init__(self) -> None:
+        self.came: list[tuple[float, int]] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        self.came.append((time.perf_counter(), value.numel()))
+
+    def end(self) -> None:
+        """Nothing is shown."""
+
+    def timed(self, started: float, tokens: list[int], facts: dict[str, Any]) -> Timed:
+        ended = time.perf_counter()
+        at, count = self.came[1]
+        return Timed(tokens, count, at - started, ended - started, facts)
 
 
 Method = Callable[[Any, int], Timed]
@@ -64,17 +84,20 @@ def run_speculation(
     max_new_tokens: int = 128,
     prompts_per_group: int = 8,
     stacks: Sequence[str] | None = None,
+    lookups: Sequence[str] = LOOKUPS,
 ) -> Path:
     """Append one row for every prompt and method to ``out``/speculation.jsonl and return that file.
 
     ``data`` is a file of JSON objects with "group" and "prompt" on each line; without it, passages of the Python
     language reference are quoted, summarised, asked about and ignored. ``stacks`` are drafters as on the command line
-    ("document+ngram"); by default none, each one alone, and "auto".
+    ("document+ngram"); by default none, each one alone, and "auto". ``lookups`` are settings of Hugging Face's prompt
+    lookup: tokens drafted, and the longest n-gram matched.
     """
     prompts = read(data) if data is not None else built_in(prompts_per_group)
     reader = longctx.Reader.from_pretrained(model, dtype=dtype, encoder=None, calibration=None)
     names = ["none", *plugins.names("drafters"), "auto"] if stacks is None else list(stacks)
-    methods = methods_of(reader.model, reader.tokenizer, names)
+    methods = methods_of(reader.model, reader.tokenizer, names, lookups)
+    longctx.generate(reader.model, reader.tokenizer, [1, 2, 3], max_new_tokens=2)  # what is tried once for every model
     out.mkdir(parents=True, exist_ok=True)
     path = out / "speculation.jsonl"
     common = {
@@ -117,12 +140,18 @@ def built_in(per_group: int) -> list[Prompt]:
     return [Prompt(group, f"{passage}\n\n{task}") for passage in passages for group, task in _TASKS.items()]
 
 
-def methods_of(model: Any, tokenizer: Any, stacks: Sequence[str]) -> dict[str, Method]:
+def methods_of(
+    model: Any, tokenizer: Any, stacks: Sequence[str], lookups: Sequence[str] = LOOKUPS
+) -> dict[str, Method]:
     """Hugging Face's greedy decoding, its prompt lookup with several settings, and each of our stacks."""
     found: dict[str, Method] = {"hf": lambda ids, new: _stock(model, ids, new, {})}
-    for tokens, ngram in LOOKUPS:
+    for setting in lookups:
+        try:
+            tokens, ngram = (int(part) for part in setting.split(","))
+        except ValueError as error:
+            raise UsageError(f"lookups={setting!r} is not tokens and n-gram, such as {LOOKUPS[0]!r}.") from error
         options = {"prompt_lookup_num_tokens": tokens, "max_matching_ngram_size": ngram}
-        found[f"hf_lookup:{tokens},{ngram}"] = lambda ids, new, options=options: _stock(model, ids, new, options)  # type: ignore[misc]
+        found[f"hf_lookup:{setting}"] = lambda ids, new, options=options: _stock(model, ids, new, options)  # type: ignore[misc]
     for stack in stacks:
         drafters: Any = "auto" if stack == "auto" else [] if stack == "none" else stack.split("+")
         found[stack] = lambda ids, new, drafters=drafters: _drafted(model, tokenizer, ids, new, drafters)  # type: ignore[misc]
@@ -132,7 +161,7 @@ def methods_of(model: Any, tokenizer: Any, stacks: Sequence[str]) -> dict[str, M
 def rows_of(
     prompt: Prompt, number: int, tokenizer: Any, methods: dict[str, Method], max_new_tokens: int
 ) -> list[dict[str, Any]]:
-    """One row a method. ``decode_seconds`` leaves out what the same method took to say the first token."""
+    """One row a method. Decoding is what comes behind the first token, or behind all that came with it at once."""
     turns = [{"role": "user", "content": prompt.text}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     ids = ids["input_ids"]
@@ -141,10 +170,9 @@ def rows_of(
     rows = []
     answers: dict[str, list[int]] = {}
     for name in [*names[at:], *names[:at]]:  # who comes first changes from prompt to prompt
-        first = methods[name](ids, 1).seconds
         made = methods[name](ids, max_new_tokens)
         answers[name] = made.tokens
-        decode = max(made.seconds - first, 1e-9)
+        decode, later = max(made.seconds - made.first_seconds, 1e-9), len(made.tokens) - made.first
         rows.append(
             {
                 "group": prompt.group,
@@ -153,9 +181,9 @@ def rows_of(
                 "prompt_tokens": int(ids.shape[1]),
                 "new_tokens": len(made.tokens),
                 "seconds": made.seconds,
-                "first_seconds": first,
+                "first_seconds": made.first_seconds,
                 "decode_seconds": decode,
-                "tokens_per_second": (len(made.tokens) - 1) / decode,
+                "tokens_per_second": later / decode if later else None,
                 **made.facts,
             }
         )
@@ -171,7 +199,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """
     speeds: dict[tuple[str, int, str], float] = {}
     for row in rows:
-        if row["new_tokens"] > 1:
+        if row["tokens_per_second"]:
             speeds[row["group"], row["prompt"], row["method"]] = row["tokens_per_second"]
     ratios: dict[str, dict[str, list[float]]] = {}
     for (group, prompt, method), speed in speeds.items():
@@ -186,18 +214,17 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _stock(model: Any, ids: Any, new: int, options: dict[str, Any]) -> Timed:
-    ids = ids.to(model.device)
+    ids, watch = ids.to(model.device), Watch()
     started = time.perf_counter()
-    out = model.generate(ids, do_sample=False, max_new_tokens=new, **options)
-    seconds = time.perf_counter() - started
-    return Timed(out[0, ids.shape[1] :].tolist(), seconds, {})
+    out = model.generate(ids, do_sample=False, max_new_tokens=new, streamer=watch, **options)
+    return watch.timed(started, out[0, ids.shape[1] :].tolist(), {})
 
 
 def _drafted(model: Any, tokenizer: Any, ids: Any, new: int, drafters: Any) -> Timed:
+    watch = Watch()
     started = time.perf_counter()
-    made = longctx.generate(model, tokenizer, ids, drafters=drafters, max_new_tokens=new)
-    seconds = time.perf_counter() - started
+    made = longctx.generate(model, tokenizer, ids, drafters=drafters, max_new_tokens=new, streamer=watch)
     told = made.as_dict()["stats"]
     facts = {key: told[key] for key in ("rounds", "drafted", "accepted", "accepted_by_source", "tokens_per_round")}
     phases = {key: value for key, value in told.items() if key.endswith("_seconds")}
-    return Timed(made.sequences[0, ids.shape[1] :].tolist(), seconds, {**facts, "phases": phases})
+    return watch.timed(started, made.sequences[0, ids.shape[1] :].tolist(), {**facts, "phases": phases})

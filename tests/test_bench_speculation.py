@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 
 from longctx.errors import UsageError
 from longctx.pipelines import bench_speculation as bench
@@ -23,11 +24,12 @@ def test_every_method_answers_every_prompt_and_says_whether_it_is_the_same(tmp_p
         str(model), tmp_path / "out", data=data, dtype="float32", max_new_tokens=6, stacks=["none", "document+lookup"]
     )
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    names = {"hf", "none", "document+lookup", *(f"hf_lookup:{tokens},{ngram}" for tokens, ngram in bench.LOOKUPS)}
+    names = {"hf", "none", "document+lookup", *(f"hf_lookup:{setting}" for setting in bench.LOOKUPS)}
     assert {(row["group"], row["method"]) for row in rows} == {(group, name) for group in "ab" for name in names}
     assert all(row["same"] for row in rows) and all(1 <= row["new_tokens"] <= 6 for row in rows)
     drafted = next(row for row in rows if row["method"] == "document+lookup")
     assert set(drafted["accepted_by_source"]) == {"document", "lookup"} and drafted["phases"]["verify_seconds"] > 0
+    assert all(0 < row["first_seconds"] <= row["seconds"] for row in rows)
     assert [row["method"] for row in rows][0] != [row["method"] for row in rows if row["group"] == "b"][0]
 
 
@@ -55,3 +57,16 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path: Path) -> None:
     path.write_text('{"group": "a", "prompt": "x"}\n{"group": "a"}\n')
     with pytest.raises(UsageError, match="line 2"):
         bench.read(path)
+
+
+def test_the_watch_tells_the_first_tokens_from_the_prompt_and_the_rest() -> None:
+    watch = bench.Watch()
+    for count in (5, 2, 1):
+        watch.put(torch.zeros(count))
+    timed = watch.timed(watch.came[1][0] - 1.0, [1, 2, 3], {})
+    assert timed.first == 2 and timed.first_seconds == pytest.approx(1.0) and timed.seconds >= 1.0
+
+
+def test_a_setting_of_prompt_lookup_that_is_none_is_refused() -> None:
+    with pytest.raises(UsageError, match="5,2"):
+        bench.methods_of(None, None, [], ["ten"])
