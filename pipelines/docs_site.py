@@ -272,14 +272,14 @@ def _compiled(results: Path) -> str:
 
 
 def _speculation(results: Path) -> str:
-    """The rows of ``longctx bench speculation``: a table for every model, number format and day."""
+    """The rows of ``longctx bench speculation``: a table for every file, model, number format and day."""
     runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for path in sorted(results.glob("speculation*.jsonl")):
         for row in read(path):
-            key = (row["model"], row["dtype"], row["machine"], str(row["threads"]), row["date"])
+            key = (path.name, row["model"], row["dtype"], row["machine"], str(row["threads"]), row["date"])
             runs.setdefault((*key, f"longctx {row['longctx']}, torch {row['torch']}"), []).append(row)
     parts = []
-    for (model, dtype, machine, threads, day, made), rows in runs.items():
+    for (_, model, dtype, machine, threads, day, made), rows in runs.items():
         found = bench_speculation.summary(rows)
         methods = list(dict.fromkeys(row["method"] for row in rows if not row["method"].startswith("hf")))
         lines = [
