@@ -58,7 +58,8 @@ class Batch:
         seconds = self._shares(asked, time.perf_counter() - started)
         self._passes += 1
         judged = _judged(live, asked, found)
-        return [request.settle(*own) for request, *own in zip(live, asked, judged, found, seconds, strict=True)]
+        settled = zip(live, asked, judged, found, seconds, strict=True)
+        return [request.settle(own, said, logits, spent) for request, own, said, logits, spent in settled]
 
     def _shares(self, asked: Sequence[Asked], seconds: float) -> list[float]:
         """What each request's rows cost: an equal share of the fastest pass so far, and of the rest by drafted rows.
