@@ -270,10 +270,10 @@ class CompiledDocument:
         Segments that have no summary yet are read first; the summaries are kept for later questions.
         """
         heads = glancing(self.probe, self.calibration)
+        inquiry = self.probe.inquiry(question, heads=heads)  # first: it refuses heads that there are not
         if self._overview is None or self._overview[0] != heads:
             made = overview(self.probe, self._stored, self.units, self.segments, heads, self.read)
             self._overview = (heads, made)
-        inquiry = self.probe.inquiry(question, heads=heads)
         self._spent += len(inquiry.ids)
         return self.probe.glance(self._overview[1], inquiry, self.longest_segment, by)
 

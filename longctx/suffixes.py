@@ -40,9 +40,10 @@ class SuffixIndex:
 
     def folded(self, folds: NDArray[np.int32]) -> SuffixIndex:
         """The index of the same text with ``fold`` of its tokens; made once for all who share the index."""
-        if self._folded is None or self._folded[0] is not folds:
-            self._folded = (folds, SuffixIndex(fold(folds, self.tokens)))
-        return self._folded[1]
+        found = self._folded  # looked at once: another thread may put there what other folds give
+        if found is None or found[0] is not folds:
+            found = self._folded = folds, SuffixIndex(fold(folds, self.tokens))
+        return found[1]
 
     def matches(self, context: Sequence[int], most: int) -> list[tuple[int, int]]:
         """Up to ``most`` places as (place, length), longest first: the ``length`` tokens before ``place`` are the last

@@ -12,6 +12,7 @@ import torch
 import longctx
 from longctx.decoding.noise import row_seed
 from longctx.drafts import Budget, Draft, DraftSource, Verified
+from longctx.errors import EmptyInput
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENIZER = tiny.tokenizer()
@@ -132,3 +133,10 @@ def test_where_prompts_cannot_share_a_pass_they_take_turns_and_a_warning_says_so
     out = longctx.generate(model, TOKENIZER, drafters=["document"], **padded(), **STEADILY)
     assert new(out.sequences) == [alone(model, prompt) for prompt in PROMPTS]
     assert "take turns" in out.warnings[0] and out.stats.passes == out.stats.rounds
+
+
+def test_a_prompt_of_padding_only_is_refused_by_its_number() -> None:
+    given = padded()
+    given["attention_mask"][1] = 0
+    with pytest.raises(EmptyInput, match=r"of 3 prompts, number 1 .* nothing but padding"):
+        longctx.generate(tiny.model(), TOKENIZER, **given, **STEADILY)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -177,3 +179,54 @@ def test_what_cannot_draft_is_refused_and_what_fails_is_an_error_of_its_name() -
     for kind in (Broken, Uncopied):
         with pytest.raises(DraftError, match=kind.__name__.lower()):
             longctx.generate(tiny.model(), TOKENIZER, PROMPT, drafters=[kind([])], **OPTIONS)
+
+
+def verified(*tokens: int) -> Verified:
+    return Verified(tokens, np.zeros(1, dtype=np.int64), np.full(1, -1), (0,))
+
+
+def test_a_generator_that_fails_to_hear_of_a_round_is_told_once_more_and_not_twice() -> None:
+    asked: list[list[int]] = []
+    fails = iter((True, False))
+
+    class Failing(Saying):
+        def get_candidates(self, input_ids: Any, **_: Any) -> Any:
+            asked.append(input_ids[0].tolist())
+            return super().get_candidates(input_ids)
+
+        def update_candidate_strategy(self, input_ids: Any, scores: Any, num_matches: int) -> None:
+            if next(fails):
+                raise RuntimeError("not now")
+
+    drafter = Candidates(Failing([5, 6])).begin(source([1, 2, 3]))
+    drafter.propose(Budget(4, 4))
+    with pytest.raises(RuntimeError, match="not now"):
+        drafter.observe(verified(5, 9))
+    drafter.observe(verified(5, 9))
+    drafter.propose(Budget(4, 4))
+    assert asked == [[1, 2, 3], [1, 2, 3, 5, 9]]
+
+
+def test_generators_of_two_threads_take_turns_and_leave_the_callers_random_numbers_as_they_were() -> None:
+    inside: list[int] = []
+    both = threading.Barrier(2)
+
+    class Slow(Saying):
+        def get_candidates(self, input_ids: Any, **_: Any) -> Any:
+            inside.append(1)
+            time.sleep(0.05)
+            inside.append(-1)
+            return super().get_candidates(input_ids)
+
+    def ask(first: int) -> None:
+        drafter = Candidates(Slow([5])).begin(source([first, 2, 3]))
+        both.wait()
+        drafter.propose(Budget(4, 4))
+
+    state = torch.get_rng_state()
+    threads = [threading.Thread(target=ask, args=(first,)) for first in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert inside == [1, -1, 1, -1] and torch.equal(torch.get_rng_state(), state)

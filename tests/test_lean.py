@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, GraniteConfig
+from transformers import AutoModelForCausalLM, GraniteConfig, Ministral3Config
 
 from longctx.backend import lean
 from longctx.backend.attention import Tap
@@ -69,6 +69,10 @@ def test_a_model_of_other_parts_goes_its_own_way_and_says_why(family: str, reaso
     check(found[-1:], own(tiny.model(family))[-1:])  # stock caches of sliding layers keep the last few keys only
 
 
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
+
+
 def granite(attention: str) -> Any:
     """The same parts, and factors on residuals, attention, embeddings and logits."""
     factors = {"residual_multiplier": 0.8, "attention_multiplier": 0.2, "logits_scaling": 2.0}
@@ -87,6 +91,18 @@ def test_the_same_parts_that_compute_something_else_are_found_out() -> None:
     found = states(passes)
     assert "something else" in passes.why_not
     check(found, own(granite("eager")))
+
+
+def test_parts_that_scale_by_the_position_are_found_out_though_they_begin_alike() -> None:
+    """Queries grow beyond the 64th token: no short text from the beginning tells."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 64.0, "original_max_position_embeddings": 64}
+    sizes = {name: tiny.config("qwen3").to_dict()[name] for name in SIZES}
+    torch.manual_seed(0)
+    config = Ministral3Config(**sizes, sliding_window=None, rope_parameters=rope | {"llama_4_scaling_beta": 0.5})
+    passes = Passes(AutoModelForCausalLM.from_config(config).eval(), range(3, 40))
+    Lean(passes.model)
+    with torch.inference_mode():
+        assert passes.lean(400) is None and "something else" in passes.why_not
 
 
 def test_a_change_of_one_factor_in_the_last_layer_is_found_out() -> None:

@@ -17,7 +17,7 @@ from longctx.backend.caches import Stored
 from longctx.backend.probe import Probe
 from longctx.backend.summaries import CHUNK, Summary, chunked, joined, scored, summarise
 from longctx.backend.tokens import Tokens
-from longctx.errors import ArtifactError
+from longctx.errors import ArtifactError, ModelError
 from longctx.store import files, summaries
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -221,3 +221,10 @@ def test_a_key_is_of_all_that_a_summary_is_made_from() -> None:
     others: tuple[Any, ...] = ("n", (1,), (3, 4), (1, 2), ((0, 2),))
     keys = {summaries.key(*given[:at], others[at], *given[at + 1 :]) for at in range(len(given))}
     assert len(keys | {summaries.key(*given)}) == 6
+
+
+def test_heads_that_there_are_not_have_no_summary() -> None:
+    probe = probe_of("llama")
+    for other in ((4, 0), (0, 4), (-1, 0)):
+        with pytest.raises(ModelError, match="found for another model"):
+            probe.looked_at(((0, 0), other))

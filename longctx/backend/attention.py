@@ -219,6 +219,13 @@ def register() -> None:
 
 
 @contextmanager
+def turn() -> Iterator[None]:
+    """Inside, no other thread of this library runs a pass or has the global random numbers."""
+    with _LOCK:
+        yield
+
+
+@contextmanager
 def alone(model: PreTrainedModel) -> Iterator[None]:
     """Inside, no other thread of this library runs a pass, and dropout is off; the modules' modes come back afterwards.
 

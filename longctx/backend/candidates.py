@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from longctx.backend.attention import turn
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 from longctx.errors import BadOption
 
@@ -70,21 +71,21 @@ class Asking:
         return Draft.chain(self._offered, self._said[1][:count])
 
     def observe(self, verified: Verified) -> None:
-        self._tokens += verified.tokens
+        tokens = [*self._tokens, *verified.tokens]
         if self._said is not None:
             scores = torch.full((1, len(self._offered) + 1, 1), float("nan"), device=self._device)
             right = _common(self._offered, verified.tokens)
-            self._generator.update_candidate_strategy(self._ids(), scores, right)
-        self._said = None
+            self._generator.update_candidate_strategy(self._ids(tokens), scores, right)
+        self._tokens, self._said = tokens, None  # only now: one that failed is told again
 
     def _asked(self) -> tuple[list[int], list[float]]:
         given = getattr(self._generator, "assistant_kwargs", None)
         if given is not None and not hasattr(self._generator, "assistant_tokenizer"):  # with its own it looks itself
             self._fit(given)
         # an assistant that draws must neither use up the caller's random numbers nor make a seed's drafts differ
-        with torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
+        with turn(), torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed((self._seed + len(self._tokens)) % (1 << 63))
-            whole, logits = self._generator.get_candidates(self._ids())
+            whole, logits = self._generator.get_candidates(self._ids(self._tokens))
         self._fed = whole[0, :-1].tolist()
         new = whole[0, len(self._tokens) :].tolist()
         return new, _chances(new, logits)
@@ -96,7 +97,7 @@ class Asking:
         Face's loop nobody else drafts, so that what was committed is what it said up to there.
         """
         given.pop("position_ids", None)
-        given["attention_mask"] = torch.ones_like(self._ids())
+        given["attention_mask"] = torch.ones_like(self._ids(self._tokens))
         cache: Any = given.get("past_key_values")
         if cache is None:
             return
@@ -104,8 +105,8 @@ class Asking:
         if wrong > 0:
             cache.crop(-wrong)
 
-    def _ids(self) -> Tensor:
-        return torch.tensor([self._tokens], device=self._device)
+    def _ids(self, tokens: Sequence[int]) -> Tensor:
+        return torch.tensor([tokens], device=self._device)
 
 
 def _chances(new: Sequence[int], logits: Tensor | None) -> list[float]:

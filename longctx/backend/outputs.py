@@ -15,7 +15,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from longctx.backend.borrowed import held, untouched
-from longctx.errors import BadOption, CacheError
+from longctx.errors import BadOption, CacheError, EmptyInput
 
 _KNOWN = {
     "attention_mask", "position_ids", "past_key_values", "cache_params", "use_cache", "logits_to_keep"
@@ -46,8 +46,8 @@ def refuse(model: Any, config: GenerationConfig, given: Mapping[str, Any]) -> No
 def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], Any]:
     """The prompts without their padding, and the cache of the caller.
 
-    Raises CacheError where the cache holds tokens that the prompt lacks, or more than one prompt shares it, and
-    BadOption for positions of the caller's own.
+    Raises CacheError where the cache holds tokens that the prompt lacks, or more than one prompt shares it, EmptyInput
+    for a prompt of padding only, and BadOption for positions of the caller's own.
     """
     mask = given.get("attention_mask")
     cache = given.get("past_key_values", given.get("cache_params"))
@@ -67,6 +67,10 @@ def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], 
     places = given.get("position_ids")
     if places is not None and places.shape == input_ids.shape and (places != kept.cumsum(-1) - 1)[kept].any():
         raise BadOption("position_ids= cannot be had together with drafts: tokens are counted from 0, without padding.")
+    if empty := (~kept.any(-1)).nonzero().flatten().tolist():
+        raise EmptyInput(
+            f"of {len(kept)} prompts, number {', '.join(map(str, empty))} (from 0) has no tokens: nothing but padding."
+        )
     return [row[own].tolist() for row, own in zip(input_ids, kept, strict=True)], cache
 
 

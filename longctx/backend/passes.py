@@ -40,6 +40,7 @@ class Passes:
         config = model.config.get_text_config(decoder=True)
         self._layers = int(config.num_hidden_layers)
         self._slides = int(getattr(config, "sliding_window", None) or 0)
+        self._trained = int(getattr(config, "max_position_embeddings", None) or 0)
 
     def run(
         self,
@@ -104,13 +105,20 @@ class Passes:
         return lean
 
     def _compared(self, lean: Lean) -> str:
-        """What differs between one short pass on either road; empty when nothing does beyond rounding."""
+        """What differs between one short pass on either road; empty when nothing does beyond rounding.
+
+        One row stands at the beginning of a text and one at the end of the longest: some layers scale by the position.
+        """
+        positions = torch.arange(_TOKENS) + torch.tensor([[0], [max(0, self._trained - _TOKENS)]])
+        positions = positions.to(self.model.device)
         repeats = -(-_ROWS * _TOKENS // len(self._sample))
         ids = torch.tensor((self._sample * repeats)[: _ROWS * _TOKENS], device=self.model.device)
         found: list[list[Tensor]] = []
         for road in (self._own, lean.run):
             cache = CaptureCache(self._layers, self.model.dtype)
-            logits = road(ids.view(_ROWS, _TOKENS), cache, Tap({}, slice(0, 0), _ignore), [_TOKENS - 1], None, None)
+            logits = road(
+                ids.view(_ROWS, _TOKENS), cache, Tap({}, slice(0, 0), _ignore), [_TOKENS - 1], positions, None
+            )
             kept = [cache.cut(row, 0, _TOKENS, self._layers) for row in range(_ROWS)]
             found.append([state for stored in kept for state in (*stored.keys, *stored.values)] + [logits])
         far = max(_distance(own, other) for own, other in zip(*found, strict=True))

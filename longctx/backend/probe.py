@@ -68,11 +68,7 @@ class Probe:
             ids += self.frame.after
         rows = (len(before), len(ids) if through_cue else stop)
         wanted = None if heads is None else tuple(heads)
-        if not set(wanted or ()) <= set(self.pairs()):
-            raise ModelError(
-                f"the model has {self.layers} layers of {self.heads} heads, so it lacks some of the heads asked for: "
-                f"{sorted(set(wanted or ()) - set(self.pairs()))}. They were found for another model."
-            )
+        self._check(wanted or ())
         return Inquiry(ids, (len(before), stop), rows, wanted, likelihood, next_token, keep_rows)
 
     def middle(self) -> tuple[tuple[int, int], ...]:
@@ -131,7 +127,8 @@ class Probe:
         return summarise(stored, units, self.looked_at(heads))
 
     def looked_at(self, heads: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-        """The (layer, KV head) pairs whose keys ``heads`` look at."""
+        """The (layer, KV head) pairs whose keys ``heads`` look at. Raises ModelError for heads that there are not."""
+        self._check(heads)
         return tuple(sorted({(layer, head * self.kv_heads // self.heads) for layer, head in heads}))
 
     def overview(self, summaries: Sequence[Summary]) -> Summary:
@@ -161,6 +158,13 @@ class Probe:
         if inquiry is None or inquiry.likelihood or inquiry.next_token or inquiry.heads is None:
             return self.layers
         return max((layer for layer, _ in inquiry.heads), default=0) + 1
+
+    def _check(self, heads: Sequence[tuple[int, int]]) -> None:
+        if other := set(heads) - set(self.pairs()):
+            raise ModelError(
+                f"the model has {self.layers} layers of {self.heads} heads, so it lacks some of the heads asked for: "
+                f"{sorted(other)}. They were found for another model."
+            )
 
     def _ask_batch(self, stored: Sequence[Stored], inquiry: Inquiry) -> list[Reading]:
         head = self._shared(min(s.depth for s in stored))

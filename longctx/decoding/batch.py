@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from longctx.decoding.loop import Asked, Decoding
+from longctx.decoding.loop import Asked, Decoding, Judged
 from longctx.drafts import Stats
 
 Score = Callable[[Sequence[tuple[Any, Sequence[int], Sequence[int], int]]], Sequence[Any]]
@@ -51,13 +51,15 @@ class Batch:
         return replace(sum((request.stats for request in self.requests), Stats()), passes=self._passes)
 
     def _shared(self, score: Score, live: Sequence[Decoding]) -> list[list[int]]:
-        """One round of each, verified by one pass."""
+        """One round of each, verified by one pass. When one fails, all are as they were before."""
         asked = [request.ask() for request in live]
         started = time.perf_counter()
         found = score([(r.target, a.tokens, a.parents, a.wanted) for r, a in zip(live, asked, strict=True)])
         seconds = self._shares(asked, time.perf_counter() - started)
         self._passes += 1
-        return [r.settle(a, logits, own) for r, a, logits, own in zip(live, asked, found, seconds, strict=True)]
+        judged = _judged(live, asked, found)
+        settled = zip(live, asked, judged, found, seconds, strict=True)
+        return [request.settle(own, said, logits, spent) for request, own, said, logits, spent in settled]
 
     def _shares(self, asked: Sequence[Asked], seconds: float) -> list[float]:
         """What each request's rows cost: an equal share of the fastest pass so far, and of the rest by drafted rows.
@@ -70,6 +72,19 @@ class Batch:
             return [seconds / len(asked)] * len(asked)
         plain, rest = self._fastest / len(asked), seconds - self._fastest
         return [plain + rest * own / sum(drafted) for own in drafted]
+
+
+def _judged(live: Sequence[Decoding], asked: Sequence[Asked], found: Sequence[Any]) -> list[Judged]:
+    """What every request makes of its rows; nothing is committed before all have, and where one fails nothing is."""
+    complete = False
+    try:
+        judged = [request.judge(own, logits) for request, own, logits in zip(live, asked, found, strict=True)]
+        complete = True
+    finally:
+        if not complete:
+            for request in live:
+                request.target.rollback()
+    return judged
 
 
 def in_order(batch: Batch) -> Iterator[int]:

@@ -47,6 +47,16 @@ class Asked:
     seconds: float  # of drafting
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What the rule makes of a pass: the tokens that follow, up to the end, and the nodes of the tree among them."""
+
+    kept: list[int]
+    path: list[int]
+    over: bool  # whether the generation ends with them
+    seconds: float
+
+
 class Decoding:
     """One request: ``committed`` tokens, of which all but the pending ones are in the target's cache."""
 
@@ -109,10 +119,11 @@ class Decoding:
         asked = self.ask()
         started = time.perf_counter()
         logits = self.target.score(asked.tokens, asked.parents, asked.wanted)
-        return self.settle(asked, logits, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return self.settle(asked, self.judge(asked, logits), logits, seconds)
 
     def ask(self) -> Asked:
-        """What the next pass is asked; ``settle`` takes what it says."""
+        """What the next pass is asked; ``judge`` and then ``settle`` take what it says."""
         started = time.perf_counter()
         pending = self.committed[self.target.length :]
         tree = self._draft() if len(pending) == 1 else merge((), 0, 0)
@@ -123,17 +134,35 @@ class Decoding:
         lead = min(anchor, _LEAD) if self._needs and self._drafters and self.target.rows == "tree" else 0
         return Asked(tokens, parents, 1 + len(tree) + lead, len(pending), tree, time.perf_counter() - started)
 
-    def settle(self, asked: Asked, logits: torch.Tensor, seconds: float) -> list[int]:
-        """What a pass of ``seconds`` committed that said ``logits`` [wanted, vocab] of the rows that were asked."""
+    def judge(self, asked: Asked, logits: torch.Tensor) -> Judged:
+        """What follows by a pass that said ``logits`` [wanted, vocab]; nothing is committed, and nothing of it known.
+
+        Where that fails, the asked rows are taken back.
+        """
+        started, tree = time.perf_counter(), asked.tree
+        ids = self._ids.to(logits.device) if self._ids is not None else None
+        judged = False
+        try:
+            laws = Laws(logits[-1 - len(tree) :], tree, len(self.committed), ids, self._processors)
+            path, last = self._rule.walk(tree, laws)
+            kept, over = self._clip([*tree.tokens[path].tolist(), last])
+            judged = True
+        finally:
+            if not judged:
+                self.target.rollback()
+        return Judged(kept, path, over, time.perf_counter() - started)
+
+    def settle(self, asked: Asked, judged: Judged, logits: torch.Tensor, seconds: float) -> list[int]:
+        """What was committed of a pass of ``seconds`` by what was judged of its ``logits`` [wanted, vocab]."""
         started, tree = time.perf_counter(), asked.tree
         lead, logits = logits[: -1 - len(tree)], logits[-1 - len(tree) :]
-        kept, path = self._walk(tree, logits)
-        seconds += time.perf_counter() - started
-        started = time.perf_counter()
+        kept, path = judged.kept, judged.path
+        seconds += judged.seconds
         # the last kept token is the next anchor: it has no slot yet
         self.target.commit([*range(asked.pending), *(asked.pending + node for node in path[: len(kept) - 1])])
         self._note_copies(tree, path[: len(kept)])
         self.committed += kept
+        self.done = judged.over
         if self._ids is not None:
             self._ids = torch.cat((self._ids, torch.tensor([kept])), 1)
         self._count(tree, path[: len(kept)])
@@ -190,19 +219,6 @@ class Decoding:
             tree = tree.chain()
         return self._control.cut(tree).best_path_first()
 
-    def _walk(self, tree: TokenTree, logits: torch.Tensor) -> tuple[list[int], list[int]]:
-        """The tokens that follow by the rule up to the end, and the nodes accepted."""
-        ids = self._ids.to(logits.device) if self._ids is not None else None
-        settled = False
-        try:
-            path, last = self._rule.walk(tree, Laws(logits, tree, len(self.committed), ids, self._processors))
-            kept = self._clip([*tree.tokens[path].tolist(), last])
-            settled = True
-        finally:
-            if not settled:
-                self.target.rollback()
-        return kept, path
-
     def _verified(self, tree: TokenTree, path: Sequence[int], kept: Sequence[int], logits: torch.Tensor) -> Verified:
         """What drafters are told of a round; the likeliest tokens only where one of them asks."""
         anchor = self.committed[-len(kept) - 1]
@@ -223,15 +239,14 @@ class Decoding:
             chances.append((values - wide.logsumexp(-1, keepdim=True)).exp().cpu().numpy())
         return np.concatenate(tops), np.concatenate(chances)
 
-    def _clip(self, tokens: list[int]) -> list[int]:
-        """``tokens`` up to the one that ends the generation; they are never more than the limit leaves."""
+    def _clip(self, tokens: list[int]) -> tuple[list[int], bool]:
+        """``tokens`` up to the one that ends the generation, and whether one does; never more than the limit leaves."""
         new = self.new
         for count, token in enumerate(tokens, 1):
             new.append(token)
             if self._ends(new) or len(new) >= self._limit:
-                self.done = True
-                return tokens[:count]
-        return tokens
+                return tokens[:count], True
+        return tokens, False
 
     def _count(self, tree: TokenTree, path: Sequence[int]) -> None:
         self._rounds += 1

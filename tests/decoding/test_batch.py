@@ -13,6 +13,7 @@ from longctx.decoding.acceptance import Greedy
 from longctx.decoding.batch import Batch, in_order
 from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.loop import Decoding
+from longctx.errors import ModelError
 
 PROMPTS = ([3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7])
 TELLERS = (right, half, wrong)
@@ -89,3 +90,23 @@ def test_a_shared_pass_is_its_requests_time_once(monkeypatch: pytest.MonkeyPatch
     next(running)
     (rows, seconds), plain = told[0][-1], told[1][-1]
     assert rows > 4 and seconds == pytest.approx(0.5 + 0.1 * (rows - 1)) and plain == (1, pytest.approx(0.5))
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+@pytest.mark.parametrize("after", [4, 7])
+def test_when_one_request_fails_all_are_as_they_were_before_the_round(failing: int, after: int) -> None:
+    made = requests()
+    expected = [plainly(prompt, count) for prompt, count in zip(PROMPTS, COUNTS, strict=True)]
+    target: Any = made[failing].target
+    target.nan_at = len(PROMPTS[failing]) + after
+    running = Batch(made, one_pass).run()
+    before: list[Any] = []
+    with pytest.raises(ModelError, match="not finite"):
+        while True:
+            before = [(request.new, [*request.target.cache], request.stats.rounds, request.done) for request in made]
+            next(running)
+    assert before == [(one.new, one.target.cache, one.stats.rounds, one.done) for one in made]
+    assert not any(request.target.pending for request in made) and any(new for new, *_ in before)
+    target.nan_at = None
+    list(Batch(made, one_pass).run())
+    assert [request.new for request in made] == expected
