@@ -19,7 +19,6 @@ from .peers._serve import Refused
 from .systems import answer as say
 from .systems import show, warm
 
-
 _FIRST = 64  # tokens of the pass that comes before all questions
 
 
@@ -43,7 +42,7 @@ class Own:
         self._more = self._generation(asked["options"], asked) if self._kind == "hf" else {}
         if self._kind == "selector":
             warm(self._reader, asked["beginning"], [self._spec])
-        # what a first pass makes once (on a GPU that takes seconds) is not the first question's; a peer has been checked
+        # what a first pass makes once (on a GPU that takes seconds) is not the first question's to pay
         self.check(self._reader.tokenizer(asked["beginning"], verbose=False)["input_ids"][:_FIRST] or [0])
         facts = _models.facts(self._reader.model)
         facts["versions"] = {"longctx": longctx.__version__, **facts["versions"]}
