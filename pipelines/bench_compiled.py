@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 import platform
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,10 +19,12 @@ from typing import Any
 import torch
 
 import longctx
-from longctx.errors import UsageError
+from longctx.errors import BadOption, UsageError
+from longctx.store.manifest import check_words
 
-from . import python_reference
+from . import processes, python_reference
 
+_LEAST = 2  # questions
 _MEMORY = 8 * 2**30  # of segments kept in this process: a document is compiled once, whatever its size
 
 
@@ -47,6 +47,12 @@ def run_compiled(
     of it). ``questions`` are asked: the first with everything still to do, the others behind it, and all of them again
     by another process that loads the stored document. Raises UsageError for a text too short to ask so many about.
     """
+    check_words(segment_kv, segment_form)
+    if questions < _LEAST or budget_tokens < 1:
+        raise BadOption(
+            f"questions={questions} must be at least {_LEAST}, for some are asked behind the first, and "
+            f"budget_tokens={budget_tokens} at least 1."
+        )
     text = python_reference.text() if data is None else longctx.read(data).text
     reader = longctx.Reader.from_pretrained(model, dtype=dtype, segment_memory_bytes=_MEMORY)
     if tokens:
@@ -112,7 +118,7 @@ def questions_about(text: str, count: int) -> list[str]:
 
 def load_and_ask(
     model: str, dtype: str, stored: str, asked: Sequence[str], budget_tokens: int, selector: str, threads: int
-) -> str:
+) -> dict[str, Any]:
     """In this process: load the document and ask; the first question is timed from the call of ``load``."""
     torch.set_num_threads(threads)
     reader = longctx.Reader.from_pretrained(model, dtype=dtype, segment_memory_bytes=_MEMORY)
@@ -122,14 +128,12 @@ def load_and_ask(
     first = time.perf_counter() - started
     later = [_asked(reader, book, question, budget_tokens, selector) for question in asked[1:]]
     spans = [_spans(selection), *(found for _, found in later)]
-    return json.dumps({"first": first, "later": [taken for taken, _ in later], "spans": spans})
+    return {"first": first, "later": [taken for taken, _ in later], "spans": spans}
 
 
 def _child(model: str, dtype: str, stored: Path, asked: Sequence[str], budget: int, selector: str) -> dict[str, Any]:
-    given = json.dumps([model, dtype, str(stored), list(asked), budget, selector, torch.get_num_threads()])
-    code = f"import json, sys; from {__name__} import load_and_ask; print(load_and_ask(*json.loads(sys.stdin.read())))"
-    done = subprocess.run([sys.executable, "-c", code], input=given, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    given = [model, dtype, str(stored), list(asked), budget, selector, torch.get_num_threads()]
+    found: dict[str, Any] = processes.call(__name__, load_and_ask.__name__, given)
     return found
 
 

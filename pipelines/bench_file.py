@@ -7,6 +7,7 @@ tasks are checked by name.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _KEYS: dict[str, dict[str, str]] = {
     },
     "suite": {"suite": "text", "data": "text", "sample": "count", "seed": "count"},
 }  # fmt: skip
+# read by programs of several kinds, each of which would be started to say that it knows no other
+_WRITTEN = {"dtype": r"auto|float32|bfloat16|float16", "device": r"auto|cpu|mps|cuda(:\d+)?"}
 _NEEDED = {"grid": ("methods",), "needle": ("task", "lengths"), "suite": ("suite", "data")}
 
 
@@ -92,11 +95,15 @@ def read(path: Path) -> GridFile:
     budgets = grid.pop("budgets", ())
     chosen = methods([_text(path.name, "methods", spec) for spec in grid.pop("methods")], budgets, here)
     needles = tuple(_needle(path.name, here, table) for table in tables["needle"])
-    suites = tuple(_suite(here, table) for table in tables["suite"])
+    suites = tuple(_suite(path.name, here, table) for table in tables["suite"])
     models = tuple(_model(path.name, here, name) for name in grid.pop("models", ()))
     for name, value in (("max_new_tokens", grid.get("max_new_tokens", 1)), ("time_limit", grid.get("time_limit", 1))):
         if value < 1:
             raise BadOption(f"{path.name}: {name}={value} must be at least 1.")
+    for name, pattern in _WRITTEN.items():
+        if not re.fullmatch(pattern, grid.get(name, "auto")):
+            known = pattern.replace("|", ", ").replace(r"(:\d+)?", " or cuda:1")
+            raise BadOption(f"{path.name}: {name}={grid[name]!r} is not one of {known}.")
     _once(path.name, "models", [Path(model).name for model in models])
     _once(path.name, "needle tasks", [task.grid.tasks[0] for task in needles])
     _once(path.name, "suites", [task.suite for task in suites])
@@ -111,8 +118,10 @@ def _needle(file: str, here: Path, table: dict[str, Any]) -> NeedleTask:
     return NeedleTask(Needles(tasks=(table.pop("task"),), **table), haystack)
 
 
-def _suite(here: Path, table: dict[str, Any]) -> SuiteTask:
+def _suite(file: str, here: Path, table: dict[str, Any]) -> SuiteTask:
     data = here / Path(table["data"]).expanduser()
+    if table.get("sample", 1) < 1:
+        raise BadOption(f"{file}: sample={table['sample']} must be at least 1.")
     return SuiteTask(table["suite"], data, table.get("sample", 20), table.get("seed", 7))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import longctx
 from longctx import plugins
-from longctx.errors import BadOption, UsageError
+from longctx.errors import ArtifactError, BadOption, UsageError
 
 from . import kv_quality, kv_sources, kv_speed
 from .haystack import contents, digest, named
@@ -171,8 +171,9 @@ def _speed(
             if not tiled or not kv_speed.grows(policy)
         }
         if any(key not in rows for key in keys.values()):  # all of them again: ratios are of one run
+            turns = f"{time.time_ns():x}"  # rows of other turns are not held against these
             for found in kv_speed.decoding(model, ids[tokens], tiled, policies, repeats, steps, _note):
-                add(keys[found["method"]], found)
+                add(keys[found["method"]], {**found, "turns": turns})
 
 
 def _quality(
@@ -180,7 +181,14 @@ def _quality(
 ) -> None:
     made = run.made_with(**with_what)
     rows = Rows(path, QUALITY, lambda row: made)
+    hashes = {row["document"]: row["document_sha256"] for row in rows.rows.values()}
     for source in drawn:
+        own = kv_quality.hashed(source)
+        if (before := hashes.get(source.document, own)) != own:
+            raise ArtifactError(
+                f"{path} has rows of another text called {source.document!r} ({before}, and now {own}). Name another "
+                "--out; nothing of it was changed."
+            )
         missing = {
             policy: left
             for policy in bench.policies

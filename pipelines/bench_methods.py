@@ -25,6 +25,7 @@ HF: dict[str, dict[str, Any]] = {
     "assisted": {"model": ""},
 }
 _HF_FILES: tuple[str, ...] = ("model",)
+_FILES = {*_HF_FILES, "gguf"}  # options that name a file, of any method
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,16 @@ def _converted(spec: str, key: str, raw: str, default: Any) -> Any:
         raise BadOption(f"{spec!r}: {key}={raw!r} is no {type(default).__name__}.") from error
 
 
+def check_files(chosen: Sequence[Method]) -> None:
+    """Raises UsageError for a file of an option that is not there."""
+    for method in chosen:
+        for key in _FILES & set(method.options):
+            place = method.options[key]
+            if place not in ("", "embedded") and not Path(place).exists():
+                raise UsageError(f"{method.name}: {key}={place} is not there. Paths stand relative to the grid's file.")
+
+
 def settings(method: Method) -> dict[str, Any]:
     """What a row's ``made_with`` says of the method."""
-    options = {key: Path(value).name if key in ("model", "gguf") else value for key, value in method.options.items()}
+    options = {key: Path(value).name if key in _FILES else value for key, value in method.options.items()}
     return dataclasses.asdict(method) | {"options": options}

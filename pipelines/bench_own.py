@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import longctx
-from longctx.errors import DoesNotFit
+from longctx.errors import BadOption, DoesNotFit
 
 from .cases import Question
 from .needle_systems import Books, Plain
@@ -18,6 +18,8 @@ from .peers import _models
 from .peers._serve import Refused
 from .systems import answer as say
 from .systems import show, warm
+
+_FIRST = 64  # tokens of the pass that comes before all questions
 
 
 def load(asked: Mapping[str, Any]) -> Own:
@@ -36,9 +38,12 @@ class Own:
         self._kind, self._spec, self._budget = asked["kind"], asked["spec"], asked["budget"]
         self._books = Books(self._reader)
         self._document: tuple[str, longctx.Document] | None = None
+        self._kept = ""  # the document whose keys the reader holds
         self._more = self._generation(asked["options"], asked) if self._kind == "hf" else {}
         if self._kind == "selector":
             warm(self._reader, asked["beginning"], [self._spec])
+        # what a first pass makes once (on a GPU that takes seconds) is not the first question's to pay
+        self.check(self._reader.tokenizer(asked["beginning"], verbose=False)["input_ids"][:_FIRST] or [0])
         facts = _models.facts(self._reader.model)
         facts["versions"] = {"longctx": longctx.__version__, **facts["versions"]}
         self.facts = {**facts, "fingerprint": self._reader.fingerprint[:16]}
@@ -52,7 +57,7 @@ class Own:
             self._document = (asked["document"], longctx.Document.from_text(asked["text"], "document"))
         try:
             return kinds[self._kind](self._document[1], asked)
-        except DoesNotFit as error:
+        except (DoesNotFit, BadOption) as error:  # such as a share of a short text that is below what is always read
             raise Refused(str(error)) from error
 
     def _selected(self, document: longctx.Document, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +88,7 @@ class Own:
         read = said.trace[-2].facts["kv"]
         found["measured"] |= {"kept_tokens": round(read["read_keys"], 2), "context_tokens": read["context_tokens"]}
         found["unchanged"] = "every key was read" if read["read_keys"] >= read["context_tokens"] else None
+        found["reused"], self._kept = self._kept == asked["document"], asked["document"]
         return found
 
     def _drafted(self, document: longctx.Document, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,13 +106,19 @@ class Own:
         said = self._reader.ask(
             document, asked["question"], selector="all", max_new_tokens=asked["max_new_tokens"], **options
         )
-        seconds = {name.removesuffix("_seconds"): value for name, value in said.timings.items()}
+        facts, seconds = said.trace[-2].facts, said.timings
+        decode = sum(facts[f"{phase}_seconds"] for phase in ("draft", "verify", "commit"))
         return said, {
             "text": said.text,
             "spans": [[0, len(document.text)]],
-            "measured": {name: said.usage[name] for name in ("prompt_tokens", "new_tokens")},
+            # the token that ends an answer is counted, as in all other programs
+            "measured": {"prompt_tokens": said.usage["prompt_tokens"], "new_tokens": facts["new_tokens"]},
             "warnings": list(said.warnings),
-            "seconds": {name: seconds[name] for name in ("compile", "select", "decode")},
+            "seconds": {
+                **{name: seconds[f"{name}_seconds"] for name in ("compile", "select")},
+                "prefill": seconds["decode_seconds"] - decode,
+                "decode": decode,
+            },
         }
 
     def _plain(self, document: longctx.Document, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,14 +132,17 @@ class Own:
         unchanged = None
         if self._spec == "truncated" and sum(b - a for a, b in read) >= len(document.text):
             unchanged = "nothing was cut off: the window holds the whole text"
-        if self._more and all(tokens == 1 for tokens in passes.tokens[1:]):
+        early = passes.tokens[0] - said.facts["prompt_tokens"]  # drafted before the prompt was read
+        if self._more and not early and all(tokens == 1 for tokens in passes.tokens[1:]):
             unchanged = "no token was drafted"
+        # then the first pass gives several tokens, and those after it are not all that were decoded
+        seconds = {"prefill": passes.ended[0] - started, "decode": ended - passes.ended[0]}
         return {
             "text": said.text,
             "spans": read,
             "measured": {**said.facts, "passes": len(passes.tokens)},
             "unchanged": unchanged,
-            "seconds": {"prefill": passes.ended[0] - started, "decode": ended - passes.ended[0]},
+            "seconds": {} if early else seconds,
         }
 
     def _generation(self, options: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def _page(name: str, lines: Sequence[Line], rows: Sequence[Row]) -> str:
         parts += [f"| {' | '.join(line.cells)} |" for line in own]
         parts.append("")
     if any(row["reused"] for row in rows if row.get("score") is not None):
-        parts += ["Some questions were asked about a document that had been compiled for an earlier one.", ""]
+        parts += ["Some questions were asked about a document that had been compiled or read for an earlier one.", ""]
     programs = {_versions(row): None for row in rows if "program" in row}
     parts += ["Made with", "", *(f"- {each}" for each in programs)]
     machines = dict.fromkeys(f"{row['machine']}, {row['date']}" for row in rows)

@@ -57,7 +57,7 @@ def measured(bench: Bench, source: Source, missing: Mapping[str, Collection[str]
     reading = longctx.kv.read(model, ids)
     about = {
         "document": source.document,
-        "document_sha256": digest(source.text)[:16],
+        "document_sha256": hashed(source),
         "context_tokens": len(ids),
         "prefill_seconds": round(time.perf_counter() - started, 3),
         **source.facts,
@@ -79,11 +79,16 @@ def measured(bench: Bench, source: Source, missing: Mapping[str, Collection[str]
             refused = {"error": {"kind": type(error).__name__, "message": str(error)}}
             yield from ({**about, "policy": policy, "question": q.id, **refused} for q in asked if q.id in questions)
             continue
-        about["made_seconds"] = round(time.perf_counter() - started, 3)
+        made = {**about, "made_seconds": round(time.perf_counter() - started, 3)}
         with context.attached(model, audit_every=bench.audit):
             for question in asked:
                 if question.id in questions:
-                    yield {**about, "policy": policy, **_row(bench, frame, context, question, whole[question.id])}
+                    yield {**made, "policy": policy, **_row(bench, frame, context, question, whole[question.id])}
+
+
+def hashed(source: Source) -> str:
+    """What tells a text from another of its name."""
+    return digest(source.text)[:16]
 
 
 def _row(bench: Bench, frame: Frame, context: Any, question: Asked, whole: Answer) -> dict[str, Any]:

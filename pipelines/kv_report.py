@@ -90,11 +90,15 @@ def _decoding(tokens: int, tile: int, rows: Sequence[Row]) -> list[str]:
 
 
 def _ratio(row: Row, other: Row | None) -> float | None:
-    """The median over the repeats, which took turns, of how many times as fast one is."""
-    if other is None:
+    """The median over the repeats, which took turns, of how many times as fast one is; None where they did not."""
+    if other is None or _turns(row) != _turns(other):
         return None
     pairs = zip(row["tokens_per_second"], other["tokens_per_second"], strict=True)
     return float(statistics.median(one / two for one, two in pairs))
+
+
+def _turns(row: Row) -> tuple[str | None, int]:
+    return row.get("turns"), len(row["tokens_per_second"])
 
 
 def quality(rows: Sequence[Row]) -> list[str]:

@@ -7,10 +7,7 @@ over keys that were read once, in turn too, so that ratios hold on a machine who
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +19,7 @@ import longctx.kv
 from longctx import plugins
 from longctx.errors import UsageError
 
-from . import python_reference
+from . import processes, python_reference
 
 STOCK = "stock"  # the model's own attention and cache
 POLICIES = (
@@ -34,7 +31,10 @@ _TOUCHED = 4  # tokens decoded behind a context in the measurement of memory
 
 def ids_of(tokenizer: Any, text: Path | None, tokens: int) -> list[int]:
     """The first ``tokens`` token ids of a file, or of the Python language reference. Raises UsageError for fewer."""
-    found = python_reference.text() if text is None else text.read_text(encoding="utf-8")
+    try:
+        found = python_reference.text() if text is None else text.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{text} is not text in UTF-8 ({error}). Name another file with text=.") from error
     ids: list[int] = tokenizer(found, verbose=False)["input_ids"][:tokens]
     if len(ids) < tokens:
         raise UsageError(f"the text has {len(ids):,} tokens of this model and {tokens:,} are asked for.")
@@ -62,16 +62,14 @@ def distinct(policies: Sequence[str]) -> list[str]:
 
 
 def child(policy: str, model: str, dtype: str, text: Path | None, tokens: int) -> dict[str, Any]:
-    """What ``measure`` found in a process of its own."""
-    asked = json.dumps([policy, model, dtype, None if text is None else str(text), tokens])
-    code = f"import json, sys; from {__name__} import measure; print(measure(*json.loads(sys.argv[1])))"
-    done = subprocess.run([sys.executable, "-c", code, asked], stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    """What ``measure`` found in a process of its own. Raises ProgramError where that ends without an answer."""
+    asked = [policy, model, dtype, None if text is None else str(text), tokens]
+    found: dict[str, Any] = processes.call(__name__, measure.__name__, asked)
     return found
 
 
-def measure(policy: str, model: str, dtype: str, text: str | None, tokens: int) -> str:
-    """Read and index ``tokens`` tokens in this process and decode a few, as a line of JSON.
+def measure(policy: str, model: str, dtype: str, text: str | None, tokens: int) -> dict[str, Any]:
+    """Read and index ``tokens`` tokens in this process and decode a few.
 
     ``peak_bytes`` is the most memory of the process from the reading on, ``loaded_bytes`` what it had before; None
     where the system does not tell.
@@ -97,15 +95,13 @@ def measure(policy: str, model: str, dtype: str, text: str | None, tokens: int) 
         read = times["context"]
         with context.attached(net) as cache:
             _decode(net, cache, ids[-1], _TOUCHED)
-    return json.dumps(
-        {
-            "prefill_seconds": read - started,
-            "prefill_tokens_per_second": tokens / (read - started),
-            "index_seconds": done - read,
-            "loaded_bytes": loaded,
-            "peak_bytes": _memory(),
-        }
-    )
+    return {
+        "prefill_seconds": read - started,
+        "prefill_tokens_per_second": tokens / (read - started),
+        "index_seconds": done - read,
+        "loaded_bytes": loaded,
+        "peak_bytes": None if loaded is None else _memory(),
+    }
 
 
 def decoding(
@@ -200,11 +196,14 @@ def _pass(model: Any, ids: Sequence[int], **given: Any) -> Any:
 
 
 def _memory(reset: bool = False) -> int | None:
-    """The most bytes this process has had since the last reset; with ``reset`` those it has now."""
+    """The most bytes this process has had since the last reset; with ``reset`` those it has now. None: not told."""
     status = Path("/proc/self/status")
     if not status.exists():
         return None
     if reset:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:  # the peak would be that of loading
+            return None
     found: Mapping[str, str] = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
     return int(found["VmHWM"].split()[0]) * 1024

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from longctx.errors import UsageError
+from longctx.errors import BadOption, UsageError
 from longctx.pipelines import bench_compiled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -27,6 +27,13 @@ def test_the_loaded_document_gives_the_spans_of_the_fresh_one(tmp_path: Path) ->
     assert row["questions"] == 3 and row["tokens"] > 1000 and row["bytes_per_token"] > 0
     assert row["times_cheaper"] == pytest.approx(row["compile_and_first_seconds"] / row["later_seconds"]["median"], 0.1)
     assert str(tmp_path) not in json.dumps(row)
+
+
+def test_one_question_leaves_none_to_ask_later_and_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match="questions=1 must be at least 2"):
+        bench_compiled.run_compiled("nowhere", tmp_path, questions=1)
+    with pytest.raises(BadOption, match="segment_kv='tape' must be one of"):
+        bench_compiled.run_compiled("nowhere", tmp_path, segment_kv="tape")
 
 
 def test_shares_and_questions() -> None:

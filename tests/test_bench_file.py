@@ -80,6 +80,9 @@ HEAD, NEEDLE = '[grid]\nmethods = ["hf:full"]\n', '[[needle]]\ntask = "single"\n
         (HEAD + NEEDLE + NEEDLE, "same name"),
         (HEAD + "max_new_tokens = 0\n" + NEEDLE, "at least 1"),
         (HEAD + "threads = -1\n" + NEEDLE, "is no count"),
+        (HEAD + "dtype = 'float99'\n" + NEEDLE, "'float99' is not one of auto, float32"),
+        (HEAD + "device = 'tpu'\n" + NEEDLE, "'tpu' is not one of auto, cpu"),
+        (HEAD + "[[suite]]\nsuite = 'freeform'\ndata = '.'\nsample = 0\n", "sample=0 must be at least 1"),
         (HEAD + "models = [3]\n" + NEEDLE, "models"),
         (HEAD.replace("hf:full", "full") + NEEDLE, "must be written as"),
         (HEAD.replace("hf:full", "hf:fuller") + NEEDLE, "fuller"),
@@ -98,6 +101,18 @@ HEAD, NEEDLE = '[grid]\nmethods = ["hf:full"]\n', '[[needle]]\ntask = "single"\n
 def test_what_cannot_be_meant_is_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         read(tmp_path, text)
+
+
+def test_a_file_of_an_option_is_looked_for_before_anything_runs(tmp_path: Path) -> None:
+    for spec, said in (
+        ("hf:assisted:model=draft", "model=.*draft is not there"),
+        ("peer:llama.cpp:gguf=a.gguf", "gguf"),
+    ):
+        chosen = bench_methods.methods([spec], (), tmp_path)
+        with pytest.raises(UsageError, match=said):
+            bench_methods.check_files(chosen)
+        (tmp_path / spec.partition("=")[2]).touch()
+        bench_methods.check_files(chosen)
 
 
 def test_a_file_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:

@@ -54,9 +54,7 @@ def test_speed_measures_every_method_at_every_length_once(
     monkeypatch.setattr(
         kv_speed,
         "child",
-        lambda policy, model, dtype, text, tokens: json.loads(
-            kv_speed.measure(policy, model, dtype, text and str(text), tokens)
-        ),
+        lambda policy, model, dtype, text, tokens: kv_speed.measure(policy, model, dtype, text and str(text), tokens),
     )
     policies = ("stock", "full", SQUEEZED, SQUEEZED.replace("60", "40"), ENDS)
     asked: dict[str, Any] = {"contexts": (100, 200), "policies": policies, "dtype": "float32", "tile": 400}
@@ -76,6 +74,8 @@ def test_speed_measures_every_method_at_every_length_once(
     }
     assert all(len(row["tokens_per_second"]) == 2 and row["least"] > 0 for row in decoded.values())
     assert decoded[100, 0, "full"]["read_share"] == decoded[200, 400, "full"]["read_share"] == 1
+    turns = {row["turns"] for row in decoded.values() if row["context"] == 200 and not row["tile"]}
+    assert len(turns) == 1 and decoded[100, 0, "full"]["turns"] not in turns
     assert decoded[200, 400, "full"]["read_keys"] == 400 and decoded[200, 400, SQUEEZED]["slots"] == 60
     assert 18 <= decoded[200, 400, SQUEEZED]["read_keys"] <= 60 and decoded[100, 0, "stock"]["read_keys"] is None
     assert decoded[100, 0, SQUEEZED]["lookup_bytes"] > 0 == decoded[100, 0, "full"]["lookup_bytes"]
@@ -140,6 +140,16 @@ def test_quality_asks_every_policy_what_the_full_cache_was_asked(
         return json.dumps({name: value for name, value in row.items() if name not in changing}, sort_keys=True)
 
     assert sorted(map(lasting, again)) == sorted(map(lasting, rows))
+    assert all(("made_seconds" in row) == ("score" in row) for row in rows)
+    # another text of the same name is not what the rows were made with
+    other = tmp_path / "other"
+    other.mkdir()
+    data = (paragraphs / "rows.jsonl").read_text()
+    (other / "rows.jsonl").write_text(data.replace("river", "stone"))
+    before = path.read_bytes()
+    with pytest.raises(ArtifactError, match="another text called 'xquad, 120 tokens'"):
+        bench_kv.run_kv(str(folder), tmp_path, **{**asked, "data": other})
+    assert path.read_bytes() == before
     page = (tmp_path / "kv.md").read_text()
     assert "### 120 tokens" in page and "### The stated bound" in page
 
@@ -240,6 +250,11 @@ def test_the_page_compares_speeds_repeat_by_repeat() -> None:
 
     lines = kv_report.speed([row("stock", [1.0, 2.0, 4.0]), row("full", [3.0, 4.0, 16.0])])
     assert "| full | 4.00 | 3.00 to 16.00 | 3.00 | 1.00 | 8,000 |  |  |  |" in lines
+    # what did not take turns is not compared: another run's, be it of another number of repeats
+    lines = kv_report.speed([row("stock", [1.0, 2.0]), row("full", [3.0, 4.0, 16.0])])
+    assert "| full | 4.00 | 3.00 to 16.00 |  | 1.00 | 8,000 |  |  |  |" in lines
+    apart = [row("stock", [1.0, 2.0, 4.0]) | {"turns": "a"}, row("full", [3.0, 4.0, 16.0]) | {"turns": "b"}]
+    assert "| full | 4.00 | 3.00 to 16.00 |  | 1.00 | 8,000 |  |  |  |" in kv_report.speed(apart)
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
@@ -252,6 +267,9 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(tmp_path: 
     with pytest.raises(BadOption, match="budget of 125 slots of 1000"):
         bench_kv.run_kv("nowhere", tmp_path, contexts=(9000, 1000))
     assert not list(tmp_path.iterdir())
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match="is not text in UTF-8"):
+        kv_speed.ids_of(tiny.tokenizer(), tmp_path / "bytes.txt", 1)
 
 
 def test_settings_are_read_as_the_types_of_the_keywords() -> None:

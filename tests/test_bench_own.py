@@ -73,6 +73,43 @@ def test_a_policy_says_how_many_keys_were_read(folder: Path) -> None:
     assert ask(load(folder, "kv", "full"))["unchanged"] == "every key was read"
 
 
+def test_a_context_that_was_read_for_an_earlier_question_is_said_to_be(folder: Path) -> None:
+    """The reader keeps the last one: a second question about the same text does not pay for it."""
+    own = load(folder, "kv", "snapkv:keep=0.25")
+    first, second, other = ask(own), ask(own), ask(own, TEXT[:700])
+    assert [found["reused"] for found in (first, second, other)] == [False, True, False]
+
+
+def test_a_share_of_a_short_text_that_is_no_budget_is_refused_and_the_program_lives(folder: Path) -> None:
+    own = load(folder, "kv", "snapkv:keep=0.05")
+    with pytest.raises(Refused, match="always read"):
+        ask(own, TEXT[:300])
+    with pytest.raises(Refused, match="no share"):
+        ask(load(folder, "kv", "snapkv:keep=7"))
+
+
+@pytest.mark.parametrize(("kind", "spec"), [("kv", "snapkv:keep=0.25"), ("drafters", "ngram")])
+def test_reading_and_decoding_are_told_apart_and_tokens_counted_as_generate_counts_them(
+    folder: Path, kind: str, spec: str
+) -> None:
+    found = ask(load(folder, kind, spec))
+    seconds = found["seconds"]
+    assert 0 < seconds["decode"] < seconds["prefill"] + seconds["decode"]
+    if kind == "drafters":
+        plain = ask(load(folder, "hf", "full"))
+        assert found["measured"]["new_tokens"] == plain["measured"]["new_tokens"]
+
+
+@pytest.mark.parametrize(("kind", "spec"), [("hf", "full"), ("kv", "snapkv:keep=0.25"), ("drafters", "ngram")])
+def test_the_first_question_does_not_pay_for_the_first_pass(
+    folder: Path, kind: str, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    monkeypatch.setattr(_models, "check", lambda model, ids: passes.append(len(ids)))
+    load(folder, kind, spec)
+    assert passes == [64]
+
+
 def test_drafts_are_counted_and_their_lack_is_said(folder: Path) -> None:
     full = ask(load(folder, "hf", "full"))["text"]
     found = ask(load(folder, "drafters", "document"))
@@ -92,6 +129,13 @@ def test_prompt_lookup_and_an_assistant_say_what_the_model_says(folder: Path) ->
     seldom = ask(load(folder, "hf", "prompt_lookup", tokens=4, ngram=1), new=1)
     assert seldom["unchanged"] == "no token was drafted"
     assert assisted["measured"]["passes"] < full["measured"]["passes"], "a model that drafts for itself is right"
+
+
+def test_what_is_drafted_before_the_prompt_is_read_counts(folder: Path) -> None:
+    """An assistant drafts first: all may be said in one pass, whose seconds are not those of reading alone."""
+    found = ask(load(folder, "hf", "assisted", model=str(folder)), new=3)
+    assert found["measured"]["passes"] < found["measured"]["new_tokens"] == 3
+    assert found["unchanged"] is None and found["seconds"] == {}
 
 
 def test_a_peer_loads_the_same_model_and_an_old_release_is_told_the_rotary_base(

@@ -21,6 +21,7 @@ def run(file: Path, out: Path, settings: Settings, screen: Screen) -> Path:
     Returns the file of rows. Raises UsageError, before anything is loaded, for a grid that cannot be run.
     """
     grid = _pipeline("bench_file").read(file)
+    _pipeline("bench_methods").check_files(grid.methods)
     _pipeline("bench_report").check()
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {str(out)!r} is not a folder.")
