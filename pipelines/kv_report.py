@@ -19,14 +19,20 @@ PAGE = "kv.md"
 
 def write_report(results: Path) -> Path:
     """Write ``results``/kv.md from every ``results``/kv-*.jsonl and return it. Raises ArtifactError for no row."""
-    parts = ["# Bounded caches: speed and quality\n", "Written by `longctx bench kv` from the rows beside it.\n"]
+    page = results / PAGE
+    head = ["# Bounded caches: speed and quality\n", "Written by `longctx bench kv` from the rows beside it.\n"]
+    page.write_text("\n".join([*head, *tables(results)]) + "\n", encoding="utf-8")
+    return page
+
+
+def tables(results: Path) -> list[str]:
+    """The tables of every ``results``/kv-*.jsonl, each file under a heading of its own."""
+    parts: list[str] = []
     for path in sorted(results.glob("kv-*.jsonl")):
         if rows := read(path):
-            tables = speed if "measure" in rows[0] else quality
-            parts += [_head(path, rows), *tables(rows)]
-    page = results / PAGE
-    page.write_text("\n".join(parts) + "\n", encoding="utf-8")
-    return page
+            own = speed if "measure" in rows[0] else quality
+            parts += [_head(path, rows), *own(rows)]
+    return parts
 
 
 def speed(rows: Sequence[Row]) -> list[str]:
