@@ -92,8 +92,8 @@ def contents(root: Path) -> dict[Path, str]:
     found[site] = _filled(site.read_text(encoding="utf-8"), {"methods": _navigation()}, "# {}")
     speed = docs / "reading.md"
     found[speed] = _filled(speed.read_text(encoding="utf-8"), {"reading": _reading(docs / "results" / "reading.jsonl")})
-    bounded, tables = docs / "kv.md", "\n".join(kv_report.tables(docs / "results"))
-    found[bounded] = _filled(bounded.read_text(encoding="utf-8"), {"kv": tables})
+    bounded, costs = docs / "kv.md", "\n".join(kv_report.tables(docs / "results"))
+    found[bounded] = _filled(bounded.read_text(encoding="utf-8"), {"kv": costs})
     stored = docs / "compiled.md"
     found[stored] = _filled(stored.read_text(encoding="utf-8"), {"compiled": _compiled(docs / "results")})
     drafted = docs / "speculation.md"
