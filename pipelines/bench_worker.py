@@ -21,7 +21,8 @@ from typing import IO, Any
 
 from longctx.errors import ProgramError
 
-_RAISED = re.compile(r"(?:[\w.]+\.)?([A-Z]\w*)(?::|$)")  # the last line of a traceback
+_TRACEBACK = "Traceback (most recent call last):"
+_RAISED = re.compile(r"(?:[\w.]+\.)?([A-Z]\w*)(?::|$)")  # the line that a traceback ends with
 _TAIL_BYTES = 4_000
 _PATIENCE_SECONDS = 20.0  # to end when nothing more is asked
 
@@ -119,8 +120,7 @@ class Worker:
         with self._log.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = log.read().decode("utf-8", "replace").splitlines()
-        last = next((line for line in reversed(lines) if line.strip()), "")
-        raised = _RAISED.match(last) if code == 1 else None
+        raised = _RAISED.match(_error(lines)) if code == 1 else None
         kind = raised[1] if raised else f"signal {-code}" if code < 0 else f"exit {code}"
         return ProgramError(kind, f"the program ended with {kind}; see {self._log.name}.")
 
@@ -138,6 +138,13 @@ class Worker:
     def _close(self) -> None:
         with suppress(BrokenPipeError):  # what it did not read is of no use
             self._input.close()
+
+
+def _error(lines: Sequence[str]) -> str:
+    """The line that the last traceback ends with; what the program printed before may have come out behind it."""
+    starts = [at for at, line in enumerate(lines) if line == _TRACEBACK]
+    behind = lines[starts[-1] + 1 :] if starts else ()
+    return next((line for line in behind if line.strip() and not line.startswith(" ")), "")
 
 
 def _read(stream: IO[bytes], lines: Queue[bytes | None]) -> None:

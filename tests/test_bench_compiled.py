@@ -32,8 +32,9 @@ def test_the_loaded_document_gives_the_spans_of_the_fresh_one(tmp_path: Path) ->
 def test_one_question_leaves_none_to_ask_later_and_is_refused_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="questions=1 must be at least 2"):
         bench_compiled.run_compiled("nowhere", tmp_path, questions=1)
+    model = tiny.save(tmp_path / "model", "llama", template="system")
     with pytest.raises(BadOption, match="segment_kv='tape' must be one of"):
-        bench_compiled.run_compiled("nowhere", tmp_path, segment_kv="tape")
+        bench_compiled.run_compiled(str(model), tmp_path, segment_kv="tape")
 
 
 def test_shares_and_questions() -> None:

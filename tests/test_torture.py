@@ -59,9 +59,12 @@ def reader() -> Reader:
 def answer(folder: Path) -> tuple[Any, ...]:
     """Everything a question gets from the artifact, every file of which is used for it."""
     made = reader()
-    selection = made.select(made.load(folder), QUESTION, budget_tokens=90)
-    scores = tuple(unit.score for unit in selection.profile)
-    return selection.spans, selection.text, selection.tokens, selection.tokens_read, selection.warnings, scores
+    found: list[Any] = []
+    for selector in ("auto", "longheads"):  # the first asks the keys of segments, the second their summaries
+        selection = made.select(made.load(folder), QUESTION, budget_tokens=90, selector=selector)
+        scores = tuple(unit.score for unit in selection.profile)
+        found += [selection.spans, selection.text, selection.tokens, selection.tokens_read, selection.warnings, scores]
+    return tuple(found)
 
 
 @pytest.fixture(scope="module")
