@@ -68,3 +68,13 @@ def test_an_answer_stays_as_it_is_whatever_its_words_fold_to(family: str, monkey
         assert torch.equal(out.sequences, expected)
         drafted.append(out.stats.drafted)
     assert drafted[0] < drafted[-1], "the folds were not used"
+
+
+def test_a_processor_is_asked_for_its_tokenizer_and_what_has_no_vocabulary_folds_nothing() -> None:
+    class Processor:
+        def __init__(self, tokenizer: Any) -> None:
+            self.tokenizer = tokenizer
+
+    tokenizer = tiny.tokenizer("base")
+    assert folds(Processor(tokenizer)) is folds(tokenizer)
+    assert folds(Processor(object())) is None

@@ -20,8 +20,14 @@ _LOWER = {ord(letter): letter.lower() for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _FOUND: WeakKeyDictionary[Any, NDArray[np.int32]] = WeakKeyDictionary()
 
 
-def folds(tokenizer: Any) -> NDArray[np.int32]:
-    """For every id of ``tokenizer`` the lowest id that is the same word, [ids]."""
+def folds(tokenizer: Any) -> NDArray[np.int32] | None:
+    """For every id of ``tokenizer`` the lowest id that is the same word, [ids]; None where it tells no vocabulary.
+
+    A processor of several kinds of input is asked for its tokenizer.
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    if not hasattr(tokenizer, "get_vocab"):
+        return None
     if tokenizer not in _FOUND:
         _FOUND[tokenizer] = _folded(tokenizer.get_vocab())
     return _FOUND[tokenizer]
