@@ -7,7 +7,6 @@ its own. The files of the document are made in a temporary folder and removed.
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +21,7 @@ import longctx
 from longctx.errors import BadOption, UsageError
 
 from . import processes, python_reference
+from .rows import here_and_now
 
 _LEAST = 2  # questions
 _MEMORY = 8 * 2**30  # of segments kept in this process: a document is compiled once, whatever its size
@@ -97,8 +97,7 @@ def run_compiled(
         "longctx": longctx.__version__,
         "torch": version("torch"),
         "transformers": version("transformers"),
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "date": time.strftime("%Y-%m-%d"),
+        **here_and_now(),
     }
     out.mkdir(parents=True, exist_ok=True)
     path = out / "compiled.jsonl"

@@ -6,6 +6,7 @@ modules of their own.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from .bench_file import GridFile
 from .bench_methods import Method
 from .bench_report import write_report
 from .bench_worker import RefusedError, Worker
-from .rows import Row, Rows
+from .rows import Row, Rows, here_and_now
 
 _LOAD_SECONDS = 1800.0
 _FAILURES = 3  # in succession, after which a method's other examples are left for the next run
@@ -136,7 +137,8 @@ class Run:
             **bench_rows.key(self.model, example, method),
             **bench_rows.about(given, example),
             **found,
-            **bench_rows.machine(),
+            **here_and_now(),
+            "load_average": round(os.getloadavg()[0], 2),  # whether anything else was running
             "made_with": bench_rows.made_with(self.grid, self.model, example.made, method, _requires(method)),
         }
 

@@ -6,8 +6,6 @@ measured, with one quality; the clock and the questions have modules of their ow
 
 from __future__ import annotations
 
-import os
-import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +21,7 @@ from longctx.errors import ArtifactError, BadOption, UsageError
 from . import kv_quality, kv_sources, kv_speed
 from .haystack import contents, digest, named
 from .kv_report import write_report
-from .rows import Row, Rows
+from .rows import Row, Rows, here_and_now
 
 SPEED = ("measure", "context", "tile", "method", "round")
 QUALITY = ("document", "question", "policy")
@@ -154,7 +152,7 @@ def _speed(
     made |= {"ids_sha256": hashed}
 
     def add(key: Row, found: Mapping[str, Any]) -> None:
-        rows.add({**key, **found, **_now(), "made_with": made})
+        rows.add({**key, **found, **here_and_now(), "made_with": made})
 
     for tokens in contexts:
         for number in range(rounds):
@@ -202,12 +200,8 @@ def _quality(
         }
         if missing:
             for found in kv_quality.measured(bench, source, missing):
-                rows.add({**found, **_now(), "made_with": made})
+                rows.add({**found, **here_and_now(), "made_with": made})
             _note(f"{source.document}: {len(source.questions)} questions, {len(bench.policies)} policies")
-
-
-def _now() -> dict[str, str]:
-    return {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "date": time.strftime("%Y-%m-%d")}
 
 
 def _note(said: str) -> None:

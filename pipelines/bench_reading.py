@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 import longctx
 
 from . import python_reference
+from .rows import here_and_now
 
 # ours; a plain forward per segment; the linear layers on one segment's rows, and on those of a reading batch
 _KINDS = ("read", "stock", "linear", "linear_batch")
@@ -48,8 +48,7 @@ def run_reading(model: str, out: Path, *, tokens: int = 4096, rounds: int = 5, s
             for kind in _KINDS
             if kind != "read"
         },
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "date": time.strftime("%Y-%m-%d"),
+        **here_and_now(),
     }
     out.mkdir(parents=True, exist_ok=True)
     path = out / "reading.jsonl"

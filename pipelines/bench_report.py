@@ -6,7 +6,6 @@ and stand in no mean. Knows no program and no model.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from longctx.errors import MissingExtra
 
 from .needle_scores import interval
-from .rows import Row
+from .rows import Row, put
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -92,8 +91,8 @@ def write_report(out: Path, name: str, rows: Sequence[Row]) -> tuple[Path, Path]
     check()
     lines = summary(rows)
     page, picture = out / f"{name}.md", out / f"{name}.png"
-    _put(page, _page(name, lines, rows).encode())
-    _put(picture, _picture(lines))
+    put(page, _page(name, lines, rows).encode())
+    put(picture, _picture(lines))
     return page, picture
 
 
@@ -218,12 +217,3 @@ def _bars(axes: Axes, lines: Sequence[Line], title: str, value: Callable[[Line],
 
 def _place(line: Line) -> str:
     return line.task if line.length is None else f"{line.task} {line.length:,}"
-
-
-def _put(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

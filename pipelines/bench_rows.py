@@ -7,9 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,15 +113,6 @@ def without_answer(error: ProgramError) -> Row:
     return (
         {"score": None, "refused": said} if error.kind == "refused" else {"score": None, "error": said, "again": True}
     )
-
-
-def machine() -> Row:
-    """Where and when; ``load_average`` says whether anything else was running."""
-    return {
-        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
-        "load_average": round(os.getloadavg()[0], 2),
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def without_paths(message: str, paths: Sequence[Path]) -> str:

@@ -7,7 +7,6 @@ ratios hold on a machine whose speed drifts. A row says whether its tokens are t
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import sys
 import time
@@ -24,6 +23,7 @@ from longctx import plugins
 from longctx.errors import UsageError
 
 from . import python_reference
+from .rows import here_and_now
 
 LOOKUPS = ("5,2", "5,3", "10,2", "10,3", "20,2", "20,3")  # tokens drafted, longest n-gram matched
 _PASSAGE_CHARS = 1200
@@ -104,12 +104,11 @@ def run_speculation(
         "bench": "speculation",
         "model": Path(model).name,
         "dtype": str(reader.model.dtype).removeprefix("torch."),
-        "machine": f"{platform.machine()}, {platform.system()}",
         "threads": torch.get_num_threads(),
         "longctx": longctx.__version__,
         "torch": version("torch"),
         "transformers": version("transformers"),
-        "date": time.strftime("%Y-%m-%d"),
+        **here_and_now(),
     }
     with path.open("a", encoding="utf-8") as file:
         for number, prompt in enumerate(prompts):

@@ -118,13 +118,19 @@ def _method(room: str, name: str, models: list[list[dict[str, Any]]], docs: Path
             if plugins.options(room, name)
             else f"{title}: `{use.format(name, name)}`. It has no options.",
             "options": _options(room, name, plugin),
-            "figures": _selection(name, models) if room == "selectors" else _NOTHING,
+            "figures": _selection(name, models) if room == "selectors" else _FIGURES.get(room, _NOTHING),
             "source": f'<details markdown="1"><summary><code>{file}</code></summary>\n\n'
             f'```{{ .python }}\n--8<-- "{file}"\n```\n\n</details>',
         },
     )
 
 
+_FIGURES = {
+    "kv": "Policies that were measured stand side by side in [bounded caches](../../kv.md#what-it-costs-and-saves); "
+    "what else was tried is in the [log](../../log.md).",
+    "drafters": "Stacks that were measured stand side by side in [speculation](../../speculation.md); "
+    "what else was tried is in the [log](../../log.md).",
+}
 _NOTHING = "No file of results measures this by itself yet. What was tried is in the [log](../../log.md)."
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from longctx.errors import DoesNotFit, MissingExtra, UsageError
 
 from . import needle_page
 from .needle_scores import interval
+from .rows import put
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,9 +83,9 @@ def write(out: Path, rows: Sequence[Mapping[str, Any]]) -> Written:
     lines = summary(rows)
     picture = heat_map(rows)
     files = {name: out / f"needle.{name}" for name in ("jsonl", "csv", "png", "html")}
-    _put(files["csv"], table(rows).encode("utf-8", "backslashreplace"))
-    _put(files["png"], picture)
-    _put(files["html"], needle_page.page(rows, lines, picture).encode("utf-8", "backslashreplace"))
+    put(files["csv"], table(rows).encode("utf-8", "backslashreplace"))
+    put(files["png"], picture)
+    put(files["html"], needle_page.page(rows, lines, picture).encode("utf-8", "backslashreplace"))
     return Written(lines, files)
 
 
@@ -211,12 +211,3 @@ def _panel(axes: Axes, cells: Sequence[Sequence[float | None]], colours: Any) ->
 
 def _mean(values: Sequence[float]) -> tuple[float | None, tuple[float, float] | None]:
     return (sum(values) / len(values), interval(values)) if values else (None, None)
-
-
-def _put(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

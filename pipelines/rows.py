@@ -1,13 +1,15 @@
 """A file of result rows that a run adds to, so that an interrupted run goes on where it ended.
 
-Owns the file: which rows it holds, what they were made with, and its last line. Knows no job: a row is a JSON object
-of ``made_with`` and the fields that tell it from every other.
+Owns the file: which rows it holds, what they were made with, where and when, and its last line; and how any file is
+written whole. Knows no job: a row is a JSON object of ``made_with`` and the fields that tell it from every other.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,13 +68,26 @@ class Rows:
 
     def _rewrite(self) -> None:
         """The rows taken over and nothing else, in a file that appears whole or not at all."""
-        part = self._path.with_name(f".{self._path.name}.{os.getpid()}.part")
-        try:
-            part.write_text("".join(map(_line, self.rows.values())), encoding="ascii")
-            part.replace(self._path)
-        finally:
-            part.unlink(missing_ok=True)
+        put(self._path, "".join(map(_line, self.rows.values())).encode("ascii"))
         self._clean = True
+
+
+def put(path: Path, data: bytes) -> None:
+    """Afterwards ``path`` holds ``data``; at no moment a part of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def here_and_now() -> Row:
+    """Where and when a row is made."""
+    return {
+        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
+        "date": time.strftime("%Y-%m-%d"),
+    }
 
 
 def read(path: Path) -> list[Row]:

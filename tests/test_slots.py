@@ -290,3 +290,14 @@ def test_a_long_prompt_goes_by_the_faster_format(monkeypatch: pytest.MonkeyPatch
         assert all(states.dtype == torch.bfloat16 for states in caches[-1])
     far = [float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(*caches, strict=True)]
     assert max(far) < 0.02 and float((laws[0] - laws[1]).norm() / laws[1].norm()) < 0.05
+
+
+@pytest.mark.parametrize(("kept", "expected"), [(None, torch.float16), (torch.bfloat16, torch.bfloat16)])
+def test_states_are_kept_as_asked_and_handed_out_as_they_came(kept: torch.dtype | None, expected: torch.dtype) -> None:
+    cache = slots.SlotCache(tiny.model("llama").config, 4, kept)
+    states = tensors(1, 2, 3, 8).half()
+    for _ in range(2):  # the second time the buffers grow
+        keys, values = cache.update(states, 2 * states, 0)
+    assert keys.dtype == values.dtype == torch.float16 and keys.shape[2] == 6
+    assert all(held.dtype == expected for held in cache.held(0))
+    torch.testing.assert_close(keys[:, :, 3:], states.to(expected).half(), rtol=0, atol=0)

@@ -76,12 +76,12 @@ class _Slots(_Layer):  # type: ignore[no-untyped-call]
 
 
 class SlotCache(Cache):
-    """The cache of a model whose layers all keep keys and values, kept as ``dtype``.
+    """The cache of a model whose layers all keep keys and values, kept as ``dtype`` (None: as they come).
 
     ``reserve`` slots are made before they are needed.
     """
 
-    def __init__(self, config: Any, reserve: int, dtype: torch.dtype) -> None:
+    def __init__(self, config: Any, reserve: int, dtype: torch.dtype | None) -> None:
         self.windows = windows(config)
         self._slots = [_Slots(reserve, window, dtype) for window in self.windows]
         super().__init__(layers=list(self._slots))

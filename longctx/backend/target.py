@@ -42,7 +42,10 @@ class RowTarget:
         config = model.config.get_text_config(decoder=True)
         self.vocabulary = int(config.vocab_size)
         self.length = 0
-        self._model, self._cache, self._pending = model, SlotCache(config, reserve, model.dtype), 0
+        # prompts read in a wider format are kept in the model's own; everything else is kept as it comes
+        self._wider = arithmetic(model.dtype, model.device) != model.dtype
+        self._model, self._pending = model, 0
+        self._cache = SlotCache(config, reserve, model.dtype if self._wider else None)
         self._extra = extra or {}
         self._fixed = _arguments(model)
         self._fixed["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # keeps the model from making one
@@ -90,7 +93,7 @@ class RowTarget:
 
         Elsewhere they would gain little, and round otherwise than the model's own modules.
         """
-        if len(tokens) < _LONG or arithmetic(self._model.dtype, self._model.device) == self._model.dtype:
+        if len(tokens) < _LONG or not self._wider:
             return None
         return Passes(self._model, tokens[:_SAMPLE]).lean(self.length + len(tokens))
 
