@@ -23,7 +23,7 @@ def states(passes: Passes, ids: torch.Tensor = IDS) -> list[torch.Tensor]:
     cache = CaptureCache(4, passes.model.dtype)
     logits = passes.run(ids, cache, Tap({}, slice(0, 0), lambda *_: None), range(ids.shape[1]))
     assert logits is not None
-    rows = [cache.cut(row, 0, ids.shape[1], 4) for row in range(len(ids))]
+    rows = [cache.cut(row, ids.shape[1], 4) for row in range(len(ids))]
     return [state for row in rows for state in (*row.keys, *row.values)] + [logits]
 
 
@@ -211,7 +211,7 @@ def test_padded_rows_on_a_filled_cache_equal_rows_of_their_own() -> None:
     for length in (8, 3):
         cache = CaptureCache(4, model.dtype)
         passes.run(IDS[:1, :length], cache, tap, [0])
-        runs.append(cache.cut(0, 0, length, 4))
+        runs.append(cache.cut(0, length, 4))
     replay = ReplayCache([[run] for run in runs])
     new = torch.tensor([[50, 60, 70]]).repeat(2, 1)
     positions = torch.tensor(replay.lengths)[:, None] + torch.arange(3)

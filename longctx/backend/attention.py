@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
+from longctx.backend import products
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.packs import PackCache
 from longctx.backend.parts import capped
@@ -142,6 +143,8 @@ def attend(
     dropped = dropout if module.training else 0.0
     if softcap is not None or s_aux is not None:
         out = _explicit(query, key, value, attention_mask, scale, softcap, s_aux)
+    elif not dropped and _true(attention_mask) and products.wins(query):
+        out = products.attend(query, key, value, attention_mask, scale)
     elif attention_mask is None and query.shape[2] > 1:
         gqa = query.shape[1] != key.shape[1]
         if query.shape[2] != key.shape[2]:  # is_causal would align the wrong corner
@@ -153,6 +156,11 @@ def attend(
     else:
         out = _folded(query, key, value, attention_mask, scale, dropped)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _true(mask: Tensor | None) -> bool:
+    """Whether a mask says what is seen and adds nothing."""
+    return mask is None or mask.dtype == torch.bool
 
 
 def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:

@@ -61,32 +61,45 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
 
 
 class _Capture(_Layer):  # type: ignore[no-untyped-call]
-    """Keeps what the layer computed for the tokens of this one pass."""
+    """Keeps what the layer computed for the tokens of this one pass, which see ``before`` first, if there is any."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, before: tuple[Tensor, Tensor] | None) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.before = dtype, before
+
+    def get_seq_length(self) -> int:
+        return 0 if self.before is None else int(self.before[0].shape[1])
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.keys, self.values = key_states.to(self.dtype), value_states.to(self.dtype)
-        return key_states, value_states
+        if self.before is None:
+            return key_states, value_states
+        return _behind(self.before[0], key_states), _behind(self.before[1], value_states)
+
+
+def _behind(run: Tensor, states: Tensor) -> Tensor:
+    """``states`` [batch, heads, tokens, dim] behind ``run`` [heads, tokens, dim], which every row of the batch shares."""
+    return torch.cat((run.to(states.dtype).expand(states.shape[0], -1, -1, -1), states), 2)
 
 
 class CaptureCache(Cache):
-    """An empty cache of ``layers`` layers for one pass over right-padded rows; what it keeps, it keeps as ``dtype``."""
+    """Catches the states of one pass over right-padded rows, as ``dtype``; all rows stand behind the run ``before``."""
 
-    def __init__(self, layers: int, dtype: torch.dtype) -> None:
-        self._captured = [_Capture(dtype) for _ in range(layers)]
+    def __init__(self, layers: int, dtype: torch.dtype, before: Stored | None = None) -> None:
+        shared = [] if before is None else list(zip(before.keys, before.values, strict=True))
+        unread = [None] * (layers - len(shared))  # of a run that was read less deep; the pass ends before them
+        self._captured = [_Capture(dtype, states) for states in (*shared, *unread)]
+        self._offset = 0 if before is None else before.tokens
         super().__init__(layers=list(self._captured))
 
-    def cut(self, row: int, start: int, stop: int, depth: int) -> Stored:
-        """Slots [start, stop) of one batch row, copied, for the first ``depth`` layers."""
+    def cut(self, row: int, tokens: int, depth: int) -> Stored:
+        """The first ``tokens`` tokens of one batch row, copied, for the first ``depth`` layers."""
         keys, values = [], []
         for layer in self._captured[:depth]:
             assert layer.keys is not None and layer.values is not None
-            keys.append(layer.keys[row, :, start:stop].clone(memory_format=torch.contiguous_format))
-            values.append(layer.values[row, :, start:stop].clone(memory_format=torch.contiguous_format))
-        return Stored(tuple(keys), tuple(values), start)
+            keys.append(layer.keys[row, :, :tokens].clone(memory_format=torch.contiguous_format))
+            values.append(layer.values[row, :, :tokens].clone(memory_format=torch.contiguous_format))
+        return Stored(tuple(keys), tuple(values), self._offset)
 
 
 class _Replay(_Layer):  # type: ignore[no-untyped-call]

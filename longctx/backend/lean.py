@@ -26,6 +26,7 @@ _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj"}
 _FASTER = 1.2  # how many times as fast another format must be: it costs a conversion of the weights
+_ROWS = 512  # rows worked on at a time: enough for the products, few enough for what is between them to stay in caches
 _TRIAL, _TRIES = 1024, 5  # width of the trial's layer, and how often it is timed
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -141,27 +142,35 @@ class Lean:
     ) -> Tensor:
         batch, tokens, width = x.shape
         weights.take(layer.linear)
-        h = layer.before(x)
-        q, k, v = (
-            weights(name, h).view(batch, tokens, -1, layer.head_dim).transpose(1, 2)
-            for name in ("q_proj", "k_proj", "v_proj")
-        )
+        rows = x.view(-1, width)
+        states = {name: x.new_empty(len(rows), weights.width(name)) for name in ("q_proj", "k_proj", "v_proj")}
+        for at in range(0, len(rows), _ROWS):
+            h = layer.before(rows[at : at + _ROWS])
+            for name, state in states.items():
+                weights.product(name, h, state[at : at + _ROWS])
+        q, k, v = (state.view(batch, tokens, -1, layer.head_dim).transpose(1, 2) for state in states.values())
         if layer.head_norms is not None:
             q, k = layer.head_norms[0](q), layer.head_norms[1](k)
         keys, values = cache.update(_turned(k, *turn), v, index)
         out, _ = attend(layer.attention, _turned(q, *turn), keys, values, mask, scaling=layer.scaling, **seen)
-        x = weights.add(x, "o_proj", out.view(batch, tokens, -1))
-        h = layer.between(x)
-        gated = layer.act(weights("gate_proj", h)).mul_(weights("up_proj", h))
-        return weights.add(x, "down_proj", gated)
+        weights.add(rows, "o_proj", out.view(len(rows), -1))
+        for part in rows.split(_ROWS):
+            h = layer.between(part)
+            gated = layer.act(weights.product("gate_proj", h)).mul_(weights.product("up_proj", h))
+            weights.add(part, "down_proj", gated)
+        return x
 
 
 class _Weights:
-    """The linear weights of one layer at a time in the format of the pass; converted ones share one piece of memory."""
+    """The linear weights of one layer at a time in the format of the pass, and the memory that its layers share.
+
+    Fresh pages cost as much as a fifth of a pass, and the C library gives large ones back as soon as they are free.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self._room: dict[str, Tensor] = {}
+        self._products: dict[str, Tensor] = {}
         self._now: dict[str, tuple[Tensor, Tensor | None]] = {}
 
     def take(self, linear: dict[str, nn.Linear]) -> None:
@@ -170,15 +179,26 @@ class _Weights:
             bias = None if module.bias is None else module.bias.to(self.dtype)
             self._now[name] = self._converted(name, module.weight), bias
 
-    def __call__(self, name: str, x: Tensor) -> Tensor:
-        weight, bias = self._now[name]
-        return F.linear(x, weight, bias)
+    def width(self, name: str) -> int:
+        """How many numbers a row of the product has."""
+        return int(self._now[name][0].shape[0])
 
-    def add(self, x: Tensor, name: str, y: Tensor) -> Tensor:
-        """``x`` with the product of ``y`` added to it in place."""
+    def product(self, name: str, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The layer's output for ``x`` [rows, in]; without ``out`` it holds until the next product of that name."""
         weight, bias = self._now[name]
-        x.view(-1, x.shape[-1]).addmm_(y.reshape(-1, y.shape[-1]), weight.t())
-        return x if bias is None else x.add_(bias)
+        if out is None:
+            held = self._products.get(name)
+            if held is None or held.shape[0] < len(x) or held.shape[1] != len(weight):
+                held = self._products[name] = x.new_empty(len(x), len(weight))
+            out = held[: len(x)]
+        return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
+
+    def add(self, x: Tensor, name: str, y: Tensor) -> None:
+        """Adds the product of ``y`` to ``x`` in place, both [rows, width]."""
+        weight, bias = self._now[name]
+        x.addmm_(y, weight.t())
+        if bias is not None:
+            x.add_(bias)
 
     def _converted(self, name: str, weight: Tensor) -> Tensor:
         if weight.dtype == self.dtype:

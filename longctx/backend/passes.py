@@ -119,7 +119,7 @@ class Passes:
             logits = road(
                 ids.view(_ROWS, _TOKENS), cache, Tap({}, slice(0, 0), _ignore), [_TOKENS - 1], positions, None
             )
-            kept = [cache.cut(row, 0, _TOKENS, self._layers) for row in range(_ROWS)]
+            kept = [cache.cut(row, _TOKENS, self._layers) for row in range(_ROWS)]
             found.append([state for stored in kept for state in (*stored.keys, *stored.values)] + [logits])
         far = max(_distance(own, other) for own, other in zip(*found, strict=True))
         if far <= _CLOSE.get(self.model.dtype, _CLOSE[torch.float32]):

@@ -85,24 +85,29 @@ class Probe:
         """Keys and values of each segment behind the shared prefix, as ``(index, stored)`` in any order.
 
         Runs the first ``depth`` layers (default: all), in batches of like length, and stops there: what comes after the
-        last key is not computed. Nothing of the pass stays on the model, also when the caller stops early.
+        last key is not computed. The prefix is read once. Nothing of the pass stays on the model, also when the caller
+        stops early.
         """
         depth = self.layers if depth is None else depth
-        offset = len(self.prefix)
+        before = self._shared(depth) if self.prefix else None
         order = sorted(range(len(segments)), key=lambda i: -len(segments[i]))
-        for batch in _batches(order, lambda i: len(segments[i]) + offset, _READ_TOKENS):
-            width = max(len(segments[i]) for i in batch) + offset
-            ids = torch.zeros(len(batch), width, dtype=torch.long)
+        for batch in _batches(order, lambda i: len(segments[i]), _READ_TOKENS):
+            cache = self._read([segments[i] for i in batch], depth, before)
             for row, i in enumerate(batch):
-                own = torch.as_tensor(np.asarray((*self.prefix, *segments[i]), dtype=np.int64))
-                ids[row, : len(own)] = own
-            cache = CaptureCache(self.layers, self.model.dtype)
-            # padding stands to the right of a causal row, where no token of the row can see it: no mask is needed
-            self.passes.run(ids, cache, Tap({}, slice(0, 0), _ignore, stop=depth - 1))
-            if self._head is None or self._head.depth < depth:
-                self._head = cache.cut(0, 0, offset, depth)
-            for row, i in enumerate(batch):
-                yield i, cache.cut(row, offset, offset + len(segments[i]), depth)
+                yield i, cache.cut(row, len(segments[i]), depth)
+
+    def _read(self, rows: Sequence[Sequence[int]], depth: int, before: Stored | None) -> CaptureCache:
+        """The states of ``rows`` behind ``before``, in the cache of the pass."""
+        width = max(1, *map(len, rows))
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        for row, own in enumerate(rows):
+            ids[row, : len(own)] = torch.as_tensor(np.asarray(own, dtype=np.int64))
+        cache = CaptureCache(self.layers, self.model.dtype, before)
+        offset = 0 if before is None else before.tokens
+        positions = torch.arange(offset, offset + width)[None].expand(len(rows), -1)
+        # padding stands to the right of a causal row, where no token of the row can see it: no mask is needed
+        self.passes.run(ids, cache, Tap({}, slice(0, 0), _ignore, stop=depth - 1), (), positions)
+        return cache
 
     @torch.inference_mode()
     def ask(self, stored: Sequence[Stored], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:
@@ -225,8 +230,7 @@ class Probe:
     def _shared(self, depth: int) -> Stored:
         """Keys and values of the prefix alone."""
         if self._head is None or self._head.depth < depth:
-            next(iter(self.read([()], depth)), None)
-        assert self._head is not None
+            self._head = self._read([self.prefix], depth, None).cut(0, len(self.prefix), depth)
         return self._head
 
 

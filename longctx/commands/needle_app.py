@@ -19,8 +19,8 @@ def needle(
     context: typer.Context,
     lengths: Annotated[str, typer.Option(metavar="4k,16k", help="Tokens of the texts, of the model under test.")] = "",
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Rows, table, picture and page; goes on where it ended.")
-    ] = None,
+        Path, typer.Option(metavar="DIR", help="Rows, table, picture and page; goes on where it ended.")
+    ] = Path("needle"),
     task: Annotated[
         list[str] | None, typer.Option(help="May be given often; see `longctx list needles` [single].")
     ] = None,
@@ -63,8 +63,8 @@ def needle(
     if context.invoked_subcommand is not None:
         _check_none_in_front(context)
         return
-    if not lengths or out is None:
-        raise typer.BadParameter("--lengths and --out are needed.")
+    if not lengths:
+        raise typer.BadParameter("--lengths is needed, such as --lengths 4k,16k.")
     given = dict(model=model, budget=budget, max_new_tokens=max_new_tokens, dtype=dtype, device=device)
     settings, screen = begin(config, given, json, quiet, verbose)
     command = importlib.import_module("longctx.commands.needle")

@@ -1,0 +1,100 @@
+"""Attention as plain matrix products over blocks of query rows, where those are faster than the library's fused kernel.
+
+Owns that arithmetic and the trial that decides for it. In bfloat16 the fused kernel of PyTorch multiplies many small
+tiles, each by a call of its own, on processors that have fast bfloat16 products and no tile instructions. Knows
+nothing of models and caches.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_ROWS = 64  # query rows of a block: keys that no row of it sees are left out
+_SCORES = 2**22  # scores held at a time
+_FASTER = 1.2  # how many times as fast as the fused kernel it must be
+_TRIAL, _TRIES = (1, 6, 384, 64), 5  # queries of the trial over a third as many KV heads, and how often it is timed
+
+
+def wins(query: Tensor) -> bool:
+    """Whether ``attend`` is the faster way for queries like these. Asked of 16-bit formats on a CPU alone."""
+    if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16) or query.shape[2] < 2:
+        return False
+    return _faster(query.dtype)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention output [batch, heads, queries, dim], as ``scaled_dot_product_attention`` has it up to rounding.
+
+    ``query`` [batch, heads, queries, dim], ``key`` and ``value`` [batch, kv_heads, keys, dim]. ``mask`` says what is
+    seen, [batch or 1, heads or 1, queries, keys]; without one the rows are causal, the last aligned with the last key.
+    """
+    batch, heads, queries, dim = query.shape
+    kv_heads, keys, groups = key.shape[1], key.shape[2], heads // key.shape[1]
+    # Softmax is the same for keys moved by one vector; near the origin, scores lose less to the rounding of products.
+    # Models whose keys have a large bias need it: without, their values came out half as far again from float32's.
+    key = key - key.mean(2, keepdim=True)
+    every = batch * kv_heads
+    turned = key.reshape(every, keys, dim).transpose(1, 2)
+    value = value.reshape(every, keys, -1)
+    query = (query * scale).reshape(every, groups, queries, dim)
+    seen = None if mask is None else mask.expand(batch, heads, queries, keys).reshape(every, groups, queries, keys)
+    out = torch.empty(batch, queries, heads, value.shape[-1], dtype=query.dtype)
+    into = out.view(batch, queries, kv_heads, groups, -1).permute(0, 2, 3, 1, 4)
+    rows = max(1, min(_ROWS, queries, _SCORES // (groups * keys)))
+    some = max(1, min(every, _SCORES // (groups * rows * keys)))  # of the KV heads of all texts, at a time
+    room = torch.empty(2, some * groups * rows * keys, dtype=query.dtype)
+    for start in range(0, queries, rows):
+        stop = min(start + rows, queries)
+        width = keys - queries + stop if seen is None else keys
+        blocks = [
+            _block(query[at : at + some, :, start:stop], turned[at : at + some, :, :width], value[at : at + some, :width],
+                   None if seen is None else seen[at : at + some, :, start:stop], room)
+            for at in range(0, every, some)
+        ]  # fmt: skip
+        done = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        into[:, :, :, start:stop] = done.view(batch, kv_heads, groups, stop - start, -1)
+    return out.transpose(1, 2)
+
+
+def _block(query: Tensor, turned: Tensor, value: Tensor, seen: Tensor | None, room: Tensor) -> Tensor:
+    """Output rows [some, groups * rows, dim] of ``query`` [some, groups, rows, dim] over all keys of ``turned``."""
+    some, groups, rows, dim = query.shape
+    keys = turned.shape[-1]
+    held = some * groups * rows * keys
+    scores, weights = (part[:held].view(some, groups * rows, keys) for part in room)
+    torch.bmm(query.reshape(some, groups * rows, dim), turned, out=scores)
+    by_row = scores.view(some, groups, rows, keys)
+    # not -inf: a row of padding sees nothing at all and must stay finite
+    if seen is None:
+        at = torch.arange(rows)
+        by_row[..., keys - rows :].masked_fill_(at > at[:, None], torch.finfo(scores.dtype).min)
+    else:
+        by_row.masked_fill_(~seen, torch.finfo(scores.dtype).min)
+    return torch.bmm(torch.softmax(scores, -1, out=weights), value)
+
+
+@functools.cache  # a fact about the processor
+def _faster(dtype: torch.dtype) -> bool:
+    query = torch.ones(_TRIAL, dtype=dtype)
+    key = query[:, ::3].contiguous()
+    ours = _seconds(lambda: attend(query, key, key, None, 1.0))
+    fused = _seconds(
+        lambda: F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True)
+    )
+    return _FASTER * ours < fused
+
+
+def _seconds(work: Callable[[], Tensor]) -> float:
+    """The best of several tries, behind one that is not timed."""
+    taken = []
+    for _ in range(_TRIES + 1):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken[1:])
