@@ -1,7 +1,8 @@
 """The parts of ``docs/`` that follow from the code and from the files of results: ``make docs`` renews them.
 
-Owns the marked parts of the pages of methods, the tables of methods, their place in the site's navigation, and the
-reference of the command line. Everything outside the marks is written by hand. A method without a page gets one.
+Owns the marked parts of the pages of methods, the tables of methods, their place in the site's navigation, the pictures
+of published needle rows, and the reference of the command line. Everything outside the marks is written by hand. A
+method without a page gets one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 
 from longctx import plugins
 
-from . import bench_speculation, kv_report
+from . import bench_speculation, kv_report, needle_results
 from .rows import read
 from .selection_report import NAMES, rows_by_model
 
@@ -69,10 +70,12 @@ _PAGE = """# {name}
 def write(root: Path) -> list[Path]:
     """Afterwards every file of ``contents`` holds what it should; the files that changed."""
     changed = []
-    for path, text in contents(root).items():
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
+    pictures = needle_results.pictures(root / "docs" / "results", root / "docs" / "images")
+    made = {**{path: text.encode("utf-8") for path, text in contents(root).items()}, **pictures}
+    for path, data in made.items():
+        if not path.exists() or path.read_bytes() != data:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(data)
             changed.append(path)
     return changed
 
@@ -98,6 +101,8 @@ def contents(root: Path) -> dict[Path, str]:
     found[stored] = _filled(stored.read_text(encoding="utf-8"), {"compiled": _compiled(docs / "results")})
     drafted = docs / "speculation.md"
     found[drafted] = _filled(drafted.read_text(encoding="utf-8"), {"speculation": _speculation(docs / "results")})
+    needles = docs / "needle.md"
+    found[needles] = _filled(needles.read_text(encoding="utf-8"), {"found": needle_results.part(docs / "results")})
     found[docs / "cli.md"] = _command_line()
     return found
 

@@ -543,7 +543,7 @@ def test_a_length_that_memory_does_not_hold_is_refused_before_anything_starts(
         (("--lengths", "500", "--selector", "bm25", "--selector", "bm25"), 2, "named twice"),
         (("--lengths", "90k", "--haystack", "fast.toml"), 2, "90,000 are asked for"),
         (("--lengths", "500", "--endpoint", "http://localhost:1/v1"), 2, "--endpoint-model"),
-        ((), 2, "--lengths and --out"),
+        ((), 2, "--lengths is needed"),
     ],
 )
 def test_what_cannot_be_asked_ends_with_a_code_and_one_message(

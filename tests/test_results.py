@@ -25,6 +25,7 @@ KINDS = {
     "needle": ALWAYS | {"transformers", "haystack_sha256"},
 }
 LONGEST = 200  # characters of a value that is a name, a hash or a configuration
+LONGEST_ANSWER = 1_000
 WORDS = 12  # a value of so many words is a text
 # Our own sentences; and what needles ask, hide and are told, which is made from word lists and not from a data set.
 SAID_BY_US = {"warnings", "message", "reason"}
@@ -68,7 +69,7 @@ def faults(kind: str, row: dict[str, Any], strangers: set[str]) -> Iterator[str]
         yield f"its machine is {known.get('machine')!r}: say the processor and counts"
     own = SAID_BY_US | (NEEDLES_OWN if kind == "needle" else set())
     for key, text in strings(row):
-        if len(text) > LONGEST:
+        if len(text) > (LONGEST_ANSWER if kind == "needle" and key == "answer" else LONGEST):
             yield f"{key} has {len(text)} characters"
         elif key not in own and len(text.split()) >= WORDS:
             yield f"{key} is a text: {text[:40]!r}"
@@ -136,6 +137,9 @@ def test_what_a_row_was_made_with_counts_and_unknown_kinds_have_rules_too() -> N
     made = {name: good()[name] for name in ("longctx", "torch", "transformers", "model")}
     row = {"machine": "x86_64, 2 cores", "date": "2026-11-25", "made_with": {**made, "haystack_sha256": "ab"}}
     assert not list(faults("needle", {**row, "answer": " ".join(["word"] * 30)}, set()))
+    assert not list(faults("needle", {**row, "answer": "w" * 1_000}, set()))
+    assert list(faults("needle", {**row, "answer": "w" * 1_001}, set()))
+    assert list(faults("needle", {**row, "question": "w" * 201}, set()))
     assert list(faults("needle", {**row, "made_with": {}}, set()))
     assert not list(faults("grid", {**row, "made_with": {"model": "smol", "versions": made}}, set()))
     assert list(faults("grid", {**row, "answer": " ".join(["word"] * 30), "made_with": made}, set()))

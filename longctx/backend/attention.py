@@ -133,15 +133,16 @@ def attend(
             for one, q, k, v in pack.parts(int(module.layer_idx), query)  # type: ignore[arg-type]
         ]
         return torch.cat(own, 1), None
+    plain = softcap is None and s_aux is None
     rows: Rows | None = kwargs.get(ROWS)
     if rows is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        plain = softcap is None and s_aux is None
-        if plain and 1 < query.shape[2] < key.shape[2] and rows.whole(layer):
+        whole = plain and 1 < query.shape[2] < key.shape[2] and rows.whole(layer)
+        if whole and not products.wins(query):
             return rows.attend(query, key, value, scale).transpose(1, 2).contiguous(), None
-        attention_mask = rows.mask(layer, key.shape[2])
+        attention_mask = None if whole and rows.is_chain else rows.mask(layer, key.shape[2])
     dropped = dropout if module.training else 0.0
-    if softcap is not None or s_aux is not None:
+    if not plain:
         out = _explicit(query, key, value, attention_mask, scale, softcap, s_aux)
     elif not dropped and _true(attention_mask) and products.wins(query):
         out = products.attend(query, key, value, attention_mask, scale)

@@ -154,7 +154,7 @@ class Lean:
         keys, values = cache.update(_turned(k, *turn), v, index)
         out, _ = attend(layer.attention, _turned(q, *turn), keys, values, mask, scaling=layer.scaling, **seen)
         weights.add(rows, "o_proj", out.view(len(rows), -1))
-        for part in rows.split(_ROWS):
+        for part in torch.split(rows, _ROWS):
             h = layer.between(part)
             gated = layer.act(weights.product("gate_proj", h)).mul_(weights.product("up_proj", h))
             weights.add(part, "down_proj", gated)

@@ -52,13 +52,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
         width = keys - queries + stop if seen is None else keys
-        blocks = [
-            _block(query[at : at + some, :, start:stop], turned[at : at + some, :, :width], value[at : at + some, :width],
-                   None if seen is None else seen[at : at + some, :, start:stop], room)
-            for at in range(0, every, some)
-        ]  # fmt: skip
-        done = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-        into[:, :, :, start:stop] = done.view(batch, kv_heads, groups, stop - start, -1)
+        blocks = []
+        for at in range(0, every, some):
+            part = slice(at, at + some)
+            shown = None if seen is None else seen[part, :, start:stop]
+            blocks.append(_block(query[part, :, start:stop], turned[part, :, :width], value[part, :width], shown, room))
+        into[:, :, :, start:stop] = torch.cat(blocks).view(batch, kv_heads, groups, stop - start, -1)
     return out.transpose(1, 2)
 
 

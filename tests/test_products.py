@@ -1,0 +1,131 @@
+"""Attention by matrix products: the library's own numbers whatever the blocks, when it is taken, and what it is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_lean import check
+from test_lean import states as read
+from torch import Tensor
+from torch.nn import functional as F
+
+from longctx.backend import products
+from longctx.backend.attention import attend
+from longctx.backend.passes import Passes
+
+SHAPES = st.tuples(
+    st.integers(1, 3),
+    st.sampled_from([(4, 4), (6, 2), (3, 1)]),
+    st.integers(2, 19),
+    st.integers(0, 9),
+    st.integers(0, 99),
+)
+
+
+def states(batch: int, heads: tuple[int, int], queries: int, past: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    sizes = ((heads[0], queries), (heads[1], past + queries), (heads[1], past + queries))
+    return tuple(torch.randn(batch, *size, 8, generator=draw, dtype=torch.float64) for size in sizes)  # type: ignore[return-value]
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True)
+
+
+def causal(queries: int, keys: int) -> Tensor:
+    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, st.integers(1, 8), st.integers(1, 400), st.booleans())
+def test_blocks_of_any_size_give_the_fused_kernels_numbers(
+    shape: tuple[Any, ...], rows: int, scores: int, masked: bool
+) -> None:
+    query, key, value = states(*shape)
+    mask = causal(query.shape[2], key.shape[2])
+    if masked:  # the first keys of the first text are padding, as in a batch of unequal texts
+        mask = mask.repeat(len(query), 1, 1, 1)
+        mask[0, ..., : shape[3]] = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "_ROWS", rows)
+        patch.setattr(products, "_SCORES", scores)
+        found = products.attend(query, key, value, mask if masked else None, 0.3)
+    torch.testing.assert_close(found, fused(query, key, value, mask, 0.3), rtol=1e-10, atol=1e-10)
+
+
+def test_a_mask_of_each_head_is_seen_by_that_head() -> None:
+    query, key, value = states(2, (6, 2), 5, 3, 1)
+    mask = torch.rand(2, 6, 5, 8, generator=torch.Generator().manual_seed(2)) < 0.7
+    mask[..., 0] = True
+    found = products.attend(query, key, value, mask, 0.3)
+    torch.testing.assert_close(found, fused(query, key, value, mask, 0.3), rtol=1e-10, atol=1e-10)
+
+
+def test_a_row_that_sees_nothing_stays_finite() -> None:
+    query, key, value = states(1, (4, 4), 4, 0, 3)
+    assert products.attend(query, key, value, torch.zeros(1, 1, 4, 4, dtype=torch.bool), 0.3).isfinite().all()
+
+
+def test_a_bias_that_all_keys_share_costs_no_precision() -> None:
+    """Scores of a hundred have steps of a half in bfloat16: weights would be off by half, and the bias says nothing."""
+    query, key, value = states(1, (4, 2), 64, 0, 4)
+    query = query + 2.0
+    bias = torch.full((8,), 6.0, dtype=torch.float64)
+    exact = fused(query, key, value, causal(64, 64), 1.0)
+    half = [x.to(torch.bfloat16) for x in (query, key + bias, value)]
+    kept = fused(*(x.double() for x in half), causal(64, 64), 1.0)  # what the rounding of the states alone costs
+    found = products.attend(*half, None, 1.0).double()
+    lost, floor = (found - kept).norm() / exact.norm(), (kept - exact).norm() / exact.norm()
+    assert lost < 0.03 and floor < 0.2
+
+
+@pytest.mark.parametrize(("ours", "theirs", "expected"), [(1.0, 2.0, True), (1.0, 1.1, False), (2.0, 1.0, False)])
+def test_it_is_taken_where_it_wins_by_a_fifth(
+    ours: float, theirs: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter((ours, theirs))
+    monkeypatch.setattr(products, "_seconds", lambda work: next(times))
+    assert products._faster.__wrapped__(torch.bfloat16) is expected
+
+
+def test_it_is_never_asked_of_wide_formats_single_rows_or_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_faster", lambda dtype: True)
+    assert products.wins(torch.ones(1, 1, 2, 4, dtype=torch.bfloat16))
+    assert not products.wins(torch.ones(1, 1, 2, 4))
+    assert not products.wins(torch.ones(1, 1, 1, 4, dtype=torch.bfloat16))
+    assert not products.wins(torch.ones(1, 1, 2, 4, dtype=torch.bfloat16, device="meta"))
+
+
+def test_the_trial_measures_both() -> None:
+    assert products._faster(torch.bfloat16) in (True, False)
+    assert 0 < products._seconds(lambda: torch.ones(3)) < 10
+
+
+@pytest.mark.parametrize("kind", ["none", "seen", "added"])
+def test_the_attention_function_takes_it_for_masks_that_say_what_is_seen(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, key, value = states(2, (6, 2), 5, 3, 5)
+    seen = causal(5, 8)[None, None]
+    mask = {"none": None, "seen": seen, "added": torch.where(seen, 0.5, -1e9).double()}[kind]
+    plain = attend(torch.nn.Module(), query, key, value, mask, scaling=0.3)[0]
+    taken = []
+    monkeypatch.setattr(products, "wins", lambda query: True)
+    ours = products.attend
+    monkeypatch.setattr(products, "attend", lambda *given: taken.append(kind) or ours(*given))
+    found = attend(torch.nn.Module(), query, key, value, mask, scaling=0.3)[0]
+    torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-10)
+    assert taken == ([] if kind == "added" else [kind])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_model_reads_with_it_what_it_reads_without(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model(family, "sdpa")
+    plain = read(Passes(model, range(3, 40)))
+    monkeypatch.setattr(products, "wins", lambda query: query.shape[2] > 1)
+    check(read(Passes(model, range(3, 40))), plain)
