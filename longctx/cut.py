@@ -78,6 +78,12 @@ def pieces(documents: Sequence[Document], spans: Sequence[SelectedSpan]) -> list
     return [texts[span.document_id][span.start : span.end].strip("\r\n") for span in spans]
 
 
+def strongest_last(spans: Sequence[SelectedSpan]) -> tuple[int, ...]:
+    """The places of the spans in order, but for that of the highest score, the last of several, which ends them."""
+    strongest = max(range(len(spans)), key=lambda at: (spans[at].score, at), default=0)
+    return tuple(sorted(range(len(spans)), key=lambda at: at == strongest))
+
+
 def profile(
     documents: Sequence[Document], units: Sequence[Unit], values: NDArray[np.float32]
 ) -> tuple[SelectedSpan, ...]:

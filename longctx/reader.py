@@ -22,6 +22,7 @@ from longctx.compiled import CompiledDocument
 from longctx.compiling import Compiler, Source
 from longctx.console import bar
 from longctx.contexts import Kept, Policy, reach
+from longctx.cut import joined
 from longctx.errors import BadOption, EmptyInput
 from longctx.generation import guarantee
 from longctx.protocols import Progress, Selector
@@ -227,14 +228,14 @@ class Reader:
         times.append(time.perf_counter())
         prompt_tokens, said = 0, Said(NOTHING)
         if selection.spans:
-            prompt = self.prompt(selection.text, question)
+            prompt = self.prompt(joined(book.documents, selection.as_read), question)
             prompt_tokens = len(prompt)
             self._room.check_prompt(reach(request.kv, len(prompt)), request.max_new_tokens)
             context = None
             if request.kv is not None:
                 asked = len(self._frame.middle) + self._count(question) + len(self._frame.after)
                 context = self._kept(self.model, prompt[: len(prompt) - asked], request.kv, report)
-            weights = votes(self._tokens, book.documents, selection, prompt, len(self._frame.before))
+            weights = votes(self._tokens, book.documents, selection.as_read, prompt, len(self._frame.before))
             said = answer(self.model, self._tokens, prompt, request, report, emit, context, weights)
         times.append(time.perf_counter())
         citations = (

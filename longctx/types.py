@@ -176,7 +176,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The spans kept for one question, in document order, and their text as the model will read it.
+    """The spans kept for one question, in document order, and their text in that order.
+
+    ``order`` are the places of the spans in the order in which ``ask`` has the model read them: the strongest last,
+    next to the question; empty for the order of the documents.
 
     ``tokens`` counts the reader's tokens of ``text``, separators included, and never exceeds the budget.
     ``tokens_read`` counts the token-forwards spent on selecting. ``profile`` holds the score of every unit for plots;
@@ -194,6 +197,12 @@ class Selection:
     warnings: tuple[str, ...] = ()
     trace: tuple[Step, ...] = ()
     profile: tuple[SelectedSpan, ...] = field(default=(), repr=False)
+    order: tuple[int, ...] = ()
+
+    @property
+    def as_read(self) -> tuple[SelectedSpan, ...]:
+        """The spans in the order in which the model reads them."""
+        return tuple(self.spans[at] for at in self.order) or self.spans
 
     def as_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = _plain(self, without=("profile",))

@@ -103,8 +103,11 @@ def show(reader: Any, book: Any, question: Question, system: str, budget: int | 
     selector = "all" if system == "full" else system
     found = reader.select(book, question.query, budget_tokens=most, selector=selector)
     seconds = time.perf_counter() - started
+    texts = {document.id: document.text for document in book.documents}
+    # in the order in which ``ask`` would have them read
+    text = "\n\n".join(texts[span.document_id][span.start : span.end].strip("\r\n") for span in found.as_read)
     spans = tuple((span.start, span.end) for span in found.spans)
-    return Context(found.text, found.tokens, spans, found.tokens_read, seconds, found.warnings)
+    return Context(text, found.tokens, spans, found.tokens_read, seconds, found.warnings)
 
 
 def answer(reader: Any, shown: Context, question: Question) -> Said:

@@ -144,7 +144,7 @@ def test_a_system_shows_and_says_what_the_reader_would(reader: Reader) -> None:
     shown = systems.show(reader, book, question, "bm25", 150)
     direct = reader.ask(book, asked, budget_tokens=150, selector="bm25", max_new_tokens=5)
     said = systems.answer(reader, shown, question)
-    assert shown.text == direct.selection.text and "4711" in shown.text
+    assert sorted(shown.text.split("\n\n")) == sorted(direct.selection.text.split("\n\n")) and "4711" in shown.text
     assert (said.text, said.prompt_tokens) == (direct.text, direct.usage["prompt_tokens"])
 
 

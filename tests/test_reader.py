@@ -12,7 +12,7 @@ import tiny
 import torch
 
 import longctx
-from longctx import Document, Reader, plugins
+from longctx import Document, Reader, plugins, selecting
 from longctx.errors import BadOption, CacheError, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod
 from longctx.types import Event, Scores
 
@@ -457,3 +457,38 @@ def test_selecting_everything_is_refused_beyond_the_window() -> None:
     reader = reader_of("llama")
     with pytest.raises(DoesNotFit, match=str(reader.window)):
         reader.select(Document.from_text("word " * 5000), "What?", selector="all")
+
+
+TWICE = Document.from_text(f"{NEEDLE} {story()} {story()}", id="twice")  # what is strongest stands first, too
+
+
+@pytest.mark.parametrize("budget", [300, 400])
+def test_the_strongest_span_is_read_next_to_the_question(budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, prompts, prompt = reader_of(), [], Reader.prompt
+    monkeypatch.setattr(Reader, "prompt", lambda own, text, asked: prompts.append(text) or prompt(own, text, asked))
+    answer = reader.ask(TWICE, QUESTION, budget_tokens=budget, selector=First(), max_new_tokens=2)
+    first, *others = answer.selection.spans
+    assert others and answer.selection.order == (*range(1, len(others) + 1), 0)
+    assert answer.selection.as_read == (*others, first)
+    assert prompts == ["\n\n".join(TWICE.text[span.start : span.end].strip("\r\n") for span in (*others, first))]
+    assert answer.usage["prompt_tokens"] <= reader._frame.tokens + counted(reader, QUESTION) + budget
+
+
+def test_an_order_that_takes_more_than_the_budget_is_not_taken() -> None:
+    reader = reader_of()
+    book = reader.compile(TWICE)
+    selection = reader.select(book, QUESTION, budget_tokens=300, selector=First())
+    first = TWICE.text[: selection.spans[0].end].strip("\r\n")
+    kept = selecting.recut(book, selection, 300, lambda text: 301 if text.endswith(first) else counted(reader, text))
+    assert kept.spans == selection.spans == kept.as_read and kept.order == tuple(range(len(kept.spans)))
+
+
+class First:
+    """Likes the first unit best and every third one a little."""
+
+    baseline = False
+    name = "first"
+
+    def score(self, question: str, book: Any, budget_tokens: int) -> Scores:
+        values = [9.0 if at == 0 else 1.0 if at % 3 == 2 else 0.0 for at in range(len(book.units))]
+        return Scores(np.array(values, dtype=np.float32), relevant=True)

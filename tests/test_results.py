@@ -60,7 +60,8 @@ def strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def faults(kind: str, row: dict[str, Any], strangers: set[str]) -> Iterator[str]:
     """What is wrong with a row; ``strangers`` are names of this machine and its user."""
     made = row.get("made_with", {})
-    known = {**made.get("versions", {}), **row.get("versions", {}), **made, **row}
+    known = {**made.get("versions", {}), **row.get("versions", {}), **row.get("recipe", {})}
+    known |= {name: value for name, value in {**made, **row}.items() if name not in known or value is not None}
     if lacking := KINDS.get(kind, ALWAYS) - {name for name, value in known.items() if value not in (None, "")}:
         yield f"it does not say {', '.join(sorted(lacking))}"
     if not re.fullmatch(r"20\d\d-\d\d-\d\d", str(known.get("date"))):

@@ -28,7 +28,7 @@ def test_the_tokens_of_a_span_count_by_its_score_and_all_others_one() -> None:
     tokens = Tokens(tiny.tokenizer())
     chosen = selection((0, 38, -3.0), (69, 107, 5.0))
     prompt = [4, 5, 6, *tokens.plain(chosen.text), 7, 8]
-    found = votes(tokens, [DOCUMENT], chosen, prompt, 3)
+    found = votes(tokens, [DOCUMENT], chosen.spans, prompt, 3)
     assert found is not None and len(found) == len(prompt)
     low, high = np.exp(-1), np.exp(1)
     edge = 3 + len(tokens.plain(TEXT[:38]))
@@ -42,7 +42,7 @@ def test_the_tokens_of_a_span_count_by_its_score_and_all_others_one() -> None:
 def test_scores_that_say_nothing_make_no_difference(scores: tuple[float, ...]) -> None:
     tokens = Tokens(tiny.tokenizer())
     chosen = selection(*((40 * i, 40 * i + 30, score) for i, score in enumerate(scores)))
-    assert votes(tokens, [DOCUMENT], chosen, tokens.plain(chosen.text), 0) is None
+    assert votes(tokens, [DOCUMENT], chosen.spans, tokens.plain(chosen.text), 0) is None
 
 
 def test_a_reader_tells_its_drafters_which_spans_were_liked() -> None:
