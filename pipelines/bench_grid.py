@@ -69,15 +69,16 @@ class Run:
         self.places.out.mkdir(parents=True, exist_ok=True)
         rows = Rows(self.path, bench_rows.IDENTITY, self._expectations(every))
         keys = [rows.key(bench_rows.key(self.model, one, method)) for one in every for method in self.grid.methods]
-        try:
-            for number, method in enumerate(self.grid.methods):
-                left = [one for one in every if bench_rows.key(self.model, one, method) not in rows]
-                if left:
-                    self._ask(method, left, every[0], rows, number * len(every) + len(every) - len(left), len(keys))
-        finally:
-            rows.sort(keys)
-            if rows.rows:
-                write_report(self.places.out, self.grid.name, list(rows.rows.values()))
+        with rows.alone():
+            try:
+                for number, method in enumerate(self.grid.methods):
+                    left = [one for one in every if bench_rows.key(self.model, one, method) not in rows]
+                    if left:
+                        self._ask(method, left, every[0], rows, number * len(every) + len(every) - len(left), len(keys))
+            finally:
+                rows.sort(keys)
+                if rows.rows:
+                    write_report(self.places.out, self.grid.name, list(rows.rows.values()))
         return self.path
 
     def _expectations(self, every: Sequence[Example]) -> Callable[[Row], Row]:

@@ -19,6 +19,7 @@ from typing import Any
 import longctx
 from longctx import Reader
 
+from .rows import alone
 from .selection_report import write_report
 from .selection_sets import Case, Question, cases, kept_share
 
@@ -75,7 +76,7 @@ def run_selection(
     path = out / f"selection-{label}.jsonl"
     done = {_key(row) for row in _read(path)}
     base = _base(reader, label)
-    with path.open("a", encoding="utf-8") as file:
+    with alone(path), path.open("a", encoding="utf-8") as file:
         for case in cases(data, list(sets), seed, sample, needle_chars):
             for row in _case(reader, case, budgets, full_sample, selectors, done, base, quiet):
                 file.write(json.dumps(row) + "\n")

@@ -22,6 +22,7 @@ from longctx.errors import BadOption, DoesNotFit, UnknownMethod, UsageError
 from .cases import Case, Question
 from .long_qa_report import write_report
 from .long_qa_rows import Key, about_question, about_run, digest, held
+from .rows import alone
 from .scoring import graded, scores
 from .systems import SYSTEMS, answer, budgets_of, check, show, warm
 
@@ -73,7 +74,7 @@ class Job:
         if left:
             warm(reader, left[0].text, self.systems)
         total, asked = sum(len(case.questions) for case in left), 0
-        with self.rows.open("a", encoding="ascii") as file:
+        with alone(self.rows), self.rows.open("a", encoding="ascii") as file:
             for case in left:
                 for row in self._rows(reader, case, done):
                     file.write(json.dumps(run | row, allow_nan=False) + "\n")

@@ -77,10 +77,11 @@ def run(
     """
     made = list(texts(grid, haystack, count))
     keys = [rows.key(key) for place, _ in made for system in systems for key in _keys(place, system)]
-    try:
-        _run(made, systems, len(keys), rows, common, facts, progress)
-    finally:
-        rows.sort(keys)
+    with rows.alone():
+        try:
+            _run(made, systems, len(keys), rows, common, facts, progress)
+        finally:
+            rows.sort(keys)
 
 
 def _keys(place: Place, system: System) -> list[Row]:

@@ -10,11 +10,14 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from longctx.errors import ArtifactError
+from filelock import FileLock, Timeout
+
+from longctx.errors import ArtifactError, UsageError
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
@@ -41,12 +44,21 @@ class Rows:
                 )
         self.rows: dict[Key, Row] = {self.key(row): row for row in held if not row.get("again")}
         self._clean = path.exists() and len(self.rows) == len(held) and path.read_bytes().endswith(b"\n")
+        self._seen = self._bytes()
 
     def __contains__(self, row: Mapping[str, Any]) -> bool:
         return self.key(row) in self.rows
 
     def key(self, row: Mapping[str, Any]) -> Key:
         return tuple(row[name] for name in self._identity)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, no other run adds to the file. Raises UsageError where one is at it, or was since it was read."""
+        with alone(self._path):
+            if self._bytes() != self._seen:
+                raise UsageError(f"another run has added rows to {self._path} since they were read. Run it again.")
+            yield
 
     def add(self, row: Row) -> None:
         """Afterwards the row is on the disk, as a whole line."""
@@ -57,6 +69,7 @@ class Rows:
             file.flush()
             os.fsync(file.fileno())
         self.rows[self.key(row)] = row
+        self._seen = self._bytes()
 
     def sort(self, keys: Sequence[Key]) -> None:
         """Afterwards the rows of ``keys`` stand in that order behind all others, in the file too."""
@@ -69,7 +82,24 @@ class Rows:
     def _rewrite(self) -> None:
         """The rows taken over and nothing else, in a file that appears whole or not at all."""
         put(self._path, "".join(map(_line, self.rows.values())).encode("ascii"))
-        self._clean = True
+        self._clean, self._seen = True, self._bytes()
+
+    def _bytes(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Inside, no other run adds to the rows of ``path``. Raises UsageError where one is at it."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UsageError(f"another run is adding rows to {path}. Let it end, or name another --out.") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def put(path: Path, data: bytes) -> None:

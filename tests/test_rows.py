@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from longctx.errors import ArtifactError
+from longctx.errors import ArtifactError, UsageError
 from longctx.pipelines.rows import Row, Rows
 
 
@@ -70,3 +70,17 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, line: str) -> None:
     path.write_text(f"{line}\n")
     with pytest.raises(ArtifactError, match="line 1"):
         rows(path)
+
+
+def test_two_runs_do_not_add_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    one, other = rows(path), rows(path)
+    with one.alone():
+        one.add(row(1))
+        with pytest.raises(UsageError, match="another run is adding rows to .*rows.jsonl"), other.alone():
+            other.add(row(2))
+    with pytest.raises(UsageError, match="since they were read"), other.alone():
+        other.add(row(2))
+    with one.alone():
+        one.add(row(3))
+    assert list(rows(path).rows.values()) == [row(1), row(3)]
