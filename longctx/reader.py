@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,8 @@ class Reader:
                 self._count,
                 lambda: (*self._calibrator.take_warnings(), *book.take_warnings()),
             )
+        if request.kv is not None:  # one order for all questions, so that the same spans are compressed once
+            selection = replace(selection, order=())
         if selector == selecting.EVERYTHING:
             fixed = self._frame.tokens + self._count(question)
             self._room.check_prompt(reach(request.kv, selection.tokens + fixed), request.max_new_tokens)

@@ -74,7 +74,7 @@ def select(
         warnings=tuple(warnings),
         trace=steps,
         profile=cut.profile(book.documents, book.units, scores.values),
-        order=_order(book, spans, budget_tokens, count),
+        order=() if method.baseline else _order(book, spans, budget_tokens, count),
     )
 
 
@@ -88,7 +88,7 @@ def recut(book: CompiledDocument, selection: Selection, budget_tokens: int, coun
     values = np.array([unit.score for unit in selection.profile], dtype=np.float32)
     spans, text, tokens = cut.cut(book.documents, book.units, values, budget_tokens, count)
     dropped = book.tokens - _kept(book, spans)
-    order = _order(book, spans, budget_tokens, count)
+    order = _order(book, spans, budget_tokens, count) if selection.order else ()
     return replace(selection, spans=spans, text=text, tokens=tokens, dropped_tokens=dropped, order=order)
 
 

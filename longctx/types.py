@@ -179,7 +179,7 @@ class Selection:
     """The spans kept for one question, in document order, and their text in that order.
 
     ``order`` are the places of the spans in the order in which ``ask`` has the model read them: the strongest last,
-    next to the question; empty for the order of the documents.
+    next to the question; empty for the order of the documents, which baselines and bounded caches have.
 
     ``tokens`` counts the reader's tokens of ``text``, separators included, and never exceeds the budget.
     ``tokens_read`` counts the token-forwards spent on selecting. ``profile`` holds the score of every unit for plots;

@@ -536,3 +536,22 @@ def test_layers_that_keep_no_keys_are_refused_by_name() -> None:
     model.config.layer_types = ["linear_attention", "full_attention"] * 2
     with pytest.raises(ModelError, match="linear_attention"):
         probe_of(model)
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+def test_a_window_that_holds_the_segment_but_not_the_prefix_too_is_kept_to(family: str) -> None:
+    """Layers that see a window go by the model's own forward as soon as prefix and segment together pass it."""
+    more = {"use_sliding_window": True, "max_window_layers": 1} if family != "mistral" else {}
+    length = len(probe_of(tiny.model(family)).prefix)
+    settings = {"sliding_window": 2 * length, **more}
+    probe, text = (
+        probe_of(tiny.model(family, attention="sdpa", **settings)),
+        [7 * i % 400 + 9 for i in range(length + 3)],
+    )
+    (stored,) = stored_by(probe, [text])
+    with torch.inference_mode():
+        whole = tiny.model(family, **settings)(torch.tensor([[*probe.prefix, *text]]), use_cache=True).past_key_values
+    for layer, (keys, values) in enumerate(zip(stored.keys, stored.values, strict=True)):
+        far = min(len(text), whole.layers[layer].keys.shape[2])  # a layer of transformers keeps its window alone
+        torch.testing.assert_close(keys[:, -far:], whole.layers[layer].keys[0, :, -far:], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(values[:, -far:], whole.layers[layer].values[0, :, -far:], atol=1e-4, rtol=1e-4)

@@ -71,6 +71,16 @@ def test_a_row_that_sees_nothing_stays_finite() -> None:
     assert products.attend(query, key, value, torch.zeros(1, 1, 4, 4, dtype=torch.bool), 0.3).isfinite().all()
 
 
+def test_what_stands_in_slots_that_no_row_sees_makes_no_difference() -> None:
+    """Padding on the left: it must not move the point that keys are rounded about."""
+    query, key, value = states(1, (4, 2), 3, 9, 6)
+    mask = causal(3, 12)[None, None].clone()
+    mask[..., :5] = False
+    plain = products.attend(query, key, value, mask, 0.3)
+    key[:, :, :5] = 1e30
+    torch.testing.assert_close(products.attend(query, key, value, mask, 0.3), plain, rtol=1e-12, atol=1e-12)
+
+
 def test_a_bias_that_all_keys_share_costs_no_precision() -> None:
     """Scores of a hundred have steps of a half in bfloat16: weights would be off by half, and the bias says nothing."""
     query, key, value = states(1, (4, 2), 64, 0, 4)
@@ -93,12 +103,16 @@ def test_it_is_taken_where_it_wins_by_a_fifth(
     assert products._faster.__wrapped__(torch.bfloat16) is expected
 
 
-def test_it_is_never_asked_of_wide_formats_single_rows_or_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_never_asked_of_other_formats_single_rows_other_devices_or_for_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(products, "_faster", lambda dtype: True)
-    assert products.wins(torch.ones(1, 1, 2, 4, dtype=torch.bfloat16))
-    assert not products.wins(torch.ones(1, 1, 2, 4))
-    assert not products.wins(torch.ones(1, 1, 1, 4, dtype=torch.bfloat16))
-    assert not products.wins(torch.ones(1, 1, 2, 4, dtype=torch.bfloat16, device="meta"))
+    half = torch.ones(1, 1, 2, 4, dtype=torch.bfloat16)
+    assert not products.wins(half), "a gradient may be wanted"
+    with torch.no_grad():
+        assert products.wins(half)
+        assert not products.wins(half[:, :, :1]) and not products.wins(half.to("meta"))
+        assert not products.wins(half.float()) and not products.wins(half.half())
 
 
 def test_the_trial_measures_both() -> None:

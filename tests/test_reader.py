@@ -483,6 +483,13 @@ def test_an_order_that_takes_more_than_the_budget_is_not_taken() -> None:
     assert kept.spans == selection.spans == kept.as_read and kept.order == tuple(range(len(kept.spans)))
 
 
+@pytest.mark.parametrize("how", [{"selector": "head"}, {"selector": "random"}, {"selector": "bm25", "kv": "full"}])
+def test_baselines_and_bounded_caches_read_in_the_documents_order(how: dict[str, str]) -> None:
+    several = [TWICE, Document.from_text(story(needle_at=2), id="second")]
+    answer = reader_of().ask(several, QUESTION, budget_tokens=300, max_new_tokens=2, **how)  # type: ignore[arg-type]
+    assert answer.selection.order == () and answer.selection.as_read == answer.selection.spans
+
+
 class First:
     """Likes the first unit best and every third one a little."""
 

@@ -79,7 +79,7 @@ class _Capture(_Layer):  # type: ignore[no-untyped-call]
 
 def _behind(run: Tensor, states: Tensor) -> Tensor:
     """``states`` [batch, heads, tokens, dim] behind ``run`` [heads, tokens, dim], which all rows of the batch share."""
-    return torch.cat((run.to(states.dtype).expand(states.shape[0], -1, -1, -1), states), 2)
+    return torch.cat((run.to(states).expand(states.shape[0], -1, -1, -1), states), 2)
 
 
 class CaptureCache(Cache):

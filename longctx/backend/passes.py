@@ -57,7 +57,7 @@ class Passes:
         tokens count, [batch, slots + tokens] (None: an empty cache, and rows that end in padding).
         """
         with torch.inference_mode(), alone(self.model):
-            lean = self.lean(ids.shape[1] if valid is None else valid.shape[1])
+            lean = self.lean(cache.get_seq_length() + ids.shape[1])
             road = lean.run if lean is not None else self._own
             device = self.model.device
             try:

@@ -25,6 +25,7 @@ from longctx.protocols import By
 from longctx.types import Inquiry, Reading
 
 _READ_TOKENS = 2048  # tokens of one reading batch: large enough for the matrix products, small enough for the caches
+_USUAL = 512  # tokens of a segment, of which a batch is full
 _ASK_SLOTS = 16_384  # stored slots of one asking batch
 _ASK_ROWS = 512  # question rows of one asking batch
 
@@ -91,7 +92,9 @@ class Probe:
         depth = self.layers if depth is None else depth
         before = self._shared(depth) if self.prefix else None
         order = sorted(range(len(segments)), key=lambda i: -len(segments[i]))
-        for batch in _batches(order, lambda i: len(segments[i]), _READ_TOKENS):
+        offset = len(self.prefix)  # stands before every row's keys: short segments must not bring too many rows
+        limit = _READ_TOKENS + _READ_TOKENS // _USUAL * offset
+        for batch in _batches(order, lambda i: len(segments[i]) + offset, limit):
             cache = self._read([segments[i] for i in batch], depth, before)
             for row, i in enumerate(batch):
                 yield i, cache.cut(row, len(segments[i]), depth)

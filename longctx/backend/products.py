@@ -22,8 +22,11 @@ _TRIAL, _TRIES = (1, 6, 384, 64), 5  # queries of the trial over a third as many
 
 
 def wins(query: Tensor) -> bool:
-    """Whether ``attend`` is the faster way for queries like these. Asked of 16-bit formats on a CPU alone."""
-    if query.device.type != "cpu" or query.dtype not in (torch.bfloat16, torch.float16) or query.shape[2] < 2:
+    """Whether ``attend`` is the way for queries like these: in bfloat16 on a CPU, where it is the faster one.
+
+    Scores stand in the format of the queries, which float16 is too narrow for, and nothing is kept for gradients.
+    """
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or query.shape[2] < 2 or torch.is_grad_enabled():
         return False
     return _faster(query.dtype)
 
@@ -37,13 +40,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     batch, heads, queries, dim = query.shape
     kv_heads, keys, groups = key.shape[1], key.shape[2], heads // key.shape[1]
     # Softmax is the same for keys moved by one vector; near the origin, scores lose less to the rounding of products.
-    # Models whose keys have a large bias need it: without, their values came out half as far again from float32's.
-    key = key - key.mean(2, keepdim=True)
+    # Models whose keys have a large bias need it: without, their values came out half as far again from float32's. The
+    # rows' own keys are the last ones and never padding.
+    key = key - key[:, :, -queries:].mean(2, keepdim=True)
     every = batch * kv_heads
     turned = key.reshape(every, keys, dim).transpose(1, 2)
     value = value.reshape(every, keys, -1)
     query = (query * scale).reshape(every, groups, queries, dim)
-    seen = None if mask is None else mask.expand(batch, heads, queries, keys).reshape(every, groups, queries, keys)
     out = torch.empty(batch, queries, heads, value.shape[-1], dtype=query.dtype)
     into = out.view(batch, queries, kv_heads, groups, -1).permute(0, 2, 3, 1, 4)
     rows = max(1, min(_ROWS, queries, _SCORES // (groups * keys)))
@@ -51,11 +54,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     room = torch.empty(2, some * groups * rows * keys, dtype=query.dtype)
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
-        width = keys - queries + stop if seen is None else keys
+        width = keys - queries + stop if mask is None else keys
+        seen = None
+        if mask is not None:  # copied for every head, and so of some rows at a time
+            seen = mask.expand(batch, heads, queries, keys)[:, :, start:stop].reshape(every, groups, stop - start, keys)
         blocks = []
         for at in range(0, every, some):
             part = slice(at, at + some)
-            shown = None if seen is None else seen[part, :, start:stop]
+            shown = None if seen is None else seen[part]
             blocks.append(_block(query[part, :, start:stop], turned[part, :, :width], value[part, :width], shown, room))
         into[:, :, :, start:stop] = torch.cat(blocks).view(batch, kv_heads, groups, stop - start, -1)
     return out.transpose(1, 2)
