@@ -91,11 +91,14 @@ def run_speculation(
     ``data`` is a file of JSON objects with "group" and "prompt" on each line; without it, passages of the Python
     language reference are quoted, summarised, asked about and ignored. ``stacks`` are drafters as on the command line
     ("document+ngram"); by default none, each one alone, and "auto". ``lookups`` are settings of Hugging Face's prompt
-    lookup: tokens drafted, and the longest n-gram matched.
+    lookup: tokens drafted, and the longest n-gram matched. Raises UnknownMethod or BadOption for a stack that there is
+    not, before anything is loaded.
     """
+    names = ["none", *plugins.names("drafters"), "auto"] if stacks is None else list(stacks)
+    for drafter in [drafter for stack in names for drafter in _stack(stack) if drafter != "auto"]:
+        plugins.resolve("drafters", drafter)
     prompts = read(data) if data is not None else built_in(prompts_per_group)
     reader = longctx.Reader.from_pretrained(model, dtype=dtype, encoder=None, calibration=None)
-    names = ["none", *plugins.names("drafters"), "auto"] if stacks is None else list(stacks)
     methods = methods_of(reader.model, reader.tokenizer, names, lookups)
     longctx.generate(reader.model, reader.tokenizer, [1, 2, 3], max_new_tokens=2)  # what is tried once for every model
     out.mkdir(parents=True, exist_ok=True)
@@ -152,9 +155,13 @@ def methods_of(
         options = {"prompt_lookup_num_tokens": tokens, "max_matching_ngram_size": ngram}
         found[f"hf_lookup:{setting}"] = lambda ids, new, options=options: _stock(model, ids, new, options)  # type: ignore[misc]
     for stack in stacks:
-        drafters: Any = "auto" if stack == "auto" else [] if stack == "none" else stack.split("+")
+        drafters: Any = "auto" if stack == "auto" else _stack(stack)
         found[stack] = lambda ids, new, drafters=drafters: _drafted(model, tokenizer, ids, new, drafters)  # type: ignore[misc]
     return found
+
+
+def _stack(text: str) -> list[str]:
+    return [] if text == "none" else text.split("+")
 
 
 def rows_of(

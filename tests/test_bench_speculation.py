@@ -67,6 +67,12 @@ def test_the_watch_tells_the_first_tokens_from_the_prompt_and_the_rest() -> None
     assert timed.first == 2 and timed.first_seconds == pytest.approx(1.0) and timed.seconds >= 1.0
 
 
+@pytest.mark.parametrize("stack", ["none,auto", "document+nonsense", "document:nonsense=1"])
+def test_a_stack_that_there_is_not_is_refused_before_a_model_is_loaded(stack: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        bench.run_speculation("no/such/model", tmp_path, stacks=["none", "document+ngram", stack])
+
+
 def test_a_setting_of_prompt_lookup_that_is_none_is_refused() -> None:
     with pytest.raises(UsageError, match="5,2"):
         bench.methods_of(None, None, [], ["ten"])

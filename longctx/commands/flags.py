@@ -60,7 +60,11 @@ SegmentKV = Annotated[
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the benchmark; may be given often."),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting of the benchmark; may be given often, for a list of names once with each.",
+    ),
 ]
 Cache = Annotated[
     bool,
