@@ -298,8 +298,9 @@ def _speculation(results: Path) -> str:
         lines = [
             f"**{model}**, {dtype}; {machine}, {threads} threads, {day}, {made}.",
             "",
-            f"| group | prompts | stock tokens/s | prompt lookup | {' | '.join(methods)} | tokens a pass | same |",
-            f"|---|--:|--:|--:|{'--:|' * len(methods)}--:|--:|",
+            f"| group | prompts | stock tokens/s | prompt lookup | {' | '.join(methods)} "
+            "| tokens a pass | same | prompt |",
+            f"|---|--:|--:|--:|{'--:|' * len(methods)}--:|--:|--:|",
         ]
         best = methods[-1]
         for group, ratios in found.items():
@@ -309,9 +310,12 @@ def _speculation(results: Path) -> str:
             passes = statistics.mean(row["tokens_per_round"] for row in drafted)
             cells = [f"{ratios.get(name, math.nan):.2f}" for name in ("hf_lookup", *methods)]
             same = f"{sum(row['same'] for row in drafted)} of {len(drafted)}"
-            lines.append(f"| {group} | {len(drafted)} | {stock:.1f} | {' | '.join(cells)} | {passes:.2f} | {same} |")
+            first = {row["prompt"]: row["first_seconds"] for row in own if row["method"] == "hf"}
+            sooner = statistics.geometric_mean(first[row["prompt"]] / row["first_seconds"] for row in drafted)
+            cells += [f"{passes:.2f}", same, f"{sooner:.2f}"]
+            lines.append(f"| {group} | {len(drafted)} | {stock:.1f} | {' | '.join(cells)} |")
         means = [statistics.geometric_mean(by[name] for by in found.values()) for name in ("hf_lookup", *methods)]
-        lines.append(f"| geometric mean | | | {' | '.join(f'{mean:.2f}' for mean in means)} | | |")
+        lines.append(f"| geometric mean | | | {' | '.join(f'{mean:.2f}' for mean in means)} | | | |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or "No file of results holds such rows yet."
 
