@@ -246,7 +246,10 @@ def test_a_long_text_splits_in_linear_time(name: str) -> None:
     seconds = []
     for size in (1_000_000, 4_000_000):
         encoded = EncodedDocument(Document("long", "x" * size), np.zeros(size // 4, np.int32), np.arange(0, size, 4))
-        begin = time.process_time()
-        method.split(encoded)
-        seconds.append(time.process_time() - begin)
+        tries = []
+        for _ in range(3):  # the collector may run in any of them
+            begin = time.process_time()
+            method.split(encoded)
+            tries.append(time.process_time() - begin)
+        seconds.append(min(tries))
     assert seconds[1] < 8 * seconds[0] + 0.2
