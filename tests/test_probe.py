@@ -541,7 +541,8 @@ def test_layers_that_keep_no_keys_are_refused_by_name() -> None:
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
 def test_a_window_that_holds_the_segment_but_not_the_prefix_too_is_kept_to(family: str) -> None:
     """Layers that see a window go by the model's own forward as soon as prefix and segment together pass it."""
-    more = {"use_sliding_window": True, "max_window_layers": 1} if family != "mistral" else {}
+    kinds = ["full_attention", *["sliding_attention"] * 3]
+    more = {} if family == "mistral" else {"use_sliding_window": True, "layer_types": kinds}
     length = len(probe_of(tiny.model(family)).prefix)
     settings = {"sliding_window": 2 * length, **more}
     probe, text = (

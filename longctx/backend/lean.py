@@ -8,7 +8,6 @@ is recognised by its parts, and only ``Passes`` allows this, after holding it ag
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from longctx.backend.attention import TAP, Tap, attend
+from longctx.backend.trial import seconds
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -27,7 +27,7 @@ _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj"}
 _FASTER = 1.2  # how many times as fast another format must be: it costs a conversion of the weights
 _ROWS = 512  # rows worked on at a time: enough for the products, few enough for what is between them to stay in caches
-_TRIAL, _TRIES = 1024, 5  # width of the trial's layer, and how often it is timed
+_TRIAL = 1024  # width of the trial's layer
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -48,14 +48,9 @@ def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 @functools.cache  # a fact about the processor
 def _seconds(dtype: torch.dtype) -> float:
-    """What one product of the size of a small layer takes, the best of several."""
+    """What one product of the size of a small layer takes."""
     rows, weight = torch.ones(_TRIAL // 2, _TRIAL, dtype=dtype), torch.ones(_TRIAL, _TRIAL, dtype=dtype)
-    taken = []
-    for _ in range(_TRIES):
-        started = time.perf_counter()
-        F.linear(rows, weight)
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+    return seconds(lambda: F.linear(rows, weight))
 
 
 @dataclass(frozen=True, slots=True)

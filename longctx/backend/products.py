@@ -8,17 +8,17 @@ nothing of models and caches.
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longctx.backend.trial import seconds
+
 _ROWS = 64  # query rows of a block: keys that no row of it sees are left out
 _SCORES = 2**22  # scores held at a time
 _FASTER = 1.2  # how many times as fast as the fused kernel it must be
-_TRIAL, _TRIES = (1, 6, 384, 64), 5  # queries of the trial over a third as many KV heads, and how often it is timed
+_TRIAL = (1, 6, 384, 64)  # queries of the trial, over a third as many KV heads
 
 
 def wins(query: Tensor) -> bool:
@@ -88,18 +88,6 @@ def _block(query: Tensor, turned: Tensor, value: Tensor, seen: Tensor | None, ro
 def _faster(dtype: torch.dtype) -> bool:
     query = torch.ones(_TRIAL, dtype=dtype)
     key = query[:, ::3].contiguous()
-    ours = _seconds(lambda: attend(query, key, key, None, 1.0))
-    fused = _seconds(
-        lambda: F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True)
-    )
+    ours = seconds(lambda: attend(query, key, key, None, 1.0))
+    fused = seconds(lambda: F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True))
     return _FASTER * ours < fused
-
-
-def _seconds(work: Callable[[], Tensor]) -> float:
-    """The best of several tries, behind one that is not timed."""
-    taken = []
-    for _ in range(_TRIES + 1):
-        started = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - started)
-    return min(taken[1:])
