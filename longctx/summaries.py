@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx.backend.probe import Probe
+from longctx.backend.probe import Probe, head_dim
 from longctx.backend.summaries import Summary
 from longctx.overview import Heads, lengths
 from longctx.store import files, summaries
@@ -50,7 +50,7 @@ def restored(artifact: Artifact, probe: Probe, heads: Heads, model: str) -> list
     pairs = probe.looked_at(heads)
     segments = artifact.manifest.segments
     expected = keys(model, probe, heads, artifact.units, segments, artifact.segment_ids())
-    made = []
+    made, dim = [], head_dim(probe.model)
     for stored, key, segment in zip(held.segments, expected, segments, strict=True):
         if stored.key != key:
             artifact.warn("summaries were stored for another prompt frame or other heads: segments are read again.")
@@ -61,7 +61,10 @@ def restored(artifact: Artifact, probe: Probe, heads: Heads, model: str) -> list
             return None
         own = tuple(lengths(artifact.units, segment))
         try:
-            made.append(Summary(pairs, own, *(part.to(probe.model.device) for part in parts)))
+            summary = Summary(pairs, own, *(part.to(probe.model.device) for part in parts))
+            if summary.low.shape[-1] != dim:
+                raise ValueError(f"its keys have {summary.low.shape[-1]} numbers and those of the model {dim}")
         except ValueError as error:
             raise files.malformed(artifact.folder, stored.file, str(error)) from error
+        made.append(summary)
     return made

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save
 
 from longctx import Document, Reader
 from longctx.backend import tokens as framing
@@ -488,6 +489,17 @@ def test_a_file_that_fits_its_checksum_and_holds_something_else_is_refused(
     reader = reader_of()
     with pytest.raises(ArtifactError, match=f"{kind}-[0-9a-f]+.safetensors is damaged"):
         reader.select(reader.load(folder, verify=verify), QUESTION, budget_tokens=150, selector=USES[kind])
+
+
+def test_a_summary_of_keys_of_another_width_is_refused(stored: Path, tmp_path: Path) -> None:
+    folder = copied(stored, tmp_path)
+    held = open_artifact(folder).manifest.summaries
+    assert held is not None
+    parts = load_file(folder / held.segments[0].file.name)
+    sealed(folder, save({name: part[..., :-2].contiguous() for name, part in parts.items()}), "summary")
+    reader = reader_of()
+    with pytest.raises(ArtifactError, match=r"summary-[0-9a-f]+.safetensors is damaged: its keys have"):
+        reader.select(reader.load(folder), QUESTION, budget_tokens=150, selector=USES["summary"])
 
 
 def test_swapped_and_exchanged_files_are_refused(stored: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ class LmInfinite:
     window: int = 256
 
     def __post_init__(self) -> None:
+        _budget.check(self.budget, self.keep, "lm_infinite")
         if self.sinks < 0 or self.window < 1 or (self.ceiling is not None and self.ceiling < 1):
             raise BadOption(
                 f"sinks={self.sinks} must not be negative, and window={self.window} and ceiling={self.ceiling} at "

@@ -39,6 +39,7 @@ class LongHeads:
     move: bool = True
 
     def __post_init__(self) -> None:
+        _budget.check(self.budget, self.keep, "longheads")
         if self.window < 1:
             raise BadOption(f"window={self.window} must be at least 1.")
 

@@ -29,6 +29,9 @@ class Oracle:
     sinks: int = 0
     recent: int = 0
 
+    def __post_init__(self) -> None:
+        _budget.check(self.budget, self.keep, "oracle")
+
     def slots(self, tokens: int) -> int:
         return _budget.slots(tokens, self.budget, self.keep, self.sinks + self.recent, "oracle")
 

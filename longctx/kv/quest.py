@@ -37,6 +37,7 @@ class Quest:
     recent: int = 16
 
     def __post_init__(self) -> None:
+        _budget.check(self.budget, self.keep, "quest")
         if self.page < 1 or min(self.sinks, self.recent) < 0:
             raise BadOption(
                 f"page={self.page} must be at least 1, and sinks={self.sinks} and recent={self.recent} not negative."

@@ -29,6 +29,9 @@ class Random:
     recent: int = 128
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        _budget.check(self.budget, self.keep, "random")
+
     def slots(self, tokens: int) -> int:
         return _budget.slots(tokens, self.budget, self.keep, self.sinks + self.recent, "random")
 

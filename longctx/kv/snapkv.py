@@ -35,6 +35,7 @@ class SnapKV:
     kernel: int = 5
 
     def __post_init__(self) -> None:
+        _budget.check(self.budget, self.keep, "snapkv")
         if self.window < 1 or self.kernel < 1 or self.kernel % 2 == 0:
             raise BadOption(f"window={self.window} must be at least 1 and kernel={self.kernel} an odd number.")
 

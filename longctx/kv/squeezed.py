@@ -49,6 +49,7 @@ class Squeezed:
     iterations: int = 10
 
     def __post_init__(self) -> None:
+        _budget.check(self.budget, self.keep, "squeezed")
         if not 0 < self.mass <= 1 or not 0 < self.clusters <= 1 or self.levels not in (1, 2):
             raise BadOption(
                 f"mass={self.mass} and clusters={self.clusters} must be above 0 and at most 1, and "
