@@ -5,6 +5,7 @@ Knows no method and no model; the tokens of a text are counted by a function han
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -78,10 +79,15 @@ def pieces(documents: Sequence[Document], spans: Sequence[SelectedSpan]) -> list
     return [texts[span.document_id][span.start : span.end].strip("\r\n") for span in spans]
 
 
-def strongest_last(spans: Sequence[SelectedSpan]) -> tuple[int, ...]:
-    """The places of the spans in order, but for that of the highest score, the last of several, which ends them."""
+def reading_order(spans: Sequence[SelectedSpan], floor: float = 0.0) -> tuple[int, ...]:
+    """The places of the spans that score at least ``floor`` times the highest score, in order but for the strongest.
+
+    That, the last of several, ends them. Without a floor, or where no score is above zero, all are there.
+    """
     strongest = max(range(len(spans)), key=lambda at: (spans[at].score, at), default=0)
-    return tuple(sorted(range(len(spans)), key=lambda at: at == strongest))
+    least = floor * spans[strongest].score if floor and spans and 0 < spans[strongest].score < math.inf else -math.inf
+    worth = [at for at, span in enumerate(spans) if span.score >= least]
+    return tuple(sorted(worth, key=lambda at: at == strongest))
 
 
 def profile(

@@ -48,15 +48,15 @@ def select(
     warnings += [*scores.warnings, *late_warnings()]
     spans: tuple[SelectedSpan, ...] = ()
     text, tokens = "", 0
-    if scores.relevant:
+    if not scores.relevant:
+        warnings.append("nothing in the text seems related to the question: what was kept, if anything, is a guess.")
+    if scores.relevant or np.ptp(scores.values) > 0:  # else no unit is better than another
         spans, text, tokens = cut.cut(book.documents, book.units, scores.values, budget_tokens, count)
         if not spans:
             raise DoesNotFit(
                 f"no unit fits a budget of {budget_tokens} tokens; the smallest has "
                 f"{min(unit.tokens for unit in book.units)}. Raise the budget, or give the splitter a smaller cap."
             )
-    else:
-        warnings.append("nothing in the text is related to the question: no span was selected.")
     ended = time.perf_counter()
     steps = (
         Step("select", scored - started, {"selector": name, "tokens_read": scores.tokens_read, **scores.facts}),
@@ -74,7 +74,7 @@ def select(
         warnings=tuple(warnings),
         trace=steps,
         profile=cut.profile(book.documents, book.units, scores.values),
-        order=() if method.baseline else _order(book, spans, budget_tokens, count),
+        order=() if method.baseline else _order(book, spans, budget_tokens, count, scores.floor),
     )
 
 
@@ -93,14 +93,18 @@ def recut(book: CompiledDocument, selection: Selection, budget_tokens: int, coun
 
 
 def _order(
-    book: CompiledDocument, spans: tuple[SelectedSpan, ...], budget_tokens: int, count: Callable[[str], int]
+    book: CompiledDocument,
+    spans: tuple[SelectedSpan, ...],
+    budget_tokens: int,
+    count: Callable[[str], int],
+    floor: float = 0.0,
 ) -> tuple[int, ...]:
-    """The order in which the model reads the spans: the strongest stands next to the question.
+    """The spans that the model reads, in its order: without those below ``floor``, the strongest next to the question.
 
     Small models overlook what stands in the middle (Liu et al. 2023, arXiv 2307.03172). Where that order takes more
-    tokens than the budget, the order is that of the documents.
+    tokens than the budget, it is all spans in the order of the documents.
     """
-    order = cut.strongest_last(spans)
+    order = cut.reading_order(spans, floor)
     text = cut.joined(book.documents, [spans[at] for at in order])
     return order if count(text) <= budget_tokens else tuple(range(len(spans)))
 

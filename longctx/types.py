@@ -145,6 +145,7 @@ class Scores:
     """What a selector found: one value per unit (higher is kept first) and what finding it cost.
 
     Units at ``-inf`` are never kept. ``relevant`` is False when no unit scored above what an unrelated text scores.
+    Spans below ``floor`` times the best score are kept, but not read: for scores whose zero is what is usual.
     """
 
     values: NDArray[np.float32]  # [units]
@@ -152,6 +153,7 @@ class Scores:
     tokens_read: int = 0
     warnings: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+    floor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +180,9 @@ class Step:
 class Selection:
     """The spans kept for one question, in document order, and their text in that order.
 
-    ``order`` are the places of the spans in the order in which ``ask`` has the model read them: the strongest last,
-    next to the question; empty for the order of the documents, which baselines and bounded caches have.
+    ``order`` are the places of the spans that ``ask`` has the model read, in its order: the strongest last, next to the
+    question, and without those far weaker than it; empty for all of them in the order of the documents, as baselines
+    and bounded caches have them.
 
     ``tokens`` counts the reader's tokens of ``text``, separators included, and never exceeds the budget.
     ``tokens_read`` counts the token-forwards spent on selecting. ``profile`` holds the score of every unit for plots;
@@ -201,7 +204,7 @@ class Selection:
 
     @property
     def as_read(self) -> tuple[SelectedSpan, ...]:
-        """The spans in the order in which the model reads them."""
+        """The spans that the model reads, in the order in which it reads them."""
         return tuple(self.spans[at] for at in self.order) or self.spans
 
     def as_dict(self) -> dict[str, Any]:

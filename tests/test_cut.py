@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx.backend.tokens import Tokens
-from longctx.cut import SEPARATOR, cut, fill, joined, profile, strongest_last
+from longctx.cut import SEPARATOR, cut, fill, joined, profile, reading_order
 from longctx.types import Document, Page, SelectedSpan, Unit
 
 TOKENS = Tokens(tiny.tokenizer("base"))
@@ -153,9 +153,18 @@ def test_spans_carry_the_page_they_begin_on_and_the_profile_every_unit() -> None
     assert [(s.start, s.end, s.score) for s in shown] == [(0, 4, 1.0), (4, 8, -np.inf), (8, 11, 2.0)]
 
 
-@given(st.lists(st.sampled_from([-1.0, 0.0, 2.5, float("inf")]), max_size=8))
-def test_the_strongest_span_is_read_last_and_the_others_as_they_stand(scores: list[float]) -> None:
-    order = strongest_last([SelectedSpan("a", 2 * at, 2 * at + 1, None, score) for at, score in enumerate(scores)])
-    assert sorted(order) == list(range(len(scores))) and list(order[:-1]) == sorted(order[:-1])
+@given(
+    st.lists(st.sampled_from([-1.0, 0.0, 0.4, 0.5, 2.5, float("inf")]), max_size=8), st.sampled_from([0.0, 0.2, 1.0])
+)
+def test_the_strongest_span_is_read_last_and_the_others_above_the_floor_as_they_stand(
+    scores: list[float], floor: float
+) -> None:
+    order = reading_order(
+        [SelectedSpan("a", 2 * at, 2 * at + 1, None, score) for at, score in enumerate(scores)], floor
+    )
+    most = max(scores, default=0.0)
+    bounded = floor > 0 and 0 < most < float("inf")
+    assert sorted(order) == [at for at, score in enumerate(scores) if not bounded or score >= floor * most]
+    assert list(order[:-1]) == sorted(order[:-1])
     if scores:
-        assert scores[order[-1]] == max(scores) and max(scores) not in scores[order[-1] + 1 :]
+        assert scores[order[-1]] == most and most not in scores[order[-1] + 1 :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_nothing_relevant_gives_no_span_no_citation_and_no_pass_for_an_answer(re
     answer = reader.ask(DOCUMENT, "zebra xylophone?", budget_tokens=100, selector="bm25")
     handle.remove()
     assert not answer.selection.relevant and answer.selection.spans == () == answer.citations
-    assert "nothing in the text is related" in answer.warnings[-1]
+    assert "nothing in the text seems related" in answer.warnings[-1]
     assert answer.text and passes == [] and answer.usage["new_tokens"] == answer.usage["prompt_tokens"] == 0
     assert answer.selection.dropped_tokens == answer.usage["document_tokens"]
 
@@ -490,12 +491,34 @@ def test_baselines_and_bounded_caches_read_in_the_documents_order(how: dict[str,
     assert answer.selection.order == () and answer.selection.as_read == answer.selection.spans
 
 
+@pytest.mark.parametrize(("floor", "read"), [(0.0, 4), (0.11, 3), (0.2, 1)])
+def test_spans_below_the_floor_are_kept_but_not_read_nor_cited(floor: float, read: int) -> None:
+    answer = reader_of().ask(TWICE, QUESTION, budget_tokens=300, selector=First(floor=floor), max_new_tokens=40)
+    selection = answer.selection
+    assert len(selection.spans) == 4 and len(selection.as_read) == read and selection.as_read[-1] == selection.spans[0]
+    assert all(any(c.start >= s.start and c.end <= s.end for s in selection.as_read) for c in answer.citations)
+    shown = sum(counted(reader_of(), TWICE.text[s.start : s.end]) for s in selection.as_read)
+    assert (
+        answer.usage["prompt_tokens"] <= shown + reader_of()._frame.tokens + counted(reader_of(), QUESTION) + 2 * read
+    )
+
+
+def test_guesses_are_kept_where_nothing_seems_related_and_the_model_is_not_asked() -> None:
+    answer = reader_of().ask(TWICE, QUESTION, budget_tokens=300, selector=First(relevant=False), max_new_tokens=2)
+    assert answer.selection.spans and not answer.selection.relevant
+    assert answer.usage["prompt_tokens"] == answer.usage["new_tokens"] == 0 and answer.citations == ()
+    assert any("guess" in warning for warning in answer.warnings) and answer.guarantee == "approximate"
+
+
+@dataclass(frozen=True)
 class First:
     """Likes the first unit best and every third one a little."""
 
+    floor: float = 0.0
+    relevant: bool = True
     baseline = False
     name = "first"
 
     def score(self, question: str, book: Any, budget_tokens: int) -> Scores:
         values = [9.0 if at == 0 else 1.0 if at % 3 == 2 else 0.0 for at in range(len(book.units))]
-        return Scores(np.array(values, dtype=np.float32), relevant=True)
+        return Scores(np.array(values, dtype=np.float32), self.relevant, floor=self.floor)

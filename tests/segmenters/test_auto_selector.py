@@ -26,6 +26,29 @@ def test_a_needle_that_shares_no_word_with_its_question_is_found_by_the_model(ha
     assert (values > values[needle]).sum() < 0.15 * len(values)
 
 
+def test_what_seems_unrelated_is_kept_as_a_guess_and_refuse_false_believes_it(
+    haystack: Any, embedded_reader: Any
+) -> None:
+    question = "Is there a zebra that plays the xylophone?"
+    doubted = embedded_reader.select(haystack, question, budget_tokens=200)
+    believed = embedded_reader.select(haystack, question, budget_tokens=200, selector="auto:refuse=false")
+    assert not doubted.relevant and believed.relevant
+    assert doubted.spans == believed.spans != () and doubted.as_read == believed.as_read
+    assert any("guess" in warning for warning in {*doubted.warnings} - {*believed.warnings})
+
+
+def test_weak_spans_stand_below_the_floor(haystack: Any, embedded_reader: Any) -> None:
+    question = "What is the access code for the Dray depot?"
+    selection = embedded_reader.select(haystack, question, budget_tokens=1000)
+    best = selection.as_read[-1]
+    assert 0 < len(selection.as_read) < len(selection.spans) and NEEDLES[question] in haystack_text(haystack, best)
+    assert all((span.score >= 0.2 * best.score) == (span in selection.as_read) for span in selection.spans)
+
+
+def haystack_text(book: Any, span: Any) -> str:
+    return str(book.documents[0].text[span.start : span.end])
+
+
 def test_only_segments_that_could_enter_the_budget_and_a_sample_are_read(haystack: Any) -> None:
     question = "What is the access code for the Dray depot?"
     total = len(haystack.segments)

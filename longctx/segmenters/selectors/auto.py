@@ -26,7 +26,8 @@ class Auto:
 
     ``sample`` segments, evenly spaced, are read besides: they say what is usual. ``neighbours`` is the share of each
     neighbour's score added to a unit's own. ``likelihood`` and ``attention`` weigh the model's signals; words and
-    embeddings weigh 1 each.
+    embeddings weigh 1 each. ``refuse=false`` never says that nothing is relevant, so that a model that is good at
+    saying so itself is asked every time.
     """
 
     baseline: ClassVar[bool] = False
@@ -36,6 +37,7 @@ class Auto:
     sample: int = 16
     likelihood: float = 1.0
     attention: float = 0.5
+    refuse: bool = True
 
     def __post_init__(self) -> None:
         if self.reach <= 0 or self.sample < 2:
@@ -69,10 +71,9 @@ class Auto:
                 facts["signals"] += ["question likelihood", "attention"]
                 facts["segments_read"], facts["gain"] = found.read, gain
         nearest = None if cosine is None else float(cosine.max())
-        relevant = _relevant(corpus.coverage(question), nearest, gain)
-        return Scores(
-            spread(values, corpus.units, self.neighbours), relevant, corpus.spent() - before, tuple(warnings), facts
-        )
+        relevant = not self.refuse or _relevant(corpus.coverage(question), nearest, gain)
+        spent, fused = corpus.spent() - before, spread(values, corpus.units, self.neighbours)
+        return Scores(fused, relevant, spent, tuple(warnings), facts, _FLOOR)
 
     def _read(self, question: str, corpus: Corpus, budget_tokens: int, values: NDArray[np.float32]) -> _Found:
         """The model's signals for the segments worth a pass, standardised by the evenly spaced ones; 0 for the rest."""
@@ -155,6 +156,7 @@ def _relevant(coverage: float, cosine: float | None, gain: float | None) -> bool
     return coverage >= words_say or (cosine is not None and cosine >= _COSINE) or (gain is not None and gain >= _GAIN)
 
 
+_FLOOR = 0.2  # of the best span: small models take the words of weaker ones for the answer (docs/log.md)
 _WORDS, _WORDS_ALONE = 0.5, 0.2  # share of the question's words, by weight, in one unit
 _COSINE = 0.3  # of question and nearest unit
 _GAIN = 0.4  # in mean log-likelihood of the question's tokens, best segment against the usual one
