@@ -89,10 +89,9 @@ def summary(rows: Sequence[Row]) -> list[Line]:
 def write_report(out: Path, name: str, rows: Sequence[Row]) -> tuple[Path, Path]:
     """Write ``name``.md and ``name``.png, each whole or not at all, and return both."""
     check()
-    lines = summary(rows)
     page, picture = out / f"{name}.md", out / f"{name}.png"
-    put(page, _page(name, lines, rows).encode())
-    put(picture, _picture(lines))
+    put(page, "\n".join([f"# {name}", "", *tables(rows)]).encode())
+    put(picture, _picture(summary(rows)))
     return page, picture
 
 
@@ -149,12 +148,12 @@ def _counted(kinds: Sequence[str]) -> str:
     return ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
 
 
-def _page(name: str, lines: Sequence[Line], rows: Sequence[Row]) -> str:
-    """A table for every model, task and length, and what the rows were made with."""
-    parts = [f"# {name}", ""]
+def tables(rows: Sequence[Row], heading: str = "##") -> list[str]:
+    """The lines of a table for every model, task and length, and what the rows were made with."""
+    lines, parts = summary(rows), []
     for place in dict.fromkeys((line.model, line.task, line.length) for line in lines):
         model, task, length = place
-        parts += [f"## {model}, {task}" + ("" if length is None else f", {length:,} tokens"), ""]
+        parts += [f"{heading} {model}, {task}" + ("" if length is None else f", {length:,} tokens"), ""]
         parts += [f"| {' | '.join(_HEAD)} |", f"|{'---|' * len(_HEAD)}"]
         own = [line for line in lines if (line.model, line.task, line.length) == place]
         parts += [f"| {' | '.join(line.cells)} |" for line in own]
@@ -164,7 +163,7 @@ def _page(name: str, lines: Sequence[Line], rows: Sequence[Row]) -> str:
     programs = {_versions(row): None for row in rows if "program" in row}
     parts += ["Made with", "", *(f"- {each}" for each in programs)]
     machines = dict.fromkeys(f"{row['machine']}, {row['date']}" for row in rows)
-    return "\n".join([*parts, "", f"Machine and date: {'; '.join(machines)}.", ""])
+    return [*parts, "", f"Machine and date: {'; '.join(machines)}.", ""]
 
 
 def _versions(row: Row) -> str:

@@ -23,7 +23,7 @@ import numpy as np
 
 from longctx import plugins
 
-from . import bench_speculation, kv_report, needle_results
+from . import bench_report, bench_speculation, kv_report, needle_results
 from .rows import read
 from .selection_report import NAMES, rows_by_model
 
@@ -103,8 +103,20 @@ def contents(root: Path) -> dict[Path, str]:
     found[drafted] = _filled(drafted.read_text(encoding="utf-8"), {"speculation": _speculation(docs / "results")})
     needles = docs / "needle.md"
     found[needles] = _filled(needles.read_text(encoding="utf-8"), {"found": needle_results.part(docs / "results")})
+    measured = docs / "evaluation.md"
+    found[measured] = _filled(measured.read_text(encoding="utf-8"), {"grids": _grids(docs)})
     found[docs / "cli.md"] = _command_line()
     return found
+
+
+def _grids(docs: Path) -> str:
+    """What was found with each grid of ``docs``/grids that has results."""
+    parts = []
+    for grid in sorted((docs / "grids").glob("*.toml")):
+        file = docs / "results" / f"{grid.stem}.jsonl"
+        if file.is_file():
+            parts += [f"`docs/grids/{grid.name}`:", "", *bench_report.tables(read(file), "####")]
+    return "\n".join(parts).rstrip()
 
 
 def _method(room: str, name: str, models: list[list[dict[str, Any]]], docs: Path) -> str:
