@@ -76,7 +76,8 @@ def _sentences(documents: Sequence[Document], spans: Sequence[SelectedSpan]) -> 
     """Every sentence of every span as a quote without a score."""
     by_id = {document.id: document for document in documents}
     found = []
-    for span in spans:
+    order = {document.id: number for number, document in enumerate(documents)}
+    for span in sorted(spans, key=lambda span: (order[span.document_id], span.start)):  # of equals the first is cited
         document = by_id[span.document_id]
         for a, b in _pieces(document.text[span.start : span.end]):
             start, end = span.start + a, span.start + b

@@ -86,7 +86,7 @@ def reading_order(spans: Sequence[SelectedSpan], floor: float = 0.0) -> tuple[in
     """
     strongest = max(range(len(spans)), key=lambda at: (spans[at].score, at), default=0)
     least = floor * spans[strongest].score if floor and spans and 0 < spans[strongest].score < math.inf else -math.inf
-    worth = [at for at, span in enumerate(spans) if span.score >= least]
+    worth = [at for at, span in enumerate(spans) if at == strongest or span.score >= least]
     return tuple(sorted(worth, key=lambda at: at == strongest))
 
 

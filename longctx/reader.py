@@ -228,8 +228,8 @@ class Reader:
         selection = self._select(book, request, report)
         times.append(time.perf_counter())
         prompt_tokens, said = 0, Said(NOTHING)
-        asking = selection.relevant and bool(selection.spans)
-        if asking:
+        read = len(selection.as_read) if selection.relevant else 0  # spans
+        if read:
             prompt = self.prompt(joined(book.documents, selection.as_read), question)
             prompt_tokens = len(prompt)
             self._room.check_prompt(reach(request.kv, len(prompt)), request.max_new_tokens)
@@ -240,7 +240,7 @@ class Reader:
             weights = votes(self._tokens, book.documents, selection.as_read, prompt, len(self._frame.before))
             said = answer(self.model, self._tokens, prompt, request, report, emit, context, weights)
         times.append(time.perf_counter())
-        citations = cite(said.text, question, book.documents, selection.as_read, book.index.weight) if asking else ()
+        citations = cite(said.text, question, book.documents, selection.as_read, book.index.weight) if read else ()
         times.append(time.perf_counter())
         names = ("compile", "select", "decode", "cite")
         timings = {f"{name}_seconds": b - a for name, a, b in zip(names, times, times[1:], strict=False)}
@@ -256,10 +256,10 @@ class Reader:
         trace = (
             Step("compile", timings["compile_seconds"], {"units": len(book.units), "segments": len(book.segments)}),
             *selection.trace,
-            Step("decode", timings["decode_seconds"], {"prompt_tokens": prompt_tokens, **said.facts()}),
+            Step("decode", timings["decode_seconds"], {"prompt_tokens": prompt_tokens, "spans": read, **said.facts()}),
             Step("cite", timings["cite_seconds"], {"citations": len(citations)}),
         )
-        whole = asking and not selection.dropped_tokens and said.lossless
+        whole = read and not selection.dropped_tokens and said.lossless
         last = prompt_tokens + said.tokens
         promise = guarantee(self.model, request.temperature, prompt_tokens, last) if whole else "approximate"
         warnings = (*selection.warnings, *said.warnings)

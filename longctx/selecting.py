@@ -46,12 +46,18 @@ def select(
     scores = method.score(question, book, budget_tokens)
     scored = time.perf_counter()
     warnings += [*scores.warnings, *late_warnings()]
+    values = scores.values
+    if np.isnan(values).any():
+        raise ValueError(f"the selector {name} returned NaN")
     spans: tuple[SelectedSpan, ...] = ()
     text, tokens = "", 0
     if not scores.relevant:
-        warnings.append("nothing in the text seems related to the question: what was kept, if anything, is a guess.")
-    if scores.relevant or np.ptp(scores.values) > 0:  # else no unit is better than another
-        spans, text, tokens = cut.cut(book.documents, book.units, scores.values, budget_tokens, count)
+        warnings.append(
+            "nothing in the text seems related to the question: what was kept, if anything, is a guess. "
+            'selector="auto:refuse=false" has the model asked all the same.'
+        )
+    if scores.relevant or (values != values[:1]).any():  # else no unit is a better guess than another
+        spans, text, tokens = cut.cut(book.documents, book.units, values, budget_tokens, count)
         if not spans:
             raise DoesNotFit(
                 f"no unit fits a budget of {budget_tokens} tokens; the smallest has "
@@ -73,13 +79,15 @@ def select(
         relevant=scores.relevant,
         warnings=tuple(warnings),
         trace=steps,
-        profile=cut.profile(book.documents, book.units, scores.values),
+        profile=cut.profile(book.documents, book.units, values),
         order=() if method.baseline else _order(book, spans, budget_tokens, count, scores.floor),
     )
 
 
 def recut(book: CompiledDocument, selection: Selection, budget_tokens: int, count: Callable[[str], int]) -> Selection:
     """``selection`` with its scores cut to ``budget_tokens``; what was read and how long it took stay as they were.
+
+    All spans are read then: a selector's floor belongs to scores made for the budget.
 
     Raises BadOption for a selection that has no scores: one of a text that was kept whole.
     """

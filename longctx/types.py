@@ -181,8 +181,8 @@ class Selection:
     """The spans kept for one question, in document order, and their text in that order.
 
     ``order`` are the places of the spans that ``ask`` has the model read, in its order: the strongest last, next to the
-    question, and without those far weaker than it; empty for all of them in the order of the documents, as baselines
-    and bounded caches have them.
+    question, and without those below the selector's floor; empty for all of them in the order of the documents, as
+    baselines and bounded caches have them.
 
     ``tokens`` counts the reader's tokens of ``text``, separators included, and never exceeds the budget.
     ``tokens_read`` counts the token-forwards spent on selecting. ``profile`` holds the score of every unit for plots;
@@ -204,7 +204,7 @@ class Selection:
 
     @property
     def as_read(self) -> tuple[SelectedSpan, ...]:
-        """The spans that the model reads, in the order in which it reads them."""
+        """The spans that the model reads, where it is asked at all, in the order in which it reads them."""
         return tuple(self.spans[at] for at in self.order) or self.spans
 
     def as_dict(self) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _grids(docs: Path) -> str:
         file = docs / "results" / f"{grid.stem}.jsonl"
         if file.is_file():
             parts += [f"`docs/grids/{grid.name}`:", "", *bench_report.tables(read(file), "####")]
-    return "\n".join(parts).rstrip()
+    return "\n".join(parts).rstrip() or "No grid has results here yet."
 
 
 def _method(room: str, name: str, models: list[list[dict[str, Any]]], docs: Path) -> str:

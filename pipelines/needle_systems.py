@@ -106,7 +106,7 @@ class Selecting:
             selector=self.selector,
             progress=self.books.progress,
         )
-        spans = tuple((span.start, span.end) for span in answer.selection.as_read)
+        spans = tuple((span.start, span.end) for span in answer.selection.spans)
         timings = {name.removesuffix("_seconds"): seconds for name, seconds in answer.timings.items()}
         facts = dict(answer.usage)
         read, seconds = facts.pop("selection_tokens_read"), {**timings, "compile": compiling}

@@ -27,6 +27,14 @@ def test_the_sentence_that_holds_the_answer_is_quoted_with_its_place_and_page() 
     assert all("4711" in citation.quote for citation in citations)
 
 
+def test_of_equal_quotes_the_first_in_the_documents_is_cited_whatever_was_read_first() -> None:
+    twice = Document("twice", "The code is 4711. Nobody spoke. The code is 4711.")
+    spans = (SelectedSpan("twice", 32, 49, None, 1.0), SelectedSpan("twice", 0, 17, None, 0.5))
+    for order in (spans, spans[::-1]):
+        (citation,) = cite("4711", "What is the code?", [twice], order, WEIGHT)
+        assert citation.start == 0
+
+
 @pytest.mark.parametrize("answer", ["8888", "", "the of and", "It is in Paris, under the bridge.", "The access code"])
 def test_an_answer_that_no_sentence_supports_has_no_citation(answer: str) -> None:
     """Words that the question already said support nothing as long as the answer has others of its own."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from longctx import Document, Reader
 from longctx.cli import app
 from longctx.errors import ArtifactError, BadOption, DoesNotFit, UnknownMethod, UsageError
+from longctx.types import Scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -134,6 +136,32 @@ def test_one_compilation_serves_all_questions_of_a_document(
     calls.clear()
     job(data, tmp_path / "out").run(lambda: reader)
     assert calls == []
+
+
+def test_a_system_shows_what_the_reader_would_read_of_a_selection(reader: Reader) -> None:
+    asked = "Where is the lamp of Odette?"
+    question = cases.Question("0", asked, asked, (cases.Measure("contains", ("4711",)),), 5)
+    book = reader.compile(Document.from_text(document("Odette", 30)))
+
+    @dataclass(frozen=True)
+    class Doubting:
+        relevant: bool
+        baseline = False
+        name = "doubting"
+
+        def score(self, question: str, book: Any, budget_tokens: int) -> Scores:
+            values = [9.0 if at == 3 else float(at % 2) for at in range(len(book.units))]
+            return Scores(np.array(values, dtype=np.float32), self.relevant, floor=0.2)
+
+    shown = systems.show(reader, book, question, Doubting(True), 150)  # type: ignore[arg-type]
+    best, *others = sorted(
+        reader.select(book, asked, budget_tokens=150, selector=Doubting(True)).spans, key=lambda s: -s.score
+    )
+    assert others and shown.spans == ((best.start, best.end),)
+    assert shown.text == book.documents[0].text[best.start : best.end].strip("\r\n")
+    assert shown.tokens == len(reader.tokenizer(shown.text, add_special_tokens=False)["input_ids"])
+    shown = systems.show(reader, book, question, Doubting(False), 150)  # type: ignore[arg-type]
+    assert (shown.text, shown.tokens, shown.spans) == ("", 0, ()) and systems.answer(reader, shown, question).text == ""
 
 
 def test_a_system_shows_and_says_what_the_reader_would(reader: Reader) -> None:

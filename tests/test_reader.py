@@ -13,6 +13,7 @@ import tiny
 import torch
 
 import longctx
+import longctx.reader as reader_module
 from longctx import Document, Reader, plugins, selecting
 from longctx.errors import BadOption, CacheError, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod
 from longctx.types import Event, Scores
@@ -492,11 +493,19 @@ def test_baselines_and_bounded_caches_read_in_the_documents_order(how: dict[str,
 
 
 @pytest.mark.parametrize(("floor", "read"), [(0.0, 4), (0.11, 3), (0.2, 1)])
-def test_spans_below_the_floor_are_kept_but_not_read_nor_cited(floor: float, read: int) -> None:
+def test_spans_below_the_floor_are_kept_but_not_read_nor_cited(
+    floor: float, read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(
+        reader_module, "cite", lambda said, question, documents, spans, weight: given.append(spans) or ()
+    )
+    monkeypatch.setattr(reader_module, "votes", lambda tokens, documents, spans, *_: given.append(spans))
     answer = reader_of().ask(TWICE, QUESTION, budget_tokens=300, selector=First(floor=floor), max_new_tokens=40)
     selection = answer.selection
     assert len(selection.spans) == 4 and len(selection.as_read) == read and selection.as_read[-1] == selection.spans[0]
-    assert all(any(c.start >= s.start and c.end <= s.end for s in selection.as_read) for c in answer.citations)
+    assert given == [selection.as_read, selection.as_read]
+    assert next(step for step in answer.trace if step.name == "decode").facts["spans"] == read
     shown = sum(counted(reader_of(), TWICE.text[s.start : s.end]) for s in selection.as_read)
     assert (
         answer.usage["prompt_tokens"] <= shown + reader_of()._frame.tokens + counted(reader_of(), QUESTION) + 2 * read
@@ -508,6 +517,24 @@ def test_guesses_are_kept_where_nothing_seems_related_and_the_model_is_not_asked
     assert answer.selection.spans and not answer.selection.relevant
     assert answer.usage["prompt_tokens"] == answer.usage["new_tokens"] == 0 and answer.citations == ()
     assert any("guess" in warning for warning in answer.warnings) and answer.guarantee == "approximate"
+
+
+def test_scores_that_are_all_alike_are_no_guess_and_scores_that_are_no_numbers_an_error() -> None:
+    @dataclass(frozen=True)
+    class Alike(First):
+        value: float = 0.0
+
+        def score(self, question: str, book: Any, budget_tokens: int) -> Scores:
+            return Scores(np.full(len(book.units), self.value, dtype=np.float32), self.relevant)
+
+    for value in (0.0, -np.inf, np.inf):
+        assert (
+            reader_of().select(TWICE, QUESTION, budget_tokens=300, selector=Alike(relevant=False, value=value)).spans
+            == ()
+        )
+    for relevant in (True, False):
+        with pytest.raises(ValueError, match="returned NaN"):
+            reader_of().select(TWICE, QUESTION, budget_tokens=300, selector=Alike(relevant=relevant, value=np.nan))
 
 
 @dataclass(frozen=True)
