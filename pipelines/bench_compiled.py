@@ -7,6 +7,7 @@ its own. The files of the document are made in a temporary folder and removed.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -24,6 +25,7 @@ from . import processes, python_reference
 from .rows import here_and_now
 
 _LEAST = 2  # questions
+_APPENDED = 0.01  # of the text: it comes to the document when all else was measured
 _MEMORY = 8 * 2**30  # of segments kept in this process: a document is compiled once, whatever its size
 
 
@@ -44,7 +46,9 @@ def run_compiled(
 
     The text is that of the file ``data`` (None: the Python language reference), cut to about ``tokens`` tokens (0: all
     of it). ``questions`` are asked: the first with everything still to do, the others behind it, and all of them again
-    by another process that loads the stored document. Raises UsageError for a text too short to ask so many about.
+    by another process that loads the stored document, and the first by one more when the system has forgotten its
+    files (None where it cannot be asked to). The last hundredth of the text is appended to the stored document then.
+    Raises UsageError for a text too short to ask so many about.
     """
     if questions < _LEAST or budget_tokens < 1:
         raise BadOption(
@@ -55,6 +59,7 @@ def run_compiled(
     reader = longctx.Reader.from_pretrained(model, dtype=dtype, segment_memory_bytes=_MEMORY)
     if tokens:
         text = text[: _chars(reader, text, tokens)]
+    longer, text = text, text[: int(len(text) / (1 + _APPENDED))]
     asked = questions_about(text, questions)
     with tempfile.TemporaryDirectory(prefix="longctx-bench-") as folder:
         stored, trial = Path(folder) / "book.lctx", Path(folder) / "trial.lctx"
@@ -70,6 +75,9 @@ def run_compiled(
         saving = time.perf_counter() - started
         loaded = _child(model, dtype, stored, asked, budget_tokens, selector)
         written = sum(file.stat().st_size for file in stored.rglob("*") if file.is_file())
+        cold = _child(model, dtype, stored, asked[:1], budget_tokens, selector)["first"] if _forgotten(stored) else None
+        given = [model, dtype, str(stored), longer, segment_kv, segment_form, torch.get_num_threads()]
+        appending = processes.call(__name__, append.__name__, given)
         fresh = [_spans(first), *(spans for _, spans in later)]
     seconds = [taken for taken, _ in later]
     shares = [_shared(a, b) for a, b in zip(fresh, loaded["spans"], strict=True)]
@@ -89,6 +97,9 @@ def run_compiled(
         "save_seconds": round(saving, 3),
         "loaded_first_seconds": round(loaded["first"], 3),
         "loaded_later_seconds": statistics.median(loaded["later"]),
+        "cold_first_seconds": None if cold is None else round(cold, 3),
+        "append_seconds": round(appending, 3),
+        "append_share": round(appending / (compiled + saving), 4),
         "times_cheaper": round(compiled / statistics.median(seconds), 1),
         "bytes_per_token": round(written / book.tokens, 1),
         "same_spans": sum(share == 1.0 for share in shares),
@@ -128,6 +139,28 @@ def load_and_ask(
     later = [_asked(reader, book, question, budget_tokens, selector) for question in asked[1:]]
     spans = [_spans(selection), *(found for _, found in later)]
     return {"first": first, "later": [taken for taken, _ in later], "spans": spans}
+
+
+def append(model: str, dtype: str, stored: str, text: str, segment_kv: str, segment_form: str, threads: int) -> float:
+    """In this process: the seconds until the stored document holds ``text``, which is its own and more."""
+    torch.set_num_threads(threads)
+    reader = longctx.Reader.from_pretrained(model, dtype=dtype, segment_memory_bytes=_MEMORY)
+    document = longctx.Document.from_text(text, "text")
+    started = time.perf_counter()
+    reader.compile(document, path=stored, segment_kv=segment_kv, segment_form=segment_form)
+    return time.perf_counter() - started
+
+
+def _forgotten(folder: Path) -> bool:
+    """Whether the system could be told to drop the pages that it holds of the files below ``folder``."""
+    if not hasattr(os, "posix_fadvise"):
+        return False
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())  # what is not written yet would stay
+                os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
 
 
 def _child(model: str, dtype: str, stored: Path, asked: Sequence[str], budget: int, selector: str) -> dict[str, Any]:

@@ -159,26 +159,26 @@ class Run:
 
     def _load(self, method: Method, worker: Worker, longest: int, first: Example) -> Row:
         """What every row says of the program; a peer must have read the same model as we do, or is refused."""
-        grid = self.grid
-        facts = worker.call(
-            "load",
-            {
-                "model": str(self.model.folder),
-                **{name: getattr(grid, name) for name in ("dtype", "device", "threads")},
-                **{name: getattr(method, name) for name in ("kind", "spec", "budget")},
-                "options": dict(method.options),
-                "beginning": first.text[:_BEGINNING],
-                "longest": longest + len(self.model.after) + grid.max_new_tokens,
-            },
-            _LOAD_SECONDS,
-        )
+        facts = worker.call("load", self._given(method, longest, first), _LOAD_SECONDS)
         row: Row = {"program": facts["facts"], "loaded_bytes": facts["loaded_bytes"]}
         row["load_seconds"] = round(facts["seconds"], 2)
         if method.kind == "peer":
-            row["same_next_tokens"] = self._agreement(worker, first)
+            row["same_next_tokens"] = self._agreement(worker, longest, first)
         return row
 
-    def _agreement(self, worker: Worker, first: Example) -> float | None:
+    def _given(self, method: Method, longest: int, first: Example) -> Row:
+        """What a program is told before its first question."""
+        grid = self.grid
+        return {
+            "model": str(self.model.folder),
+            **{name: getattr(grid, name) for name in ("dtype", "device", "threads")},
+            **{name: getattr(method, name) for name in ("kind", "spec", "budget")},
+            "options": dict(method.options),
+            "beginning": first.text[:_BEGINNING],
+            "longest": longest + len(self.model.after) + grid.max_new_tokens,
+        }
+
+    def _agreement(self, worker: Worker, longest: int, first: Example) -> float | None:
         """The share of places after which a peer's copy of the model says the token that ours says.
 
         Raises RefusedError where it is too small: that is another model, and a table would blame the method.
@@ -190,15 +190,8 @@ class Run:
         if self._expected is None:
             log = self.places.out / f"{self.grid.name}-logs" / f"{self.model.name}-check.log"
             with Worker(self.own, log) as ours:
-                wanted = {name: getattr(self.grid, name) for name in ("dtype", "device", "threads")}
-                plain: Row = {
-                    "kind": "hf",
-                    "spec": "full",
-                    "budget": None,
-                    "options": {},
-                    "model": str(self.model.folder),
-                }
-                ours.call("load", {**wanted, **plain}, _LOAD_SECONDS)
+                plain = Method("hf:full", "hf", "full", None, {})
+                ours.call("load", self._given(plain, longest, first), _LOAD_SECONDS)
                 self._expected = ours.call("check", {"ids": ids}, _LOAD_SECONDS)
         same: float = sum(a == b for a, b in zip(theirs, self._expected or [], strict=True)) / len(ids)
         if same < _SAME:

@@ -272,9 +272,9 @@ def _reading(path: Path) -> str:
 def _compiled(results: Path) -> str:
     """The rows of ``longctx bench compiled``, one a line."""
     lines = [
-        "| model | tokens | kept as | compile and first | later | cheaper | loaded: first | later | bytes a token "
-        "| same text | made |",
-        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|---|",
+        "| model | tokens | kept as | compile and first | later | cheaper | loaded: first | cold | later "
+        "| bytes a token | same text | append 1 % | made |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for path in sorted(results.glob("compiled*.jsonl")):
         for row in read(path):
@@ -287,9 +287,11 @@ def _compiled(results: Path) -> str:
                 f"{row['later_seconds']['median']:.2f} s",
                 f"{row['times_cheaper']:.0f} x",
                 f"{row['loaded_first_seconds']:.2f} s",
+                f"{row['cold_first_seconds']:.2f} s" if row.get("cold_first_seconds") else "",
                 f"{row['loaded_later_seconds']:.2f} s",
                 f"{row['bytes_per_token']:,.0f}",
                 f"{100 * row['kept_shared']:.1f} %",
+                f"{100 * row['append_share']:.1f} %" if "append_share" in row else "",
                 f"{made}, torch {row['torch']}",
             ]
             lines.append(f"| {' | '.join(cells)} |")

@@ -22,6 +22,8 @@ class Program:
     facts = {{"versions": {{"fake": "1"}}}}
 
     def __init__(self, asked):
+        for name in "model dtype device threads kind spec budget options beginning longest".split():
+            asked[name]  # a program of ours reads them all
         self.spec = asked["spec"]
         if asked.get("options", {{}}).get("gguf") == "refuse":
             raise Refused("not this model, in " + asked["model"])

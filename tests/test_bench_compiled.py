@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from longctx import Document, Reader
 from longctx.errors import BadOption, UsageError
 from longctx.pipelines import bench_compiled
 
@@ -26,7 +27,19 @@ def test_the_loaded_document_gives_the_spans_of_the_fresh_one(tmp_path: Path) ->
     assert row["same_spans"] == 3 and row["kept_shared"] == 1.0
     assert row["questions"] == 3 and row["tokens"] > 1000 and row["bytes_per_token"] > 0
     assert row["times_cheaper"] == pytest.approx(row["compile_and_first_seconds"] / row["later_seconds"]["median"], 0.1)
+    assert row["cold_first_seconds"] is None or row["cold_first_seconds"] > 0
+    whole = row["compile_and_first_seconds"] + row["save_seconds"]
+    assert 0 < row["append_seconds"] == pytest.approx(row["append_share"] * whole, rel=0.1)
     assert str(tmp_path) not in json.dumps(row)
+
+
+def test_a_longer_text_comes_to_the_stored_document(tmp_path: Path) -> None:
+    model = str(tiny.save(tmp_path / "model", "llama", template="system"))
+    text = " ".join(f"Stone {i} lies by the river." for i in range(300))
+    reader = Reader.from_pretrained(model, dtype="float32", encoder=None)
+    reader.compile(Document.from_text(text[:6000], "text"), path=tmp_path / "b.lctx", segment_kv="disk")
+    assert bench_compiled.append(model, "float32", str(tmp_path / "b.lctx"), text, "disk", "exact", 1) > 0
+    assert [document.text for document in reader.load(tmp_path / "b.lctx").documents] == [text]
 
 
 def test_one_question_leaves_none_to_ask_later_and_is_refused_before_the_work(tmp_path: Path) -> None:
