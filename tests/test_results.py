@@ -61,6 +61,7 @@ def faults(kind: str, row: dict[str, Any], strangers: set[str]) -> Iterator[str]
     """What is wrong with a row; ``strangers`` are names of this machine and its user."""
     made = row.get("made_with", {})
     known = {**made.get("versions", {}), **row.get("versions", {}), **row.get("recipe", {})}
+    known |= row.get("program", {}).get("versions", {})  # of a grid's row, whose method may be another program
     known |= {name: value for name, value in {**made, **row}.items() if name not in known or value is not None}
     if lacking := KINDS.get(kind, ALWAYS) - {name for name, value in known.items() if value not in (None, "")}:
         yield f"it does not say {', '.join(sorted(lacking))}"
