@@ -15,7 +15,8 @@ from longctx.errors import ProgramError, UnknownMethod
 from longctx.pipelines import bench_peers
 from longctx.pipelines.bench_worker import RefusedError, Worker
 
-LOAD = {"spec": "good", "model": "/where/it/lies"}
+LOAD = dict.fromkeys(("dtype", "device", "threads", "kind", "budget", "options", "beginning", "longest"))
+LOAD |= {"spec": "good", "model": "/where/it/lies", "options": {}}
 ASKED = {"question": "q", "text": "the text"}
 
 
