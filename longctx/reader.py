@@ -228,7 +228,7 @@ class Reader:
         selection = self._select(book, request, report)
         times.append(time.perf_counter())
         prompt_tokens, said = 0, Said(NOTHING)
-        read = len(selection.as_read) if selection.relevant else 0  # spans
+        read = len(selection.as_read)
         if read:
             prompt = self.prompt(joined(book.documents, selection.as_read), question)
             prompt_tokens = len(prompt)

@@ -204,7 +204,9 @@ class Selection:
 
     @property
     def as_read(self) -> tuple[SelectedSpan, ...]:
-        """The spans that the model reads, where it is asked at all, in the order in which it reads them."""
+        """The spans that the model reads, in the order in which it reads them; none where it is not asked."""
+        if not self.relevant:
+            return ()
         return tuple(self.spans[at] for at in self.order) or self.spans
 
     def as_dict(self) -> dict[str, Any]:

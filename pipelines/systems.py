@@ -104,7 +104,7 @@ def show(reader: Any, book: Any, question: Question, system: str, budget: int | 
     found = reader.select(book, question.query, budget_tokens=most, selector=selector)
     seconds = time.perf_counter() - started
     texts = {document.id: document.text for document in book.documents}
-    read = found.as_read if found.relevant else ()  # as ``ask`` does, and in its order
+    read = found.as_read  # as ``ask`` does, and in its order
     text = "\n\n".join(texts[span.document_id][span.start : span.end].strip("\r\n") for span in read)
     spans = tuple((span.start, span.end) for span in found.spans if span in read)
     tokens = found.tokens if len(spans) == len(found.spans) else _count(reader, text)

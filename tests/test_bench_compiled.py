@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_the_loaded_document_gives_the_spans_of_the_fresh_one(tmp_path: Path) ->
     assert row["same_spans"] == 3 and row["kept_shared"] == 1.0
     assert row["questions"] == 3 and row["tokens"] > 1000 and row["bytes_per_token"] > 0
     assert row["times_cheaper"] == pytest.approx(row["compile_and_first_seconds"] / row["later_seconds"]["median"], 0.1)
-    assert row["cold_first_seconds"] is None or row["cold_first_seconds"] > 0
+    assert (row["cold_first_seconds"] or 0) > 0 or not hasattr(os, "posix_fadvise")
     whole = row["compile_and_first_seconds"] + row["save_seconds"]
     assert 0 < row["append_seconds"] == pytest.approx(row["append_share"] * whole, rel=0.1)
     assert str(tmp_path) not in json.dumps(row)

@@ -238,7 +238,7 @@ def _place(span: Citation | SelectedSpan) -> str:
 
 def _summary(screen: Screen, answer: Answer) -> None:
     kept, total = answer.selection.tokens, answer.usage["document_tokens"]
-    spans, read = len(answer.selection.spans), len(answer.selection.as_read) if answer.selection.relevant else 0
+    spans, read = len(answer.selection.spans), len(answer.selection.as_read)
     part = f", read {read} of {spans} spans" if read < spans else ""
     screen.note(
         f"kept {kept:,} of {total:,} tokens ({100.0 * kept / total:.1f} %){part} | guarantee: {answer.guarantee} | "
