@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,9 @@ def test_needles_stand_in_their_text_and_are_scored(folder: Path) -> None:
     assert len(found) == 2 and found[0].text != found[1].text
     for source in found:
         for question in source.questions:
-            name = question.prompt.removeprefix("What is the locker number of ").partition("?")[0]
-            number = source.text.partition(f"The locker number of {name} is ")[2][:5]
+            key = re.search(r"[A-Z]\w+(?: [A-Z]\w+)?", question.prompt[1:])
+            assert key is not None
+            (number,) = re.findall(rf"{key[0]}\b[^.]*?\b(\d{{5}})\b", source.text)
             assert question.score(f"It is {number}.") == {"said": 1.0} and question.score("none") == {"said": 0.0}
 
 

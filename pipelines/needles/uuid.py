@@ -7,8 +7,37 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ._nouns import Case, Drawn, Needle, Scoring, Stands
+from ._forms import Form, facts
+from ._nouns import Drawn, Scoring, Stands
 from ._words import Draw
+
+# what carries it; as many as are commonly planted in one text, so that no fact there is a distractor of another
+_BEARERS = (
+    "permit of {town} harbour",
+    "parcel for {name}",
+    "meteorite in the museum of {town}",
+    "violin that {name} plays",
+    "blueprint of {town} station",
+    "pacemaker of {name}",
+    "first edition in {town} library",
+    "racehorse that {name} owns",
+    "weather balloon launched at {town}",
+    "insurance policy of {name}",
+    "water meter of {town} abbey",
+    "suitcase that {name} lost",
+    "tractor of {town} farm",
+    "court order against {name}",
+    "oldest oak in {town}",
+    "hospital bed of {name}",
+    "elevator in {town} tower",
+    "boarding pass of {name}",
+    "transformer of {town} power plant",
+    "diploma that {name} framed",
+)
+_FORMS = [
+    Form(f"The {bearer} carries the identifier {{value}}.", f"Which identifier does the {bearer} carry?", "value")
+    for bearer in _BEARERS
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,18 +49,11 @@ class Uuid:
     distractors: ClassVar[int | None] = 0
 
     def draw(self, rng: random.Random, depths: Sequence[float], distractors: int) -> Drawn:
-        draw = Draw(rng)
-        cases = []
-        for depth in depths:
-            town, value = draw.town(), draw.uuid()
-            question = f"Which identifier does the permit of {town} harbour carry?"
-            cases.append(Case(question, (value,), (Needle(_said(town, value), depth),), (town, value)))
-        others = [(Needle(_said(draw.town(), draw.uuid()), draw.place()),) for _ in range(distractors)]
-        return Drawn(tuple(cases), tuple(others))
+        return facts(rng, depths, distractors, _FORMS, _words, ("town", "name", "value"))
 
 
-def _said(town: str, value: str) -> str:
-    return f"The permit of {town} harbour carries the identifier {value}."
+def _words(draw: Draw) -> dict[str, str]:
+    return {"name": draw.name(), "town": draw.town(), "value": draw.uuid()}
 
 
 PLUGIN = Uuid

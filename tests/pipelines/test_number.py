@@ -1,4 +1,4 @@
-"""A locker number of five digits; part of a longer number is not it."""
+"""A number of five digits; part of a longer number is not it."""
 
 from __future__ import annotations
 

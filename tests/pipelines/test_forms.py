@@ -1,0 +1,60 @@
+"""Facts that stand in one text are told apart by their sentences, unless distractors are asked for."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+
+import pytest
+
+from longctx import plugins
+
+TASKS = ("single", "number", "uuid")
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("seed", (0, 1))
+def test_twenty_facts_share_no_sentence_and_no_question(task: str, seed: int) -> None:
+    cases = plugins.load("needles", task).draw(random.Random(seed), [i / 19 for i in range(20)], 0).cases
+    assert len({case.keys for case in cases}) == 20 and len({case.answers for case in cases}) > 5
+    for one, other in itertools.combinations(cases, 2):
+        # a question has more words of its own sentence than of any other
+        own, apart = (_shared(one.question, case.needles[0].text) for case in (one, other))
+        assert own > apart, (one.question, other.needles[0].text)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_seeds_deal_other_forms_to_the_depths(task: str) -> None:
+    drawn = [plugins.load("needles", task).draw(random.Random(seed), [0.0, 0.5, 1.0], 0).cases for seed in range(6)]
+    assert len({_bare(cases[0].needles[0].text) for cases in drawn}) > 2
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_more_facts_than_forms_are_drawn_all_the_same(task: str) -> None:
+    cases = plugins.load("needles", task).draw(random.Random(0), [i / 49 for i in range(50)], 0).cases
+    assert len({case.question for case in cases}) == 50
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("seed", range(4))
+def test_distractors_and_facts_have_one_sentence_with_other_words(task: str, seed: int) -> None:
+    drawn = plugins.load("needles", task).draw(random.Random(seed), [0.0, 0.5, 1.0], 4)
+    needles = [*(case.needles[0] for case in drawn.cases), *(own[0] for own in drawn.distractors)]
+    assert len({needle.text for needle in needles}) == 7
+    frames = [set(_bare(needle.text).split()) for needle in needles]
+    common = set.intersection(*frames)
+    assert len(common) >= 3 and all(len(frame - common) <= 1 for frame in frames), "a thing or a colour may differ"
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def _shared(question: str, sentence: str) -> int:
+    return len(_words(question) & _words(sentence))
+
+
+def _bare(text: str) -> str:
+    """Without names, numbers and UUIDs."""
+    return " ".join(word for word in re.sub("[0-9a-f-]{36}", "", text).rstrip(".").split() if word.islower())
