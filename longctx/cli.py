@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Ask a model about documents far longer than its window. Exit codes: 0 ok, 1 error, 2 usage, 3 does not fit, "
-    "4 damaged file.",
+    "4 damaged file, 130 stopped.",
 )
 
 app.add_typer(needle_app.app, name="needle")

@@ -21,7 +21,15 @@ LongctxError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+_DISTRIBUTION = "longctx-hf"
 
 
 class LongctxError(Exception):
@@ -76,11 +84,11 @@ class DraftError(LongctxError):
 
 
 class MissingExtra(LongctxError):
-    """A package that is not part of the core install is needed."""
+    """A package that is not part of the core install is needed: one of ``extra``, or what ``install`` installs."""
 
-    def __init__(self, what: str, package: str, install: str) -> None:
-        super().__init__(f"{what} needs {package}, which is not installed.  {install}")
-        self.install = install
+    def __init__(self, what: str, package: str, extra: str = "", install: str = "") -> None:
+        self.install = "  and  ".join(line for line in (installing(extra) if extra else "", install) if line)
+        super().__init__(f"{what} needs {package}, which is not installed.  {self.install}")
 
 
 class EndpointError(LongctxError):
@@ -119,3 +127,30 @@ class Interrupted(LongctxError):
     """The caller stopped the work before it was done."""
 
     exit_code = 130
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError from inside names a file: ``path`` where it named none, as those of a full disk do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def installing(extra: str) -> str:
+    """The command that installs ``extra`` from where this library itself was installed from."""
+    try:
+        origin = json.loads(metadata.distribution(_DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except metadata.PackageNotFoundError:
+        origin = {}
+    url = str(origin.get("url", ""))
+    if "dir_info" in origin:
+        flag = "-e " if origin["dir_info"].get("editable") else ""
+        return f'pip install {flag}"{url2pathname(urlsplit(url).path)}[{extra}]"'
+    if "vcs_info" in origin:
+        found = origin["vcs_info"]
+        return f'pip install "{_DISTRIBUTION}[{extra}] @ {found["vcs"]}+{url}@{found["commit_id"]}"'
+    return f'pip install "{_DISTRIBUTION}[{extra}]"'

@@ -83,6 +83,8 @@ def generate(
         )
     if options.get("assistant_model") is not None:
         raise BadOption("assistant_model= cannot be had: drafts come from drafters=.")
+    if isinstance(input_ids, str):
+        raise BadOption("input_ids is a text. tokenizer(text, return_tensors='pt')['input_ids'] makes tokens of it.")
     prompts = torch.as_tensor(input_ids, device=model.device)
     prompts = prompts[None] if prompts.ndim == 1 else prompts
     if not prompts.numel():
@@ -277,6 +279,9 @@ def _index(document: Source, tokenizer: Any) -> SuffixIndex | None:
         return document.copies
     if tokenizer is None:
         raise BadOption("a document that is not compiled needs tokenizer= to become tokens.")
+    if not isinstance(document, Document):
+        kind = type(document).__name__
+        raise BadOption(f"document= must be a Document, not {kind}. longctx.read and Document.from_text make them.")
     if not document.text:
         raise EmptyInput(f"document {document.id!r} is empty.")
     return SuffixIndex(Tokens(tokenizer).encode(document).token_ids)

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longctx.errors import MissingExtra, UsageError
+from longctx.errors import MissingExtra, UsageError, naming
 from longctx.types import Document, Selection
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INSTALL = 'pip install "longctx-hf[plots]"'
 _INCHES = (10.0, 2.8)
 _DPI = 140
 _SCORE, _CHOSEN, _RULE = "#8a94a6", "#d9480f", "#343a40"
@@ -38,7 +37,7 @@ def check(path: Path) -> None:
     if not path.absolute().parent.is_dir():
         raise UsageError(f"there is no folder {str(path.absolute().parent)!r} for {path.name!r}.")
     if find_spec("matplotlib") is None:
-        raise MissingExtra("drawing a plot", "matplotlib", INSTALL)
+        raise MissingExtra("drawing a plot", "matplotlib", "plots")
 
 
 def save(path: Path, documents: Sequence[Document], selection: Selection, title: str = "") -> None:
@@ -50,7 +49,8 @@ def save(path: Path, documents: Sequence[Document], selection: Selection, title:
         draw(documents, selection, title).savefig(data, format="png", dpi=_DPI, metadata={"Software": None})
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data.getvalue())
+        with naming(path):
+            part.write_bytes(data.getvalue())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

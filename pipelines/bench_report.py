@@ -21,7 +21,6 @@ from .rows import Row, put
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INSTALL = 'pip install "longctx-hf[plots]"'
 _HEAD = (
     "method", "budget", "read", "rows", "score", "kept", "seconds", "tokens/s", "answer tokens/s", "peak", "refused",
     "errors",
@@ -74,7 +73,7 @@ class Line:
 def check() -> None:
     """Raise now what ``write_report`` would raise after all the work."""
     if find_spec("matplotlib") is None:
-        raise MissingExtra("the picture of a grid", "matplotlib", _INSTALL)
+        raise MissingExtra("the picture of a grid", "matplotlib", "plots")
 
 
 def summary(rows: Sequence[Row]) -> list[Line]:

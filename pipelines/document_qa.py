@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import longctx
-from longctx.errors import ArtifactError, DoesNotFit, UsageError
+from longctx.errors import ArtifactError, DoesNotFit, UsageError, naming
 
 Progress = Callable[[str, int, int], None]
 _FIRST = b'{"id": '  # how every row begins
@@ -39,7 +39,9 @@ class Outcome:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The questions of a file: a JSON object ``{"question": ..., "id": ...}`` or plain text on each line.
+    """The questions of a file: a JSON object ``{"question": ..., "id": ...}`` on each line, or plain text.
+
+    In a file named .jsonl every line is an object; elsewhere a line that begins with a brace is.
 
     Raises UsageError naming the line for anything else.
     """
@@ -53,7 +55,9 @@ def read_questions(path: Path) -> list[Question]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        question = _question(f"{path}, line {number}", line.strip(), str(len(found) + 1))
+        plain = path.suffix.lower() != ".jsonl" and not line.strip().startswith("{")
+        here = str(len(found) + 1)
+        question = Question(here, line.strip()) if plain else _question(f"{path}, line {number}", line, here)
         if question.id in found:
             raise UsageError(f"{path}, line {number}: the id {question.id!r} is used twice.")
         found[question.id] = question
@@ -96,24 +100,23 @@ def run(
             row = {"id": question.id, "question": question.text, **_answered(reader, book, question, progress, asked)}
             failed += "error" in row
             line = json.dumps({**row, **made_with, "version": longctx.__version__}, allow_nan=False)
-            file.write(line.encode("ascii") + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+            with naming(out):
+                file.write(line.encode("ascii") + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
             if progress is not None:
                 progress("questions", number, len(left))
     return Outcome(len(done) + len(left), len(done), failed)
 
 
 def _question(where: str, line: str, number: str) -> Question:
-    if not line.startswith("{"):
-        return Question(number, line)
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise UsageError(f"{where}: not JSON ({error}).") from error
-    text = row.get("question")
+    text = row.get("question") if isinstance(row, dict) else None
     if not isinstance(text, str) or not text.strip():
-        raise UsageError(f'{where}: no "question" with text in it.')
+        raise UsageError(f'{where}: no object with text as its "question".')
     return Question(str(row.get("id", number)), text)
 
 

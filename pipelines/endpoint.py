@@ -24,7 +24,6 @@ from .needle_systems import Said, turn
 if TYPE_CHECKING:
     import httpx
 
-_INSTALL = 'pip install "longctx-hf[eval]"'
 _KEY = "OPENAI_API_KEY"
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # states of a server that may be over at the next try
 _REFUSING = {400, 413}  # states that speak of the request: too long, most often
@@ -52,7 +51,7 @@ class Endpoint:
 
     def __post_init__(self) -> None:
         if find_spec("httpx") is None:
-            raise MissingExtra("asking a server", "httpx", _INSTALL)
+            raise MissingExtra("asking a server", "httpx", "eval")
         if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).netloc:
             raise UsageError(f"--endpoint {self.url!r} is no address such as http://localhost:8000/v1.")
         if not self.model:

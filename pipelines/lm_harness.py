@@ -16,7 +16,6 @@ import longctx
 from longctx import Reader
 from longctx.errors import BadOption, MissingExtra, UsageError
 
-INSTALL = "Run: pip install 'longctx-hf[eval]'"
 _HONOURED = {"until", "max_gen_toks", "do_sample", "temperature"}
 
 
@@ -36,7 +35,7 @@ def harness_model(
     ``max_new_tokens`` is for tasks that name no limit. Raises MissingExtra where lm-eval is not installed.
     """
     if find_spec("lm_eval") is None:
-        raise MissingExtra("running tasks of lm-evaluation-harness", "lm-eval", INSTALL)
+        raise MissingExtra("running tasks of lm-evaluation-harness", "lm-eval", "eval")
     base = importlib.import_module("lm_eval.api.model").LM
     kind: Any = type("ReaderLM", (_Answering, base), {})
     return kind(reader, budget_tokens, selector, question_from, max_new_tokens, seed)

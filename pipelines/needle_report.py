@@ -22,7 +22,6 @@ from .rows import put
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INSTALL = 'pip install "longctx-hf[plots]"'
 _COLUMNS = (
     "task", "length", "seed", "fact", "depth", "system", "kept", "said", "scoring", "document_tokens", "question",
     "answers", "answer", "error", "haystack_sha256", "prompt_sha256",
@@ -75,7 +74,7 @@ def check(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {str(out)!r} is not a folder.")
     if find_spec("matplotlib") is None:
-        raise MissingExtra("the heat map", "matplotlib", _INSTALL)
+        raise MissingExtra("the heat map", "matplotlib", "plots")
 
 
 def write(out: Path, rows: Sequence[Mapping[str, Any]]) -> Written:

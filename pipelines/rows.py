@@ -17,7 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from longctx.errors import ArtifactError, UsageError
+from longctx.errors import ArtifactError, UsageError, naming
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
@@ -64,7 +64,7 @@ class Rows:
         """Afterwards the row is on the disk, as a whole line."""
         if not self._clean:
             self._rewrite()
-        with self._path.open("a", encoding="ascii") as file:
+        with naming(self._path), self._path.open("a", encoding="ascii") as file:
             file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
@@ -106,7 +106,8 @@ def put(path: Path, data: bytes) -> None:
     """Afterwards ``path`` holds ``data``; at no moment a part of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
+        with naming(path):
+            part.write_bytes(data)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from longctx import plugins
 from longctx.cli import app
 from longctx.commands import process, screen
 from longctx.commands.settings import Settings, count
-from longctx.errors import MissingExtra
+from longctx.errors import MissingExtra, installing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -406,7 +406,7 @@ def test_a_model_named_twice_and_an_unknown_room_or_suite_are_refused(model: Pat
 def test_a_missing_extra_says_what_to_install(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longctx.plotting.find_spec", lambda name: None)
     ran = asked(model, "story.txt", QUESTION, "--plot", "looked.png")
-    assert ran.exit_code == MissingExtra.exit_code == 1 and "longctx-hf[plots]" in ran.stderr
+    assert ran.exit_code == MissingExtra.exit_code == 1 and installing("plots") in ran.stderr
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,10 @@ def test_a_document_is_what_the_answer_copies_from(monkeypatch: pytest.MonkeyPat
     assert out.stats.accepted > without.stats.accepted and out.stats.copied[-1][1] < len(tokens)
     with pytest.raises(EmptyInput, match="is empty"):
         longctx.generate(model, TOKENIZER, PROMPT, document=Document.from_text(""))
+    with pytest.raises(BadOption, match=r"not str\. longctx\.read"):
+        longctx.generate(model, TOKENIZER, PROMPT, document="a text")  # type: ignore[arg-type]
+    with pytest.raises(BadOption, match="is a text"):
+        longctx.generate(model, TOKENIZER, "a text")
     with pytest.raises(BadOption, match="tokenizer="):
         longctx.speculative(document=document)
 

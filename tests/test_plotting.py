@@ -83,8 +83,9 @@ def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         plotting.save(target, [A, B], CHOSEN)
+    assert caught.value.filename == str(target)
     assert [path.name for path in tmp_path.iterdir()] == ["looked.png"] and target.read_bytes() == b"old"
 
 

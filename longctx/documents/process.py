@@ -20,7 +20,6 @@ import longctx.errors
 from longctx.documents.limits import Limits, over
 from longctx.errors import DocumentError, MissingExtra, ParseLimit
 
-INSTALL = 'pip install "longctx-hf[documents]"'
 _CHUNK_BYTES = 1 << 16
 _JSON_BYTES_PER_CHAR = 6
 _JSON_BYTES_AROUND = 1 << 20
@@ -122,5 +121,5 @@ def _result(answer: Mapping[str, Any], name: str, limits: Limits) -> tuple[list[
     if status == "limit":
         raise ParseLimit(f"{name}: {answer['what']}. Take its text out another way and pass Document.from_text(text).")
     if status == "missing":
-        raise MissingExtra(f"reading {name}", str(answer["package"]), INSTALL)
+        raise MissingExtra(f"reading {name}", str(answer["package"]), "documents")
     raise DocumentError(f"{name}: {answer.get('why', 'unknown failure')}.")

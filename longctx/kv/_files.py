@@ -18,7 +18,7 @@ from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 from torch import Tensor
 
-from longctx.errors import ArtifactError, UsageError
+from longctx.errors import ArtifactError, UsageError, naming
 
 _MANIFEST = "context.json"
 _FORMAT, _VERSION = "longctx-context", 1
@@ -91,7 +91,7 @@ def _get(path: Path, most: int) -> bytes:
 
 
 def _put(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
+    with naming(path), open(path, "xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

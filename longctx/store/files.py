@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from longctx.errors import ArtifactError
+from longctx.errors import ArtifactError, naming
 
 NAME = re.compile(r"[a-z]{1,16}-[0-9a-f]{32}\.safetensors")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -57,7 +57,7 @@ def replace(path: Path, data: bytes) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     part.unlink(missing_ok=True)  # of a dead process of the same number
     try:
-        with open(part, "xb") as file:
+        with naming(path), open(part, "xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

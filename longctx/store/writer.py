@@ -16,7 +16,7 @@ from typing import Self
 
 from filelock import FileLock, Timeout
 
-from longctx.errors import ArtifactBusy, ArtifactError, UsageError
+from longctx.errors import ArtifactBusy, ArtifactError, UsageError, naming
 from longctx.store import files, manifest
 from longctx.store.files import Entry
 from longctx.store.manifest import JOURNAL, Manifest
@@ -99,7 +99,8 @@ class Writer:
     def _note(self, key: str, entry: Entry) -> None:
         """A line in the journal. It is written after the file it names, so that a line never promises too much."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-        with open(os.open(self.folder / JOURNAL, flags, 0o666), "ab") as file:
+        path = self.folder / JOURNAL
+        with naming(path), open(os.open(path, flags, 0o666), "ab") as file:
             line = {"key": key, "name": entry.name, "size": entry.size, "sha256": entry.sha256}
             if file.tell():  # a line that a full disk cut off ends here
                 file.write(b"\n")

@@ -8,7 +8,7 @@ import pytest
 from splitting import by_words
 
 from longctx import plugins
-from longctx.errors import BadOption
+from longctx.errors import BadOption, installing
 from longctx.segmenters.splitters._syntax import why_unavailable
 from longctx.segmenters.splitters.auto import Auto
 from longctx.segmenters.splitters.code import Code
@@ -36,7 +36,7 @@ def test_code_without_its_grammar_is_split_by_sentences_and_says_so(monkeypatch:
     encoded = by_words(TEXT, kind="code", language="python")
     assert Auto().split(encoded) == Sentences().split(encoded)
     (warning,) = Auto().warnings(encoded)
-    assert "tree-sitter-python is not installed" in warning and 'pip install "longctx-hf[code]"' in warning
+    assert "tree-sitter-python is not installed" in warning and installing("code") in warning
 
 
 def test_code_of_an_unknown_language_is_split_by_sentences_and_says_so() -> None:

@@ -98,6 +98,7 @@ def test_a_file_that_cannot_be_written_whole_leaves_nothing_behind(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         files.write(tmp_path, "document", DATA)
+    assert str(caught.value.filename).startswith(str(tmp_path / "document-")), "a full disk names no file by itself"
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from longctx.errors import MissingExtra, UsageError
 if TYPE_CHECKING:
     from tree_sitter import Node
 
-INSTALL = 'pip install "longctx-hf[code]"'
+EXTRA = "code"
 # language -> (module of the grammar, function in it)
 GRAMMARS = {
     "c": ("tree_sitter_c", "language"),
@@ -105,7 +105,7 @@ def outline(source: Source, language: str, count: Callable[[int, int], int], max
     """
     missing = why_unavailable(language)
     if missing:
-        raise MissingExtra(f"splitting {language} code", missing, INSTALL)
+        raise MissingExtra(f"splitting {language} code", missing, EXTRA)
     tree_sitter = importlib.import_module("tree_sitter")
     module, function = GRAMMARS[language]
     grammar = tree_sitter.Language(getattr(importlib.import_module(module), function)())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longctx.errors import installing
 from longctx.segmenters.splitters._packing import check_cap
-from longctx.segmenters.splitters._syntax import GRAMMARS, INSTALL, why_unavailable
+from longctx.segmenters.splitters._syntax import EXTRA, GRAMMARS, why_unavailable
 from longctx.segmenters.splitters.code import Code
 from longctx.segmenters.splitters.sentences import Sentences
 from longctx.types import EncodedDocument, Span
@@ -48,7 +49,7 @@ def _lacking(language: str) -> str:
     if language not in GRAMMARS:
         return f"no grammar is known for the language {language!r}."
     package = why_unavailable(language)
-    return f"{package} is not installed.  {INSTALL}" if package else ""
+    return f"{package} is not installed.  {installing(EXTRA)}" if package else ""
 
 
 PLUGIN = Auto
