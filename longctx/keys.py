@@ -59,7 +59,7 @@ class Asked:
 
     ``position`` counts the slots before the last row; ``padding`` of them hold no token and have no position. ``keys``
     are those of the stored slots, for policies that look at them all. ``weights`` say how much each row counts in a
-    choice that rows share; None: all the same.
+    choice that rows share; None: all the same. ``groups`` query heads look at each KV head.
     """
 
     rows: Tensor  # [batch, kv_heads, groups * queries, dim]
@@ -70,6 +70,7 @@ class Asked:
     turn: Turn | None = None
     weights: Tensor | None = None  # float32 [batch, 1, groups * queries, 1]
     padding: Tensor | int = 0  # long [batch, 1, 1]
+    groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
             position = self.get_seq_length() - count + stop - 1
             weights = _weights(mask, start, stop, count, groups)
             padding = self._padding(position)
-            asked = Asked(folded, self.held.keys, scale, softcap, position, self.held.turn, weights, padding)
+            asked = Asked(folded, self.held.keys, scale, softcap, position, self.held.turn, weights, padding, groups)
             joined = self._joined(asked, new)
             outs.append(joined.to(query.dtype).reshape(batch, heads, stop - start, -1))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 2)

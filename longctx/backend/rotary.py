@@ -50,8 +50,9 @@ def _turn(frequencies: Tensor, interleaved: bool) -> Turn:
 
 
 def _rotated(keys: Tensor, by: Tensor, frequencies: Tensor, interleaved: bool) -> Tensor:
-    angles = by.unsqueeze(-1).double() * frequencies.double()  # positions of millions leave float32 few digits
-    cos, sin = angles.cos().float(), angles.sin().float()
+    apart, which = torch.unique(by, return_inverse=True)  # keys move in runs: few differences, and sines are dear
+    angles = apart.unsqueeze(-1).double() * frequencies.double()  # positions of millions leave float32 few digits
+    cos, sin = angles.cos().float()[which], angles.sin().float()[which]
     half = frequencies.shape[0]
     moved, rest = keys[..., : 2 * half].float(), keys[..., 2 * half :]
     if interleaved:

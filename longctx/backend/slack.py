@@ -34,7 +34,7 @@ def slack(policy: KVPolicy, held: Held, queries: Tensor, scale: float, softcap: 
     off = []
     for at in range(0, count, _AT_ONCE):
         some = rows[at : at + _AT_ONCE]
-        asked = Asked(some, held.keys, scale, softcap, held.index.tokens, held.turn)
+        asked = Asked(some, held.keys, scale, softcap, held.index.tokens, held.turn, groups=heads // kv_heads)
         choice = policy.choose(held.index, asked)
         if choice.unread is None or choice.slots is None:
             continue

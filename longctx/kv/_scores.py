@@ -21,6 +21,11 @@ def pooled(shares: Tensor, asked: Asked) -> Tensor:
     return shares.mean(2) if asked.weights is None else (shares * asked.weights).sum(2)
 
 
+def most(shares: Tensor, asked: Asked) -> Tensor:
+    """The largest over the rows that choose together, [batch, kv_heads, rows, some] as [batch, kv_heads, some]."""
+    return (shares if asked.weights is None else shares * (asked.weights > 0)).amax(2)
+
+
 def grouped(queries: Tensor, kv_heads: int) -> Tensor:
     """[heads, rows, dim] as [kv_heads, heads // kv_heads * rows, dim]."""
     heads, rows, dim = queries.shape

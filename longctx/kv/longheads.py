@@ -1,22 +1,22 @@
 """LongHeads (arXiv 2402.10685): every KV head reads its own few chunks, moved together into the trained window.
 
-Owns the chunks' representations and which are read. All keys are kept; the context itself is read through the chunks,
-so that it may be longer than the model was trained for.
+Owns what stands for a chunk and which chunks are read. All keys are kept; the context itself is read through the
+chunks, so that it may be longer than the model was trained for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from longctx.errors import BadOption, ModelError
-from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys, Turn
+from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys
 from longctx.kv import _budget
-from longctx.kv._scores import pooled
+from longctx.kv._scores import most, pooled, scores
 
 _DEFAULT = 2048  # slots, where neither budget nor keep is given
 
@@ -25,9 +25,12 @@ _DEFAULT = 2048  # slots, where neither budget nor keep is given
 class LongHeads:
     """Reads ``budget`` slots (2048, or the share ``keep``): chunks of ``window`` tokens, first and last ones always.
 
-    A chunk stands for itself by a sum of its keys, weighted by what the mean of its own attention outputs attends to
-    (2402.10685, section 3.2). ``budget`` belongs well below the trained window: half of it works, all of it does not.
-    With ``move`` the chosen chunks seem to stand right before the new tokens; without it, where they are.
+    With ``by="pages"`` a chunk is as likely as the best of its pages of ``page`` tokens, each by the mean of its keys,
+    for that of the pass's queries that wants it most, put right behind the chunk. With ``by="outputs"``, as published
+    (2402.10685, section 3.2), it stands for itself by a sum of its keys, weighted by what the mean of its own attention
+    outputs attends to, and queries are unrotated.
+    ``budget`` belongs well below the trained window: half of it works, all of it does not. With ``move`` the chosen
+    chunks seem to stand right before the new tokens; without it, where they are.
     """
 
     lossless: ClassVar[bool] = False
@@ -37,11 +40,13 @@ class LongHeads:
     keep: float | None = None
     window: int = 256
     move: bool = True
+    by: Literal["pages", "outputs"] = "pages"
+    page: int = 16
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "longheads")
-        if self.window < 1:
-            raise BadOption(f"window={self.window} must be at least 1.")
+        if min(self.window, self.page) < 1:
+            raise BadOption(f"window={self.window} and page={self.page} must be at least 1.")
 
     def slots(self, tokens: int) -> int:
         budget = _DEFAULT if self.budget is None and self.keep is None else self.budget
@@ -53,13 +58,20 @@ class LongHeads:
         tokens = layer.tokens
         done = 0 if before is None or "chunks" not in before.tensors else before.tensors["chunks"].shape[2]
         first, last = done * self.window, tokens // self.window * self.window
-        fresh = last - first
-        if not fresh:
+        if first == last:
             return Index(tokens, budget, None, {} if before is None else before.tensors)
         if layer.queries.shape[1] < tokens - first:
             raise ModelError(f"layer {layer.layer}: a chunk of {self.window} tokens is not read in one piece.")
-        queries = layer.queries[:, layer.queries.shape[1] - (tokens - first) :][:, :fresh]
-        made = _represented(queries, layer.keys[:, first:last], layer.values[:, first:last], layer, self.window)
+        keys, values = layer.keys[:, first:last], layer.values[:, first:last]
+        starts = torch.arange(first, last, self.window, device=keys.device).repeat_interleave(self.window)
+        local = self._chunks(layer.turn(keys, (-starts).expand(len(keys), -1)))
+        if self.by == "pages":
+            pages = [part.float().mean(-2) for part in torch.split(local, self.page, dim=-2)]
+            made = torch.stack(pages, -2).to(keys.dtype)
+        else:
+            queries = layer.queries[:, layer.queries.shape[1] - (tokens - first) :][:, : last - first]
+            own = self._chunks(queries).reshape(len(keys), -1, *local.shape[2:])
+            made = _represented(own, self._chunks(keys), self._chunks(values), local, layer.scale).unsqueeze(-2)
         chunks = made if not done or before is None else torch.cat((before.tensors["chunks"], made), 2)
         return Index(tokens, budget, None, {"chunks": chunks})
 
@@ -70,7 +82,7 @@ class LongHeads:
         if index.tokens <= index.budget:
             return EVERYTHING
         assert asked.turn is not None
-        chunks = index.tensors["chunks"]  # [kv_heads, groups, chunks, dim]
+        chunks = index.tensors["chunks"]  # [kv_heads, 1 or groups, chunks, 1 or pages, dim]
         count, begun = chunks.shape[2], index.tokens % self.window
         best = self._best(asked, chunks, (index.budget - begun) // self.window)
         within = torch.arange(self.window, device=best.device)
@@ -82,43 +94,46 @@ class LongHeads:
         places = torch.arange(index.tokens - slots.shape[2], index.tokens, device=slots.device)
         return Choice(slots, places=places.expand_as(slots))
 
+    def _chunks(self, states: Tensor) -> Tensor:
+        """[heads, tokens, dim] of whole chunks as [heads, 1, chunks, window, dim]."""
+        return states.reshape(len(states), 1, -1, self.window, states.shape[-1])
+
     def _best(self, asked: Asked, chunks: Tensor, count: int) -> Tensor:
         """``count`` chunks [batch, kv_heads, count] in their order, the first and the last among them."""
-        rows = _unmoved(asked, chunks.shape[1])
-        likely = pooled((rows @ chunks.float().transpose(-1, -2)).flatten(2, 3), asked)
+        if self.by == "pages":
+            log = scores(_placed(asked, self.window), chunks[:, 0].flatten(1, 2), asked.scale, asked.softcap)
+            shares = log.view(*log.shape[:-1], *chunks.shape[2:4]).amax(-1).softmax(-1)
+            likely = most(shares, asked)
+        else:
+            rows = _placed(asked, 0)
+            apart = rows.view(*rows.shape[:2], chunks.shape[1], -1, rows.shape[-1])
+            likely = pooled((apart @ chunks[..., 0, :].float().transpose(-1, -2)).flatten(2, 3), asked)
         likely[..., 0] = likely[..., -1] = torch.inf
         return likely.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(-1).values
 
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
-        return tokens // self.window * heads * dim * itemsize
+        each = kv_heads * -(-self.window // self.page) if self.by == "pages" else heads
+        return tokens // self.window * each * dim * itemsize
 
 
-def _represented(queries: Tensor, keys: Tensor, values: Tensor, layer: LayerKeys, window: int) -> Tensor:
-    """Chunks by their keys: queries [heads, tokens, dim] of whole chunks, as [kv_heads, groups, chunks, dim]."""
-    assert layer.turn is not None
-    heads, tokens, dim = queries.shape
-    kv_heads, count = len(keys), tokens // window
-    own = queries.view(kv_heads, -1, count, window, dim).float()
-    chunk_keys = keys.reshape(kv_heads, 1, count, window, dim).float()
-    chunk_values = values.reshape(kv_heads, 1, count, window, -1).float()
-    told = ((own @ chunk_keys.transpose(-1, -2)) * layer.scale).softmax(-1) @ chunk_values
-    mean = told.mean(-2, keepdim=True)  # [kv_heads, groups, chunks, 1, dim]
-    first = layer.tokens // window * window - tokens
-    back = -(first + torch.arange(tokens, device=keys.device) // window * window)
-    local = layer.turn(keys, back.expand(kv_heads, -1)).float().view(kv_heads, 1, count, window, dim)
-    weights = ((mean @ local.transpose(-1, -2)) * layer.scale).softmax(-1)
-    return (weights @ local).squeeze(-2).to(keys.dtype)
+def _represented(queries: Tensor, keys: Tensor, values: Tensor, local: Tensor, scale: float) -> Tensor:
+    """Chunks by their keys, [kv_heads, groups, chunks, dim]; all are [kv_heads, 1 or groups, chunks, window, dim].
+
+    ``local`` are the keys as they would stand if their chunk were the beginning of the text.
+    """
+    told = ((queries.float() @ keys.float().transpose(-1, -2)) * scale).softmax(-1) @ values.float()
+    weights = ((told.mean(-2, keepdim=True) @ local.float().transpose(-1, -2)) * scale).softmax(-1)
+    return (weights @ local.float()).squeeze(-2).to(keys.dtype)
 
 
-def _unmoved(asked: Asked, groups: int) -> Tensor:
-    """The queries as they were before they were rotated, float32 [batch, kv_heads, groups, rows, dim]."""
-    batch, kv_heads, folded, dim = asked.rows.shape
-    count = folded // groups
-    turn: Turn | None = asked.turn
-    assert turn is not None
+def _placed(asked: Asked, place: int) -> Tensor:
+    """The queries as if each stood at position ``place``, float32 [batch, kv_heads, groups * rows, dim]."""
+    batch, kv_heads, folded, _ = asked.rows.shape
+    assert asked.turn is not None
+    count = folded // asked.groups
     positions = torch.arange(asked.position - count + 1, asked.position + 1, device=asked.rows.device)
-    back = (asked.padding - positions.repeat(groups)).expand(batch, kv_heads, -1)
-    return turn(asked.rows, back).float().view(batch, kv_heads, groups, count, dim)
+    by = (asked.padding + place - positions.repeat(asked.groups)).expand(batch, kv_heads, -1)
+    return asked.turn(asked.rows, by).float()
 
 
 PLUGIN = LongHeads

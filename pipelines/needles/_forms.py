@@ -30,12 +30,12 @@ def facts(
     words: Callable[[Draw], Mapping[str, str]],
     keys: Sequence[str],
 ) -> Drawn:
-    """A fact for every depth, in a form of its own as long as there are so many; with distractors all are of one form.
+    """A fact for every depth, in a form of its own as long as there are so many; distractors take turns at these forms.
 
     ``words`` draws what may be filled in. Those of ``keys`` that a statement holds must not stand in the haystack.
     """
     draw = Draw(rng)
-    dealt = draw.some(forms, 1 if distractors else len(forms))
+    dealt = draw.some(forms, len(forms))
     cases = []
     for at, depth in enumerate(depths):
         form, filled = dealt[at % len(dealt)], words(draw)
@@ -43,5 +43,8 @@ def facts(
         needle = Needle(form.statement.format(**filled), depth)
         own = tuple(filled[name] for name in keys if name in held)
         cases.append(Case(form.question.format(**filled), (filled[form.wanted],), (needle,), own))
-    others = [(Needle(dealt[0].statement.format(**words(draw)), draw.place()),) for _ in range(distractors)]
-    return Drawn(tuple(cases), tuple(others))
+    used = dealt[: len(depths)]
+    others = [
+        (Needle(used[at % len(used)].statement.format(**words(draw)), draw.place()),) for at in range(distractors)
+    ]
+    return Drawn(tuple(cases), tuple(others), alike=len(depths) > len(forms))

@@ -45,6 +45,7 @@ class Case:
 class Drawn:
     """One case per depth. A distractor is all the sentences of one more fact of the same form.
 
+    ``alike``: the cases are of one form too, so that each is a distractor of the others in its text.
     ``filler`` gives the sentences of a task that brings its own haystack, without an end. ``counted`` reads the answers
     of a task without needles off the text that was made, in place of those of its case; none: they are not certain.
     """
@@ -53,6 +54,7 @@ class Drawn:
     distractors: tuple[tuple[Needle, ...], ...] = ()
     filler: Callable[[], Iterator[str]] | None = None
     counted: Callable[[str], tuple[str, ...]] | None = None
+    alike: bool = True
 
 
 class Task(Protocol):

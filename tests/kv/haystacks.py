@@ -36,7 +36,7 @@ def direction() -> Tensor:
 def question(layer: LayerKeys, rows: int = 1, batch: int = 1, noise: float = 0.1, seed: int = 7) -> Asked:
     """Queries that look for the needle, each with some noise of its own."""
     asked = direction() + noise * tensors(batch, KV_HEADS, GROUPS * rows, DIM, seed=seed)
-    return Asked(asked, layer.keys, SCALE, layer.softcap, layer.tokens + rows - 1, layer.turn)
+    return Asked(asked, layer.keys, SCALE, layer.softcap, layer.tokens + rows - 1, layer.turn, groups=GROUPS)
 
 
 def put(layer: LayerKeys, index: Index, asked: Asked) -> Asked:
@@ -45,7 +45,7 @@ def put(layer: LayerKeys, index: Index, asked: Asked) -> Asked:
     if order is None:
         return asked
     keys = layer.keys.gather(1, order.unsqueeze(-1).expand(-1, -1, DIM))
-    return Asked(asked.rows, keys, asked.scale, asked.softcap, asked.position, asked.turn)
+    return Asked(asked.rows, keys, asked.scale, asked.softcap, asked.position, asked.turn, groups=GROUPS)
 
 
 def read(index: Index, choice: Choice, batch: int = 1) -> list[list[set[int]]]:

@@ -29,9 +29,10 @@ def lighthouse(at: int) -> LayerKeys:
 
 
 @pytest.mark.parametrize("at", [3, 77, 123, 198])
-def test_the_chunk_of_a_needle_is_read_whole_and_the_first_and_last_always(at: int) -> None:
-    layer = lighthouse(at)
-    for tokens in chosen(POLICY, layer, question(layer))[0]:
+@pytest.mark.parametrize("by", ["pages", "outputs"])
+def test_the_chunk_of_a_needle_is_read_whole_and_the_first_and_last_always(at: int, by: Any) -> None:
+    layer = lighthouse(at) if by == "outputs" else haystack(205, needle=at, window=205)
+    for tokens in chosen(dataclasses.replace(POLICY, by=by, page=4), layer, question(layer))[0]:
         assert set(range(at // 10 * 10, at // 10 * 10 + 10)) <= tokens
         assert {*range(10), *range(190, 205)} <= tokens and len(tokens) == 55
 
@@ -50,7 +51,7 @@ def test_chosen_chunks_seem_to_stand_right_before_the_new_tokens() -> None:
 def test_representations_are_those_of_the_paper_by_a_plain_loop() -> None:
     """2402.10685: r = softmax(mean(softmax(q k) v) k) k, for every query head of every chunk."""
     layer = haystack(40, window=40, seed=4)
-    made = LongHeads(budget=30, window=10).index(layer, 30).tensors["chunks"]
+    made = LongHeads(budget=30, window=10, by="outputs").index(layer, 30).tensors["chunks"][..., 0, :]
     assert made.shape == (KV_HEADS, GROUPS, 4, 16)
     for head in range(KV_HEADS * GROUPS):
         for chunk in range(4):
@@ -63,9 +64,43 @@ def test_representations_are_those_of_the_paper_by_a_plain_loop() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_growing_piece_by_piece_gives_the_same_index_as_at_once() -> None:
+def test_a_page_is_the_mean_of_its_keys_where_the_chunk_is_the_beginning_of_the_text() -> None:
+    layer = dataclasses.replace(haystack(40, seed=4, window=40), turn=lambda keys, by: keys + by.unsqueeze(-1))
+    made = LongHeads(budget=30, window=10, page=4).index(layer, 30).tensors["chunks"]
+    assert made.shape == (KV_HEADS, 1, 4, 3, 16)
+    for chunk in range(4):
+        for page, part in enumerate((slice(0, 4), slice(4, 8), slice(8, 10))):
+            own = layer.keys[:, chunk * 10 : chunk * 10 + 10][:, part] - 10 * chunk
+            torch.testing.assert_close(made[:, 0, chunk, page], own.mean(1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_chunks_are_judged_by_their_best_page_and_a_query_right_behind_them(rows: int) -> None:
+    """Held against a loop over heads, rows and chunks; ``turn`` adds positions, so that a place can be seen."""
+    layer = dataclasses.replace(haystack(200, seed=4, window=200), turn=lambda keys, by: keys + 2e-3 * by.unsqueeze(-1))
+    policy = LongHeads(budget=50, window=10, page=4)
+    index = policy.index(layer, 50)
+    asked = question(layer, rows=rows)
+    slots = policy.choose(index, put(layer, index, asked)).slots
+    assert slots is not None
+    pages = index.tensors["chunks"][:, 0]
+    for head in range(KV_HEADS):
+        shares = torch.zeros(20)  # of the row that wants a chunk most
+        for row in range(GROUPS * rows):
+            position = asked.position - rows + 1 + row % rows
+            query = asked.rows[0, head, row] + 2e-3 * (10 - position)
+            best = torch.stack([(pages[head, chunk] @ query * SCALE).max() for chunk in range(20)])
+            shares = shares.maximum(best.softmax(0))
+        shares[0] = shares[-1] = torch.inf
+        expected = sorted(shares.argsort(descending=True)[:5].tolist())
+        assert slots[0, head].tolist() == [chunk * 10 + i for chunk in expected for i in range(10)]
+
+
+@pytest.mark.parametrize("by", ["pages", "outputs"])
+def test_growing_piece_by_piece_gives_the_same_index_as_at_once(by: Any) -> None:
     layer = haystack(47, window=47, seed=4)
-    once = LongHeads(budget=30, window=10).index(layer, 30)
+    policy = LongHeads(budget=30, window=10, by=by, page=4)
+    once = policy.index(layer, 30)
     index = None
     for stop in (10, 20, 30, 40, 47):
         part = dataclasses.replace(
@@ -74,7 +109,7 @@ def test_growing_piece_by_piece_gives_the_same_index_as_at_once() -> None:
             values=layer.values[:, :stop],
             queries=layer.queries[:, stop - (7 if stop == 47 else 10) : stop],
         )
-        index = LongHeads(budget=30, window=10).index(part, 30, index)
+        index = policy.index(part, 30, index)
     assert index is not None and index.tokens == once.tokens
     torch.testing.assert_close(index.tensors["chunks"], once.tensors["chunks"], rtol=1e-5, atol=1e-6)
 
@@ -110,3 +145,5 @@ def test_what_passes_the_window_looks_to_the_model_like_a_short_text() -> None:
 def test_options_that_cannot_be() -> None:
     with pytest.raises(BadOption, match="window=0"):
         LongHeads(window=0)
+    with pytest.raises(BadOption, match="page=0"):
+        LongHeads(page=0)
