@@ -135,7 +135,7 @@ def naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
 
@@ -152,5 +152,6 @@ def installing(extra: str) -> str:
         return f'pip install {flag}"{url2pathname(urlsplit(url).path)}[{extra}]"'
     if "vcs_info" in origin:
         found = origin["vcs_info"]
-        return f'pip install "{_DISTRIBUTION}[{extra}] @ {found["vcs"]}+{url}@{found["commit_id"]}"'
+        inside = f"#subdirectory={origin['subdirectory']}" if "subdirectory" in origin else ""
+        return f'pip install "{_DISTRIBUTION}[{extra}] @ {found["vcs"]}+{url}@{found["commit_id"]}{inside}"'
     return f'pip install "{_DISTRIBUTION}[{extra}]"'

@@ -46,7 +46,7 @@ def read_questions(path: Path) -> list[Question]:
     Raises UsageError naming the line for anything else.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is not UTF-8 text (byte {error.start}).") from error
     except OSError as error:
@@ -112,7 +112,7 @@ def run(
 def _question(where: str, line: str, number: str) -> Question:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UsageError(f"{where}: not JSON ({error}).") from error
     text = row.get("question") if isinstance(row, dict) else None
     if not isinstance(text, str) or not text.strip():

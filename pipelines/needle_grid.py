@@ -155,7 +155,8 @@ class _Maker:
 
     def _planted(self, drawn: Drawn, cases: Sequence[Case], wanted: int) -> Planted:
         """The text with the cases' needles and so many distractors."""
-        more = drawn.distractors[: max(0, wanted - (len(cases) - 1) * drawn.alike)]
+        more = drawn.distractors[: max(0, wanted - len(cases) + 1)]  # the other facts are of the same form
+        more += tuple(other for case in cases for other in case.distractors)
         needles = [needle for own in (*(case.needles for case in cases), *more) for needle in own]
         take = Haystack(sentences(drawn.filler()), self.count).take if drawn.filler else self.haystack.take
         return plant(take, needles, self.length, self.count)

@@ -168,6 +168,12 @@ def test_questions_are_rows_or_lines(tmp_path: Path) -> None:
     assert found == [("1", "Who is it?"), ("7", "What?"), ("3", "Where?")]
 
 
+def test_a_question_may_hold_what_else_ends_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    path.write_text('{"question": "a\u2028b"}\r\n{"question": "c\u0085d"}\n', encoding="utf-8")
+    assert [question.text for question in document_qa.read_questions(path)] == ["a\u2028b", "c\u0085d"]
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -175,6 +181,7 @@ def test_questions_are_rows_or_lines(tmp_path: Path) -> None:
         (b"\n \n", "no questions"),
         (b'{"question": }\n', "line 1: not JSON"),
         (b'{"question": "a?"}\n{"id": 3}\n', 'line 2: no object with text as its "question"'),
+        (b"[" * 100_000, "line 1: not JSON"),
         (b'["a?"]\n', 'line 1: no object with text as its "question"'),
         (b'{"question": "a?"}\nand a line of text\n', "line 2: not JSON"),
         (b'{"question": " "}\n', "no object with text"),

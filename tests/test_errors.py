@@ -33,6 +33,10 @@ class _Installed:
             {"url": "https://example.org/x.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},
             'pip install "longctx-hf[plots] @ git+https://example.org/x.git@abc"',
         ),
+        (
+            {"url": "https://example.org/x", "vcs_info": {"vcs": "git", "commit_id": "abc"}, "subdirectory": "py"},
+            'pip install "longctx-hf[plots] @ git+https://example.org/x@abc#subdirectory=py"',
+        ),
         ({"url": "https://example.org/x.whl", "archive_info": {}}, 'pip install "longctx-hf[plots]"'),
     ],
 )
@@ -62,3 +66,5 @@ def test_an_error_without_a_file_gets_one_and_others_keep_theirs() -> None:
     with pytest.raises(OSError) as caught, naming(Path("book.lctx")):
         raise OSError(errno.EACCES, "Permission denied", "other")
     assert caught.value.filename == "other"
+    with pytest.raises(OSError, match="^no errno, a message$"), naming(Path("book.lctx")):
+        raise OSError("no errno, a message")

@@ -20,7 +20,6 @@ from longctx.kv import _budget, _clusters, _ranges
 from longctx.kv._scores import LOWEST, grouped, pooled, scores
 
 _WINDOW = 100  # last queries on which the paper's threshold is measured
-_TINY = torch.finfo(torch.float32).tiny
 _SCORED = ("starts", "sizes", "means", "spreads", "says")  # what a cluster is scored and read by
 
 
@@ -96,34 +95,33 @@ class Squeezed:
     def choose(self, index: Index, asked: Asked) -> Choice:
         own = index.tensors
         forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
+        known = scores(asked.rows, asked.keys[:, forced], asked.scale, asked.softcap).logsumexp(-1)
         look = _visited(own, asked) if self.levels == 2 else _all(own)
         first = scores(asked.rows, look.means, asked.scale, asked.softcap) + _log(look.sizes)[:, :, None]
         second = first if asked.softcap is not None else first + _spread(look.spreads, asked)
+        ranked = first if self.mode == "paper" else second
+        out, out_says = look.rest(asked)
+        norm = torch.logaddexp(ranked.logsumexp(-1), out)
         if self.mode == "paper":
-            norm = _with(first.logsumexp(-1), look.rest)
-            likely = pooled((first - norm.unsqueeze(-1)).exp(), asked).log() - _log(look.sizes)
+            likely = pooled((ranked - norm.unsqueeze(-1)).exp(), asked).log() - _log(look.sizes)
             taken = (likely > own["threshold"]) & (look.sizes > 0)
         else:
-            known = scores(asked.rows, asked.keys[:, forced], asked.scale, asked.softcap).logsumexp(-1)
-            norm = torch.logaddexp(_with(second.logsumexp(-1), look.rest), known)
+            norm = torch.logaddexp(norm, known)
+            likely = pooled((ranked - norm.unsqueeze(-1)).exp(), asked)
             share = pooled((known - norm).exp().unsqueeze(-1), asked)
-            likely = pooled((second - norm.unsqueeze(-1)).exp(), asked)
             taken = self._taken(likely, look.sizes, share, index.budget - len(forced))
-        if look.others is None and bool((taken | (look.sizes == 0)).all()):
+        if look.complete and bool((taken | (look.sizes == 0)).all()):
             return EVERYTHING
-        slots, read = _ranges.behind(forced, *_ranges.members(taken, look.starts, look.sizes))
-        left = ~taken[:, :, None]
-        shares = (first - norm.unsqueeze(-1)).exp() * left
-        log = _log_of(shares, norm)
-        wide = log if second is first else _log_of((second - norm.unsqueeze(-1)).exp() * left, norm)
-        unread = Unread(_with(log, look.rest), wide=_with(wide, look.rest))
+        slots, read = _ranges.members(taken, look.starts, look.sizes)
+        slots, read = _ranges.behind(forced, slots, read)
+        left = first.masked_fill(taken[:, :, None], LOWEST)
+        log = torch.logaddexp(left.logsumexp(-1), out)
+        wide = torch.logaddexp(second.masked_fill(taken[:, :, None], LOWEST).logsumexp(-1), out)
         if self.mode == "paper":
-            return Choice(slots, read, unread)
-        says = shares @ look.says.float() / shares.sum(-1, keepdim=True).clamp_min(_TINY)
-        if look.others is not None:
-            of_these = (log - unread.log).exp().unsqueeze(-1)
-            says = says * of_these + look.others_say * (1 - of_these)
-        return Choice(slots, read, replace(unread, out=says))
+            return Choice(slots, read, Unread(log, wide=wide))
+        says = left.softmax(-1) @ look.says.float()
+        share = (left.logsumexp(-1) - log).exp().unsqueeze(-1)
+        return Choice(slots, read, Unread(log, says * share + out_says * (1 - share), wide))
 
     def _taken(self, likely: Tensor, sizes: Tensor, known: Tensor, room: int) -> Tensor:
         """Clusters by the likelihood of one of their keys until they hold ``mass``, within ``room`` slots."""
@@ -149,20 +147,21 @@ class _Look:
     means: Tensor
     spreads: Tensor
     says: Tensor
-    others: Tensor | None = None  # log mass of each such group, [batch, kv_heads, rows, groups]
-    group_says: Tensor | None = None  # [kv_heads, groups, dim]
+    others: tuple[Tensor, Tensor] | None = (
+        None  # log mass [batch, kv_heads, rows, groups], says [kv_heads, groups, dim]
+    )
 
     @property
-    def rest(self) -> Tensor | None:
-        """Log mass of the groups not looked at, [batch, kv_heads, rows]."""
-        return None if self.others is None else self.others.logsumexp(-1)
+    def complete(self) -> bool:
+        return self.others is None
 
-    @property
-    def others_say(self) -> Tensor:
-        """What is thought that these say, [batch, kv_heads, rows, dim]."""
-        assert self.others is not None and self.group_says is not None
-        said: Tensor = self.others.softmax(-1) @ self.group_says.float()
-        return said
+    def rest(self, asked: Asked) -> tuple[Tensor, Tensor]:
+        """What is thought of the groups not looked at: log mass [batch, kv_heads, rows], and what they say."""
+        if self.others is None:
+            nothing = torch.full(asked.rows.shape[:3], LOWEST, device=asked.rows.device)
+            return nothing, torch.zeros_like(asked.rows[..., :1], dtype=torch.float32)
+        log, says = self.others
+        return log.logsumexp(-1), log.softmax(-1) @ says.float()
 
 
 def _all(own: Mapping[str, Tensor]) -> _Look:
@@ -179,7 +178,8 @@ def _visited(own: Mapping[str, Tensor], asked: Asked) -> _Look:
     which, real = _ranges.members(taken, own["group_starts"][None], own["group_counts"][None])
     found = {name: _at(own[name], which) for name in _SCORED}
     found["sizes"] = found["sizes"].masked_fill(~real, 0)
-    return replace(_look(found), others=log.masked_fill(taken[:, :, None], LOWEST), group_says=own["group_says"])
+    others = (log.masked_fill(taken[:, :, None], LOWEST), own["group_says"])
+    return replace(_look(found), others=others)
 
 
 def _look(found: Mapping[str, Tensor]) -> _Look:
@@ -198,16 +198,6 @@ def _window(layer: LayerKeys, found: Mapping[str, Tensor]) -> Tensor:
 def _spread(spreads: Tensor, asked: Asked) -> Tensor:
     """The second order of a cluster's mass: half the variance of its scores."""
     return 0.5 * asked.scale**2 * (asked.rows.float().square() @ spreads.float().transpose(-1, -2))
-
-
-def _with(log: Tensor, rest: Tensor | None) -> Tensor:
-    """The logarithm of two masses together."""
-    return log if rest is None else torch.logaddexp(log, rest)
-
-
-def _log_of(shares: Tensor, norm: Tensor) -> Tensor:
-    """The logarithm of the mass of ``shares`` [..., rows, some] of one whose logarithm is ``norm``."""
-    return norm + shares.sum(-1).clamp_min(_TINY).log()
 
 
 def _log(sizes: Tensor) -> Tensor:

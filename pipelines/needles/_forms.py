@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ._nouns import Case, Drawn, Needle
@@ -27,10 +28,10 @@ def facts(
     depths: Sequence[float],
     distractors: int,
     forms: Sequence[Form],
-    words: Callable[[Draw], Mapping[str, str]],
+    words: Mapping[str, Callable[[Draw], str]],
     keys: Sequence[str],
 ) -> Drawn:
-    """A fact for every depth, in a form of its own as long as there are so many; distractors take turns at these forms.
+    """A fact for every depth, in a form of its own as long as there are so many, and for each its distractors.
 
     ``words`` draws what may be filled in. Those of ``keys`` that a statement holds must not stand in the haystack.
     """
@@ -38,13 +39,18 @@ def facts(
     dealt = draw.some(forms, len(forms))
     cases = []
     for at, depth in enumerate(depths):
-        form, filled = dealt[at % len(dealt)], words(draw)
-        held = {name for _, name, _, _ in string.Formatter().parse(form.statement)}
+        form, filled = dealt[at % len(dealt)], {name: one(draw) for name, one in words.items()}
+        own = tuple(filled[name] for name in keys if name in _held(form))
         needle = Needle(form.statement.format(**filled), depth)
-        own = tuple(filled[name] for name in keys if name in held)
         cases.append(Case(form.question.format(**filled), (filled[form.wanted],), (needle,), own))
-    used = dealt[: len(depths)]
-    others = [
-        (Needle(used[at % len(used)].statement.format(**words(draw)), draw.place()),) for at in range(distractors)
-    ]
-    return Drawn(tuple(cases), tuple(others), alike=len(depths) > len(forms))
+    for at, case in enumerate(cases):  # after all facts, which are the same whatever stands beside them
+        form = dealt[at % len(dealt)]
+        others = [{name: words[name](draw) for name in words if name in _held(form)} for _ in range(distractors)]
+        beside = tuple((Needle(form.statement.format(**filled), draw.place()),) for filled in others)
+        cases[at] = replace(case, distractors=beside)
+    return Drawn(tuple(cases))
+
+
+def _held(form: Form) -> set[str]:
+    """The names of the words in a form's statement."""
+    return {name for _, name, _, _ in string.Formatter().parse(form.statement) if name}

@@ -31,7 +31,7 @@ class Case:
     """One question, all strings its answer should name, and the sentences planted for it.
 
     ``keys`` must not occur in the haystack, or the question would have a second answer. ``others`` are the strings that
-    an exact answer must not name.
+    an exact answer must not name. ``distractors`` are planted for this case alone, whose form no other case need have.
     """
 
     question: str
@@ -39,13 +39,13 @@ class Case:
     needles: tuple[Needle, ...]
     keys: tuple[str, ...]
     others: tuple[str, ...] = ()
+    distractors: tuple[tuple[Needle, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """One case per depth. A distractor is all the sentences of one more fact of the same form.
+    """One case per depth. A distractor is all the sentences of one more fact of the same form, which all cases have.
 
-    ``alike``: the cases are of one form too, so that each is a distractor of the others in its text.
     ``filler`` gives the sentences of a task that brings its own haystack, without an end. ``counted`` reads the answers
     of a task without needles off the text that was made, in place of those of its case; none: they are not certain.
     """
@@ -54,7 +54,6 @@ class Drawn:
     distractors: tuple[tuple[Needle, ...], ...] = ()
     filler: Callable[[], Iterator[str]] | None = None
     counted: Callable[[str], tuple[str, ...]] | None = None
-    alike: bool = True
 
 
 class Task(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,6 +43,13 @@ _SENTENCES = (
 _FORMS = [Form(statement, question, "number") for statement, question in _SENTENCES]
 
 
+_WORDS: Mapping[str, Callable[[Draw], str]] = {
+    "name": Draw.name,
+    "town": Draw.town,
+    "number": lambda draw: draw.number(5),
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Number:
     """Right when the output holds the number, not as a part of a longer one."""
@@ -52,11 +59,7 @@ class Number:
     distractors: ClassVar[int | None] = 0
 
     def draw(self, rng: random.Random, depths: Sequence[float], distractors: int) -> Drawn:
-        return facts(rng, depths, distractors, _FORMS, _words, ("town", "name", "number"))
-
-
-def _words(draw: Draw) -> dict[str, str]:
-    return {"name": draw.name(), "town": draw.town(), "number": draw.number(5)}
+        return facts(rng, depths, distractors, _FORMS, _WORDS, ("town", "name", "number"))
 
 
 PLUGIN = Number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -62,6 +62,16 @@ _FORMS = (
 )
 
 
+_WORDS: Mapping[str, Callable[[Draw], str]] = {
+    "name": Draw.name,
+    "town": Draw.town,
+    "colour": lambda draw: draw.some(COLOURS, 1)[0],
+    "thing": lambda draw: draw.some(THINGS, 1)[0],
+    "animal": lambda draw: draw.some(ANIMALS, 1)[0],
+    "room": lambda draw: draw.some(ROOMS, 1)[0],
+}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Single:
     """Right when the output holds the answer."""
@@ -71,18 +81,7 @@ class Single:
     distractors: ClassVar[int | None] = 0
 
     def draw(self, rng: random.Random, depths: Sequence[float], distractors: int) -> Drawn:
-        return facts(rng, depths, distractors, _FORMS, _words, ("town", "name"))
-
-
-def _words(draw: Draw) -> dict[str, str]:
-    return {
-        "name": draw.name(),
-        "town": draw.town(),
-        "colour": draw.some(COLOURS, 1)[0],
-        "thing": draw.some(THINGS, 1)[0],
-        "animal": draw.some(ANIMALS, 1)[0],
-        "room": draw.some(ROOMS, 1)[0],
-    }
+        return facts(rng, depths, distractors, _FORMS, _WORDS, ("town", "name"))
 
 
 PLUGIN = Single

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -40,6 +40,9 @@ _FORMS = [
 ]
 
 
+_WORDS: Mapping[str, Callable[[Draw], str]] = {"name": Draw.name, "town": Draw.town, "value": Draw.uuid}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Uuid:
     """Right when the output holds the whole UUID."""
@@ -49,11 +52,7 @@ class Uuid:
     distractors: ClassVar[int | None] = 0
 
     def draw(self, rng: random.Random, depths: Sequence[float], distractors: int) -> Drawn:
-        return facts(rng, depths, distractors, _FORMS, _words, ("town", "name", "value"))
-
-
-def _words(draw: Draw) -> dict[str, str]:
-    return {"name": draw.name(), "town": draw.town(), "value": draw.uuid()}
+        return facts(rng, depths, distractors, _FORMS, _WORDS, ("town", "name", "value"))
 
 
 PLUGIN = Uuid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -70,9 +71,10 @@ def test_distractors_are_facts_with_keys_of_their_own(name: str) -> None:
         assert drawn(name, distractors=3).distractors == ()
         return
     made = drawn(name, distractors=3)
-    texts = [needle.text for own in made.distractors for needle in own]
-    assert len(made.distractors) == 3 and len(set(texts)) == len(texts)
-    assert drawn(name, distractors=0).cases == made.cases
+    groups = [made.distractors] if made.distractors else [case.distractors for case in made.cases]
+    texts = [needle.text for group in groups for own in group for needle in own]
+    assert {len(group) for group in groups} == {3} and len(set(texts)) == len(texts)
+    assert drawn(name, distractors=0).cases == tuple(replace(case, distractors=()) for case in made.cases)
     assert not [key for case in made.cases for key in case.keys if names(" ".join(texts), key)]
 
 

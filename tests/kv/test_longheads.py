@@ -74,25 +74,32 @@ def test_a_page_is_the_mean_of_its_keys_where_the_chunk_is_the_beginning_of_the_
             torch.testing.assert_close(made[:, 0, chunk, page], own.mean(1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_chunks_are_judged_by_their_best_page_and_a_query_right_behind_them(rows: int) -> None:
-    """Held against a loop over heads, rows and chunks; ``turn`` adds positions, so that a place can be seen."""
-    layer = dataclasses.replace(haystack(200, seed=4, window=200), turn=lambda keys, by: keys + 2e-3 * by.unsqueeze(-1))
-    policy = LongHeads(budget=50, window=10, page=4)
-    index = policy.index(layer, 50)
-    asked = question(layer, rows=rows)
-    slots = policy.choose(index, put(layer, index, asked)).slots
+def rotated(keys: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+    """RoPE with frequencies that make every place look different."""
+    angles = by.unsqueeze(-1) * torch.tensor([1.0, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02])
+    one, other = keys[..., :8], keys[..., 8:]
+    return torch.cat((one * angles.cos() - other * angles.sin(), other * angles.cos() + one * angles.sin()), -1)
+
+
+@pytest.mark.parametrize(("rows", "padding"), [(1, 0), (3, 0), (3, 2)])
+def test_chunks_are_judged_by_their_best_page_and_a_query_right_behind_them(rows: int, padding: int) -> None:
+    """Held against a loop over heads, rows and chunks."""
+    layer = dataclasses.replace(haystack(400, seed=4, window=400), turn=rotated)
+    policy = LongHeads(budget=80, window=10, page=4)
+    index = policy.index(layer, 80)
+    asked = dataclasses.replace(put(layer, index, question(layer, rows=rows, noise=3.0)), padding=padding)
+    slots = policy.choose(index, asked).slots
     assert slots is not None
     pages = index.tensors["chunks"][:, 0]
     for head in range(KV_HEADS):
-        shares = torch.zeros(20)  # of the row that wants a chunk most
+        shares = torch.zeros(40)  # of the row that wants a chunk most
         for row in range(GROUPS * rows):
-            position = asked.position - rows + 1 + row % rows
-            query = asked.rows[0, head, row] + 2e-3 * (10 - position)
-            best = torch.stack([(pages[head, chunk] @ query * SCALE).max() for chunk in range(20)])
+            position = asked.position - rows + 1 + row % rows - padding
+            query = rotated(asked.rows[0, head, row][None], torch.tensor([10 - position]))[0]
+            best = torch.stack([(pages[head, chunk] @ query * SCALE).max() for chunk in range(40)])
             shares = shares.maximum(best.softmax(0))
         shares[0] = shares[-1] = torch.inf
-        expected = sorted(shares.argsort(descending=True)[:5].tolist())
+        expected = sorted(shares.argsort(descending=True)[:8].tolist())
         assert slots[0, head].tolist() == [chunk * 10 + i for chunk in expected for i in range(10)]
 
 

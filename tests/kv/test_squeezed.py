@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from haystacks import KV_HEADS, SCALE, chosen, haystack, masses, put, question, tensors
+from haystacks import DIM, GROUPS, KV_HEADS, SCALE, chosen, haystack, masses, put, question, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
@@ -208,3 +208,25 @@ def test_a_model_whose_layers_all_see_a_window_needs_no_threshold() -> None:
     ids = torch.randint(4, 470, (60,), generator=torch.Generator().manual_seed(0))
     context = longctx.kv.compress(model, ids, "squeezed:budget=30,sinks=2,recent=4,mode=paper")
     assert context.left_alone == (0, 1, 2, 3) and "nothing to compress" in context.warnings[0]
+
+
+@pytest.mark.parametrize("size", [1.0, 6.0])
+@pytest.mark.parametrize("mode", ["top-p", "paper"])
+def test_what_is_left_is_weighed_by_its_own_scores_however_wide_the_clusters_read_are(size: float, mode: Any) -> None:
+    """Wide clusters raise the estimate of what is read by hundreds of nats; what is left must not be lost below it."""
+    layer = haystack(600, seed=5)
+    layer = dataclasses.replace(layer, keys=layer.keys * size, queries=layer.queries * size)
+    policy = Squeezed(budget=300, mode=mode)
+    (index,) = policy.settle([policy.index(layer, 300)])
+    rows = size * tensors(1, KV_HEADS, GROUPS, DIM, seed=11)
+    asked = put(layer, index, dataclasses.replace(question(layer), rows=rows))
+    choice = policy.choose(index, asked)
+    assert choice.unread is not None and choice.unread.wide is not None
+    assert choice.unread.log.isfinite().all() and choice.unread.wide.isfinite().all()
+    starts, sizes, means = (index.tensors[name] for name in ("starts", "sizes", "means"))
+    for head in range(KV_HEADS):
+        slots = set(choice.slots[0, head][choice.read[0, head]].tolist())
+        left = [i for i in range(sizes.shape[1]) if sizes[head, i] and int(starts[head, i]) not in slots]
+        for row in range(GROUPS):
+            log = (means[head, left] @ rows[0, head, row]) * SCALE + sizes[head, left].log()
+            torch.testing.assert_close(choice.unread.log[0, head, row], log.logsumexp(0), rtol=1e-4, atol=1e-3)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 import re
+from collections.abc import Sequence
 
 import pytest
 
 from longctx import plugins
+from longctx.pipelines.haystack import Haystack
+from longctx.pipelines.needle_grid import Grid
+from longctx.pipelines.needle_grid import texts as needle_texts
 
 TASKS = ("single", "number", "uuid")
 
@@ -37,15 +41,25 @@ def test_more_facts_than_forms_are_drawn_all_the_same(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("seed", range(4))
-def test_every_fact_has_its_share_of_distractors_with_its_sentence(task: str, seed: int) -> None:
-    drawn = plugins.load("needles", task).draw(random.Random(seed), [0.0, 0.5, 1.0], 6)
-    assert not drawn.alike
-    others = [set(_bare(own[0].text).split()) for own in drawn.distractors]
-    for case in drawn.cases:
-        own = set(_bare(case.needles[0].text).split())
-        # a thing or a colour may differ
-        assert sum(len(own ^ other) <= 2 for other in others) == 2, (own, others)
+@pytest.mark.parametrize(("together", "texts", "sentences"), [(False, 5, 4), (True, 1, 20)])
+def test_every_fact_stands_beside_so_many_others_of_its_form(
+    task: str, together: bool, texts: int, sentences: int
+) -> None:
+    grid = Grid(tasks=(task,), lengths=(1500,), depths=5, distractors=3, together=together)
+    stack = Haystack(iter([[f"Word {i} of a plain text. " for i in range(1000)]]), _count)
+    found = [make() for _, make in needle_texts(grid, stack, _count)]
+    assert len(found) == texts
+    for text in found:
+        assert len(text.planted.inserted) == sentences
+        planted = [set(_bare(sentence).split()) for _, sentence in text.planted.inserted]
+        for _, case in text.cases:
+            own = set(_bare(case.needles[0].text).split())
+            # a thing or a colour may differ
+            assert sum(len(own ^ other) <= 2 for other in planted) == 4, (own, planted)
+
+
+def _count(texts: Sequence[str]) -> list[int]:
+    return [len(text.split()) for text in texts]
 
 
 def _words(text: str) -> set[str]:
