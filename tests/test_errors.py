@@ -27,7 +27,7 @@ class _Installed:
     ("origin", "line"),
     [
         (None, 'pip install "longctx-hf[plots]"'),
-        ({"url": "file:///home/a%20b/longctx", "dir_info": {}}, 'pip install "/home/a b/longctx[plots]"'),
+        ({"url": "file:///a%20b", "dir_info": {}}, 'pip install "/a b[plots]"'),
         ({"url": "file:///src", "dir_info": {"editable": True}}, 'pip install -e "/src[plots]"'),
         (
             {"url": "https://example.org/x.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}},

@@ -25,7 +25,7 @@ KINDS = {
     "needle": ALWAYS | {"transformers", "haystack_sha256"},
 }
 LONGEST = 200  # characters of a value that is a name, a hash or a configuration
-LONGEST_ANSWER = 2_000  # 128 tokens, some of them lines of one sign
+LONGEST_ANSWER = 1_000
 WORDS = 12  # a value of so many words is a text
 # Our own sentences; and what needles ask, hide and are told, which is made from word lists and not from a data set.
 SAID_BY_US = {"warnings", "message", "reason"}

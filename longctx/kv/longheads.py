@@ -60,8 +60,6 @@ class LongHeads:
         first, last = done * self.window, tokens // self.window * self.window
         if first == last:
             return Index(tokens, budget, None, {} if before is None else before.tensors)
-        if layer.queries.shape[1] < tokens - first:
-            raise ModelError(f"layer {layer.layer}: a chunk of {self.window} tokens is not read in one piece.")
         keys, values = layer.keys[:, first:last], layer.values[:, first:last]
         starts = torch.arange(first, last, self.window, device=keys.device).repeat_interleave(self.window)
         local = self._chunks(layer.turn(keys, (-starts).expand(len(keys), -1)))
@@ -69,6 +67,8 @@ class LongHeads:
             pages = [part.float().mean(-2) for part in torch.split(local, self.page, dim=-2)]
             made = torch.stack(pages, -2).to(keys.dtype)
         else:
+            if layer.queries.shape[1] < tokens - first:
+                raise ModelError(f"layer {layer.layer}: a chunk of {self.window} tokens is not read in one piece.")
             queries = layer.queries[:, layer.queries.shape[1] - (tokens - first) :][:, : last - first]
             own = self._chunks(queries).reshape(len(keys), -1, *local.shape[2:])
             made = _represented(own, self._chunks(keys), self._chunks(values), local, layer.scale).unsqueeze(-2)
@@ -82,7 +82,7 @@ class LongHeads:
         if index.tokens <= index.budget:
             return EVERYTHING
         assert asked.turn is not None
-        chunks = index.tensors["chunks"]  # [kv_heads, 1 or groups, chunks, 1 or pages, dim]
+        chunks = index.tensors["chunks"]  # [kv_heads, 1, chunks, pages, dim]; outputs: [.., groups, chunks, 1, ..]
         count, begun = chunks.shape[2], index.tokens % self.window
         best = self._best(asked, chunks, (index.budget - begun) // self.window)
         within = torch.arange(self.window, device=best.device)

@@ -1,6 +1,7 @@
 """Facts in many forms of sentence, so that no fact of a text is mistaken for another.
 
-Owns how forms are dealt to facts. Knows no form and no words: both are the task's.
+A task has as many forms as facts are commonly planted in one text: twenty. Owns how forms are dealt to facts. Knows no
+form and no words: both are the task's.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from ._forms import Form, facts
 from ._nouns import Drawn, Scoring, Stands
 from ._words import Draw
 
-# as many as are commonly planted in one text, so that no fact there is a distractor of another
 _SENTENCES = (
     ("The locker number of {name} is {number}.", "What is the locker number of {name}?"),
     ("The archive of {town} holds {number} maps.", "How many maps does the archive of {town} hold?"),

@@ -11,7 +11,6 @@ from ._forms import Form, facts
 from ._nouns import Drawn, Scoring, Stands
 from ._words import ANIMALS, COLOURS, ROOMS, THINGS, Draw
 
-# as many as are commonly planted in one text, so that no fact there is a distractor of another
 _FORMS = (
     Form("The founder of the observatory in {town} was {name}.", "Who founded the observatory in {town}?", "name"),
     Form(

@@ -11,7 +11,7 @@ from ._forms import Form, facts
 from ._nouns import Drawn, Scoring, Stands
 from ._words import Draw
 
-# what carries it; as many as are commonly planted in one text, so that no fact there is a distractor of another
+# what carries it
 _BEARERS = (
     "permit of {town} harbour",
     "parcel for {name}",
