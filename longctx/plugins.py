@@ -24,7 +24,7 @@ ROOMS = {
     "needles": "pipelines/needles",
     "controllers": "decoding/controllers",
 }
-_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
 def names(room: str) -> list[str]:
@@ -95,8 +95,8 @@ def _convert(name: str, key: str, raw: str, wanted: Any) -> Any:
     if type(None) in kinds and raw.lower() in ("none", ""):
         return None
     for kind in kinds:
-        if kind is bool and raw.lower() in _TRUE | _FALSE:
-            return raw.lower() in _TRUE
+        if kind is bool and raw.lower() in TRUE | FALSE:
+            return raw.lower() in TRUE
         if kind in (int, float):
             try:
                 return kind(raw)

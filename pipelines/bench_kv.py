@@ -50,6 +50,7 @@ def run_kv(
     seed: int = 7,
     max_new_tokens: int = 32,
     audit: int = 0,
+    chat: bool = True,
 ) -> Path:
     """Append the missing rows to ``out``, write the page ``out``/kv.md of all of them, and return the rows' file.
 
@@ -60,7 +61,8 @@ def run_kv(
     Quality: ``source`` is "needles" (``needles`` facts of ``task`` together in one text for each of ``contexts`` and
     ``seeds``; ``text`` is the haystack), "xquad" (paragraphs from ``data``), or a suite of ``longctx eval``, of whose
     documents of ``shortest`` to ``longest`` tokens in ``data`` ``sample`` questions are drawn by ``seed``.
-    ``audit`` k reads all keys too in every k-th pass, to measure what the bound of the unread share is worth.
+    ``audit`` k reads all keys too in every k-th pass, to measure what the bound of the unread share is worth. Without
+    ``chat`` the model goes on from the text and the question, as a base model does.
     """
     if min(rounds, repeats, steps, sample, needles, max_new_tokens, *contexts) < 1 or not contexts:
         raise BadOption("contexts, rounds, repeats, steps, sample, needles and max_new_tokens must be at least 1.")
@@ -81,7 +83,13 @@ def run_kv(
     else:
         path = out / f"kv-{source}-{run.label}.jsonl"
         drawn: Iterator[kv_sources.Source]
-        with_what: dict[str, Any] = {"source": source, "seed": seed, "max_new_tokens": max_new_tokens, "audit": audit}
+        with_what: dict[str, Any] = {
+            "source": source,
+            "seed": seed,
+            "max_new_tokens": max_new_tokens,
+            "audit": audit,
+            "chat": chat,
+        }
         if source == kv_sources.NEEDLES:
             paths = [] if text is None else [text]
             with_what |= {
@@ -100,7 +108,7 @@ def run_kv(
             with_what |= {"shortest": shortest, "longest": longest}
             drawn = kv_sources.suite(reader.tokenizer, source, data, sample, seed, shortest, longest)
         chosen = tuple(dict.fromkeys((kv_quality.FULL, *(policies or kv_quality.POLICIES))))
-        bench = kv_quality.Bench(reader.model, reader.tokenizer, chosen, max_new_tokens, audit)
+        bench = kv_quality.Bench(reader.model, reader.tokenizer, chosen, max_new_tokens, audit, chat)
         _quality(run, path, bench, drawn, with_what)
     write_report(out)
     return path

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import platform
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -19,7 +17,7 @@ from typing import Any
 import longctx
 from longctx import Reader
 
-from .rows import alone
+from .rows import alone, here_and_now
 from .selection_report import write_report
 from .selection_sets import Case, Question, cases, kept_share
 
@@ -195,8 +193,7 @@ def _base(reader: Reader, label: str) -> dict[str, Any]:
         "longctx": longctx.__version__,
         "torch": version("torch"),
         "transformers": version("transformers"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "date": time.strftime("%Y-%m-%d"),
+        **here_and_now(),
     }
 
 

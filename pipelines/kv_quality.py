@@ -34,13 +34,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What one run asks with: at most ``most`` new tokens an answer; ``audit`` as in ``attached(audit_every=)``."""
+    """What one run asks with: at most ``most`` new tokens an answer; ``audit`` as in ``attached(audit_every=)``.
+
+    ``chat``: in a turn of the model's chat, if it has one.
+    """
 
     model: Any
     tokenizer: Any
     policies: Sequence[str]
     most: int
     audit: int = 0
+    chat: bool = True
 
     @property
     def ends(self) -> set[int]:
@@ -51,7 +55,7 @@ class Bench:
 
 def measured(bench: Bench, source: Source, missing: Mapping[str, Collection[str]]) -> Iterator[dict[str, Any]]:
     """The rows of ``missing``: policy -> questions. The full cache is asked all that any other policy is asked."""
-    model, frame = bench.model, Frame(bench.tokenizer)
+    model, frame = bench.model, Frame(bench.tokenizer, bench.chat)
     ids = frame.context(source.text)
     started = time.perf_counter()
     reading = longctx.kv.read(model, ids)

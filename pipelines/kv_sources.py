@@ -47,15 +47,16 @@ class Source:
 
 
 class Frame:
-    """The turn of a chat around a text and the question behind it, as token ids; a base model is asked for "Answer:".
+    """The turn of a chat around a text and the question behind it, as token ids.
 
-    Text and question are encoded by themselves, so that the context's ids do not depend on the question, and no text
-    can write a special token.
+    A base model, and any model without ``chat``, is given the text and the question and goes on from "Answer:". Text
+    and question are encoded by themselves, so that the context's ids do not depend on the question, and no text can
+    write a special token.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, chat: bool = True) -> None:
         self._tokenizer = tokenizer
-        if tokenizer.chat_template is None:
+        if tokenizer.chat_template is None or not chat:
             self._before: list[int] = list(tokenizer("")["input_ids"])
             self._after = self._plain("\n\nAnswer:")
             return
@@ -80,13 +81,14 @@ class Frame:
 def needles(
     tokenizer: Any, task: str, lengths: Sequence[int], seeds: Sequence[int], count: int, haystack: Path | None
 ) -> Iterator[Source]:
-    """``count`` facts planted together in one text for every length and seed."""
+    """``count`` facts in one text for every length and seed; facts that a text holds one of have a text each."""
     counts = counter(tokenizer)
     grid = Grid(tasks=(task,), lengths=tuple(lengths), depths=count, seeds=tuple(seeds), together=True)
     scoring = plugins.load("needles", task).scoring
     stack = Haystack(sources([] if haystack is None else [haystack]), counts)
-    for (_, length, seed, _), make in texts(grid, stack, counts):
+    for (_, length, seed, group), make in texts(grid, stack, counts):
         made = make()
+        which = "" if len(group) == count else f", fact {group[0]}"
         asked = tuple(
             Asked(
                 str(fact),
@@ -96,7 +98,7 @@ def needles(
             )
             for fact, case in made.cases
         )
-        yield Source(f"{task}, {length} tokens, seed {seed}", made.planted.text, {"length": length}, asked)
+        yield Source(f"{task}, {length} tokens, seed {seed}{which}", made.planted.text, {"length": length}, asked)
 
 
 def paragraphs(tokenizer: Any, folder: Path, lengths: Sequence[int], sample: int, seed: int) -> Iterator[Source]:

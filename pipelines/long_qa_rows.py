@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
-import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +19,7 @@ import longctx
 from longctx.errors import ArtifactError, UsageError
 
 from .cases import Case, Question
+from .rows import here_and_now
 
 Key = tuple[str, str, str, int | None]
 _MAY_DIFFER = ("machine", "date")
@@ -50,8 +49,7 @@ def about_run(
         "longctx": longctx.__version__,
         "torch": version("torch"),
         "transformers": version("transformers"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "date": time.strftime("%Y-%m-%d"),
+        **here_and_now(),
     }
 
 

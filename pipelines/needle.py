@@ -6,8 +6,6 @@ and the file of rows are modules of their own.
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -23,7 +21,7 @@ from .needle_grid import Grid, Place, Text, drawn_facts, texts
 from .needle_scores import kept, said
 from .needle_systems import Said, System, turn
 from .needles._nouns import Task
-from .rows import Row, Rows, read
+from .rows import Row, Rows, here_and_now, read
 
 IDENTITY = ("task", "length", "seed", "fact", "system")
 ROWS = "needle.jsonl"
@@ -162,8 +160,7 @@ def _row(text: Text, place: int, document: longctx.Document, system: System) -> 
         # like the seconds not the same after an interruption: what was read for another question is not read again
         "tokens_read": answer.tokens_read,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        **here_and_now(),
     }
     return {**row, **found}, None
 

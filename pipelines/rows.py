@@ -115,10 +115,12 @@ def put(path: Path, data: bytes) -> None:
 
 def here_and_now() -> Row:
     """Where and when a row is made."""
-    return {
-        "machine": f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores",
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    import torch  # too heavy for those who only read rows
+
+    parts = [platform.machine(), platform.system(), f"{os.cpu_count()} cores"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    return {"machine": ", ".join(parts), "date": time.strftime("%Y-%m-%d")}
 
 
 def read(path: Path) -> list[Row]:

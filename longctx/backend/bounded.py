@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from longctx.backend.blocks import BLOCK, apart, beside, seen, spans, weights
 from longctx.backend.forks import Context, Fork, Held, Window
 from longctx.backend.meter import Meter
 from longctx.backend.parts import Part, causal_part, fold, merge, part
 from longctx.errors import CacheError, ModelError
 from longctx.keys import EVERYTHING, Asked, Choice, KVReport
-
-_BLOCK = 64  # rows of a pass that share one choice
 
 
 class Bounded(Fork):  # type: ignore[no-untyped-call]
@@ -50,30 +49,45 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         batch, heads, count, _ = query.shape
         kv_heads, groups = key.shape[1], heads // key.shape[1]
         outs = []
-        for start in range(0, count, _BLOCK):
-            stop = min(start + _BLOCK, count)
-            rows = query[:, :, start:stop]
-            folded = fold(rows, kv_heads)
-            seen = _seen(mask, start, stop, count, key.shape[2], groups, query.device)
+        for start, stop, blocks in spans(count):
+            rows = fold(query[:, :, start:stop], kv_heads)
+            known = seen(mask, start, stop, count, key.shape[2], groups, query.device)
             if start == 0 and stop == count == key.shape[2] and mask is None and softcap is None:
                 new = causal_part(query, key, value, scale)
             else:
-                new = part(folded, key, value, scale, seen, softcap)
+                new = part(rows, key, value, scale, known, softcap)
             if sinks is not None:
                 new = _with_sinks(new, sinks, kv_heads, stop - start)
             position = self.get_seq_length() - count + stop - 1
-            weights = _weights(mask, start, stop, count, groups)
-            padding = self._padding(position)
-            asked = Asked(folded, self.held.keys, scale, softcap, position, self.held.turn, weights, padding, groups)
-            joined = self._joined(asked, new)
-            outs.append(joined.to(query.dtype).reshape(batch, heads, stop - start, -1))
+            asked = Asked(
+                apart(rows, groups, blocks),
+                self.held.keys,
+                scale,
+                softcap,
+                position,
+                self.held.turn,
+                weights(mask, start, stop, count, groups, blocks),
+                self._padding(position, batch, blocks),
+                groups,
+            )
+            joined = self._joined(asked, Part(*(apart(one, groups, blocks) for one in new)))
+            outs.append(beside(joined, groups, blocks).to(query.dtype).reshape(batch, heads, stop - start, -1))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
         self.meter.end(self.number)
         return out
 
-    def _padding(self, position: int) -> Tensor | int:
-        """The slots before a position that hold no token, long [batch, 1, 1]."""
-        return 0 if self.valid is None else (~self.valid[:, :position]).sum(-1).view(-1, 1, 1)
+    def _padding(self, position: int, batch: int, blocks: int) -> Tensor | int:
+        """The slots before a position that hold no token, long [batch * blocks, 1, 1].
+
+        Of several blocks only the last ends at the position; for the others, the slots behind them hold none either.
+        """
+        if blocks == 1:
+            return 0 if self.valid is None else (~self.valid[:, :position]).sum(-1).view(-1, 1, 1)
+        found = self.held.keys.new_zeros(batch, blocks, dtype=torch.long)
+        for block in range(blocks):
+            behind = (blocks - 1 - block) * BLOCK
+            found[:, block] = behind if self.valid is None else behind + (~self.valid[:, : position - behind]).sum(-1)
+        return found.view(-1, 1, 1)
 
     def _joined(self, asked: Asked, new: Part) -> Tensor:
         held = self.held
@@ -258,31 +272,6 @@ def _gathered(states: Tensor, slots: Tensor) -> Tensor:
     heads = torch.arange(kv_heads, device=slots.device)[:, None] * count
     rows = states.reshape(kv_heads * count, dim)
     return rows.index_select(0, (slots + heads).reshape(-1)).view(*slots.shape, dim)
-
-
-def _seen(
-    mask: Tensor | None, start: int, stop: int, count: int, new: int, groups: int, device: torch.device
-) -> Tensor | None:
-    """Which of the new tokens some rows see, bool [batch, 1, groups * rows, new]; without a mask rows are causal."""
-    if mask is not None:
-        allowed = mask[:, :, start:stop]
-        if allowed.dtype != torch.bool:
-            allowed = allowed >= 0
-        return allowed.repeat(1, 1, groups, 1)
-    if count == 1:
-        return None
-    places = torch.arange(new - count + start, new - count + stop, device=device)
-    return (torch.arange(new, device=device) <= places[:, None]).repeat(groups, 1)
-
-
-def _weights(mask: Tensor | None, start: int, stop: int, count: int, groups: int) -> Tensor | None:
-    """The weights of rows in a choice that they share, float32 [batch, 1, groups * rows, 1]: padding has none."""
-    if mask is None or count == 1:
-        return None
-    first = mask.shape[-1] - count
-    own = mask[:, :1, start:stop, first + start : first + stop].diagonal(dim1=-2, dim2=-1)
-    real = (own if own.dtype == torch.bool else own >= 0).repeat(1, 1, groups).float()
-    return (real / real.sum(-1, keepdim=True).clamp_min(1)).unsqueeze(-1)
 
 
 def _with_sinks(new: Part, sinks: Tensor, kv_heads: int, rows: int) -> Part:

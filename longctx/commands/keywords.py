@@ -11,10 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from longctx import plugins
 from longctx.commands.settings import count
 from longctx.errors import BadOption
 
-_READ: dict[Any, Callable[[str], Any]] = {str: str, int: count, float: float, Path: Path}
+
+def _truth(text: str) -> bool:
+    if (said := text.lower()) not in plugins.TRUE | plugins.FALSE:
+        raise ValueError("true or false")
+    return said in plugins.TRUE
+
+
+_READ: dict[Any, Callable[[str], Any]] = {str: str, int: count, float: float, bool: _truth, Path: Path}
 
 
 def of(function: Callable[..., Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import longctx.kv
 from longctx import plugins
-from longctx.backend import compressing, growing
+from longctx.backend import blocks, compressing, growing
 from longctx.backend.attaching import attached
 from longctx.backend.bounded import BoundedCache
 from longctx.errors import BadOption
@@ -82,6 +82,24 @@ def test_everything_selected_is_full_attention(name: str, family: str) -> None:
         expected = model(IDS).logits[:, CONTEXT:]
         seen = model(IDS[:, CONTEXT:], past_key_values=BoundedCache(context)).logits
     torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_of_rows_choose_as_if_each_came_alone(name: str, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("qwen2")
+    options = {} if made(name).lossless else {"budget": 24}
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], made(name, **options))
+    rows = torch.randint(4, 470, (2, 150), generator=torch.Generator().manual_seed(2))
+    seen = torch.ones(2, CONTEXT + 150, dtype=torch.long)
+    if padded:  # within the first block, over the end of it, and at the end
+        seen[0, CONTEXT + 3 : CONTEXT + 9] = seen[1, CONTEXT + 60 : CONTEXT + 70] = seen[1, -4:] = 0
+    said = []
+    for together in (1, 4):
+        monkeypatch.setattr(blocks, "TOGETHER", together)
+        with torch.inference_mode(), context.attached(model) as cache:
+            said.append(model(rows, attention_mask=seen, past_key_values=cache).logits[seen[:, CONTEXT:] > 0])
+    torch.testing.assert_close(said[1], said[0], rtol=1e-4, atol=1e-4 * float(said[0].abs().max()))
 
 
 def whole(name: str) -> dict[str, Any]:

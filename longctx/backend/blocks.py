@@ -1,0 +1,71 @@
+"""The rows of a pass in blocks that share one choice of keys, and what they see and weigh.
+
+Owns the arithmetic of shapes: rows of one KV head stand together, its query heads one after another, and blocks of rows
+become a batch of their own. Knows no cache and no policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 64  # rows of a pass that share one choice
+TOGETHER = 4  # blocks that are attended to at once: each with a choice of its own, as one of a batch
+
+
+def spans(count: int) -> Iterator[tuple[int, int, int]]:
+    """The rows of a pass that are attended to at once: where they begin and end, and their blocks of equal size."""
+    whole = count // BLOCK
+    for block in range(0, whole, TOGETHER):
+        stop = min(block + TOGETHER, whole)
+        yield block * BLOCK, stop * BLOCK, stop - block
+    if count % BLOCK:
+        yield whole * BLOCK, count, 1
+
+
+def apart(folded: Tensor, groups: int, blocks: int) -> Tensor:
+    """[batch, kv_heads, groups * rows, ...] with each of the ``blocks`` of rows as one of the batch."""
+    if blocks == 1:
+        return folded
+    batch, kv_heads, _, *rest = folded.shape
+    one = folded.reshape(batch, kv_heads, groups, blocks, -1, *rest).movedim(3, 1)
+    return one.reshape(batch * blocks, kv_heads, -1, *rest)
+
+
+def beside(apart: Tensor, groups: int, blocks: int) -> Tensor:
+    """What ``apart`` was given."""
+    if blocks == 1:
+        return apart
+    _, kv_heads, _, *rest = apart.shape
+    one = apart.reshape(-1, blocks, kv_heads, groups, BLOCK, *rest).movedim(1, 3)
+    return one.reshape(len(one), kv_heads, -1, *rest)
+
+
+def seen(
+    mask: Tensor | None, start: int, stop: int, count: int, new: int, groups: int, device: torch.device
+) -> Tensor | None:
+    """Which of the new tokens some rows see, bool [batch, 1, groups * rows, new]; without a mask rows are causal."""
+    if mask is not None:
+        allowed = mask[:, :, start:stop]
+        if allowed.dtype != torch.bool:
+            allowed = allowed >= 0
+        return allowed.repeat(1, 1, groups, 1)
+    if count == 1:
+        return None
+    places = torch.arange(new - count + start, new - count + stop, device=device)
+    return (torch.arange(new, device=device) <= places[:, None]).repeat(groups, 1)
+
+
+def weights(mask: Tensor | None, start: int, stop: int, count: int, groups: int, blocks: int) -> Tensor | None:
+    """What each row weighs in the choice of its block, float32 [batch * blocks, 1, groups * rows, 1]: padding nothing.
+
+    The rows of a block weigh 1 together, if any of them is no padding.
+    """
+    if mask is None or count == 1:
+        return None
+    first = mask.shape[-1] - count
+    own = mask[:, :1, start:stop, first + start : first + stop].diagonal(dim1=-2, dim2=-1)
+    real = apart((own if own.dtype == torch.bool else own >= 0).repeat(1, 1, groups).float(), groups, blocks)
+    return (real / real.sum(-1, keepdim=True).clamp_min(1)).unsqueeze(-1)
