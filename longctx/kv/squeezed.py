@@ -27,11 +27,13 @@ _SCORED = ("starts", "sizes", "means", "spreads", "says")  # what a cluster is s
 class Squeezed:
     """At most ``budget`` slots (or the share ``keep`` of the context) are read by a KV head in a pass.
 
-    ``mode="top-p"`` reads clusters until they hold ``mass`` of the estimated attention, and counts what is left out by
-    the clusters' means. ``mode="paper"`` reads every cluster whose keys are, in the mean, likelier than one threshold
+    ``mode="top-p"`` reads clusters until the budget is full or they hold ``mass`` of the estimated attention, and
+    counts what is left out by the clusters' means. The estimate is too low, and so a ``mass`` below 1 stops long before
+    that share is read. ``mode="paper"`` reads every cluster whose keys are, in the mean, likelier than one threshold
     for all layers and heads (2411.09688, section 3), set so that on the context's last queries ``budget`` is read in
     the mean; single passes may read more. ``levels=2`` looks at groups of clusters first and at the clusters of the
-    better half of them then. ``sinks`` and ``recent`` slots are always read.
+    better half of them then. ``sinks`` and ``recent`` slots are always read. ``clusters`` are for each key: None means
+    0.1, and in the paper's mode 0.05, as published.
     """
 
     lossless: ClassVar[bool] = False
@@ -40,19 +42,19 @@ class Squeezed:
     budget: int | None = None
     keep: float | None = None
     mode: Literal["top-p", "paper"] = "top-p"
-    mass: float = 0.95
+    mass: float = 1.0
     sinks: int = 4
     recent: int = 128
-    clusters: float = 0.05
+    clusters: float | None = None
     levels: int = 1
     segment: int = 8192
     iterations: int = 10
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "squeezed")
-        if not 0 < self.mass <= 1 or not 0 < self.clusters <= 1 or self.levels not in (1, 2):
+        if not 0 < self.mass <= 1 or not 0 < self.share <= 1 or self.levels not in (1, 2):
             raise BadOption(
-                f"mass={self.mass} and clusters={self.clusters} must be above 0 and at most 1, and "
+                f"mass={self.mass} and clusters={self.share} must be above 0 and at most 1, and "
                 f"levels={self.levels} 1 or 2."
             )
         if min(self.sinks, self.recent) < 0 or min(self.segment, self.iterations) < 1:
@@ -60,6 +62,11 @@ class Squeezed:
                 f"sinks={self.sinks} and recent={self.recent} must not be negative, and segment={self.segment} and "
                 f"iterations={self.iterations} at least 1."
             )
+
+    @property
+    def share(self) -> float:
+        """Clusters for each key."""
+        return (0.05 if self.mode == "paper" else 0.1) if self.clusters is None else self.clusters
 
     @property
     def window(self) -> int:
@@ -71,12 +78,12 @@ class Squeezed:
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         first, last = self.sinks, layer.tokens - self.recent
         stored, found = _clusters.clustered(
-            layer.keys, layer.values, first, last, self.clusters, self.segment, self.iterations
+            layer.keys, layer.values, first, last, self.share, self.segment, self.iterations
         )
         if self.mode == "paper":
             found["window"] = _window(layer, found)
         if self.levels == 2:
-            order, groups = _clusters.grouped(found, self.clusters, self.iterations)
+            order, groups = _clusters.grouped(found, self.share, self.iterations)
             found = {name: _ordered(value, order) for name, value in found.items()} | groups
         return Index(layer.tokens, budget, stored, found)
 
@@ -134,7 +141,7 @@ class Squeezed:
         return torch.zeros_like(wanted).scatter(-1, order, wanted)
 
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
-        found = math.ceil(self.clusters * tokens)
+        found = math.ceil(self.share * tokens)
         return kv_heads * (8 * tokens + found * (3 * dim * itemsize + 16))
 
 
