@@ -202,6 +202,14 @@ def test_needles_stand_in_their_text_and_are_scored(folder: Path) -> None:
             assert question.score(f"It is {number}.") == {"said": 1.0} and question.score("none") == {"said": 0.0}
 
 
+def test_facts_that_a_text_holds_one_of_have_a_text_each() -> None:
+    found = list(kv_sources.needles(tiny.tokenizer(), "passkey", (1500,), (0,), 3, None))
+    assert [source.document for source in found] == [f"passkey, 1500 tokens, seed 0, fact {i}" for i in range(3)]
+    for source in found:
+        (number,) = set(re.findall(r"\d{5}", source.text))
+        assert [question.score(number) for question in source.questions] == [{"said": 1.0}]
+
+
 def test_suites_give_documents_of_the_lengths_asked_for(tmp_path: Path) -> None:
     rows = [{"question": "what?", "answer": "room", "document": "the room " * count} for count in (5, 50, 500)]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -222,6 +230,10 @@ def test_context_and_question_are_the_turn_of_a_chat_that_no_text_can_end(templa
     ids = [*frame.context(f"the {tiny.END} room"), *frame.question("what?")]
     assert ids.count(tokenizer.convert_tokens_to_ids(tiny.END)) == turns
     assert f"the {tiny.END} room\n\nwhat?" in tokenizer.decode(ids) and tokenizer.decode(ids).rstrip().endswith(last)
+    plain = kv_sources.Frame(tokenizer, chat=False)
+    assert tokenizer.decode([*plain.context("the room"), *plain.question("what?")]).endswith(
+        "the room\n\nwhat?\n\nAnswer:"
+    )
 
 
 def test_the_page_holds_policies_against_the_full_cache_on_the_same_questions() -> None:
@@ -283,6 +295,7 @@ def test_settings_are_read_as_the_types_of_the_keywords() -> None:
         "tile": 1_000_000,
         "text": Path("a.txt"),
     }
-    for wrong in (["contexts=many"], ["colour=red"], ["tile"], ["tile=1k", "tile=2k"]):
+    assert keywords.read("kv", known, ["chat=False"]) == {"chat": False}
+    for wrong in (["contexts=many"], ["colour=red"], ["tile"], ["tile=1k", "tile=2k"], ["chat=maybe"]):
         with pytest.raises(BadOption):
             keywords.read("kv", known, wrong)
