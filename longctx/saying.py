@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 def say(tokens: Iterable[int], decode: Callable[[Sequence[int]], str], emit: Callable[[str], None]) -> tuple[str, int]:
     """The text of all ``tokens`` and their number, after handing it to ``emit`` piece by piece.
 
-    Space around the text is left out of both: what was emitted is the text.
+    Space around the text is left out of both: what was emitted is the text, where no token changes text that is whole.
     ``emit`` is called for every token, also without text: it is where a closed stream stops.
     """
     ids: list[int] = []

@@ -58,11 +58,11 @@ def run_kv(
     are read with ``rounds`` times in turn, others once; ``repeats`` times ``steps`` tokens are decoded behind each
     length, and behind the last one tiled to ``tile``.
 
-    Quality: ``source`` is "needles" (``needles`` facts of ``task`` together in one text for each of ``contexts`` and
-    ``seeds``; ``text`` is the haystack), "xquad" (paragraphs from ``data``), or a suite of ``longctx eval``, of whose
-    documents of ``shortest`` to ``longest`` tokens in ``data`` ``sample`` questions are drawn by ``seed``.
-    ``audit`` k reads all keys too in every k-th pass, to measure what the bound of the unread share is worth. Without
-    ``chat`` the model goes on from the text and the question, as a base model does.
+    Quality: ``source`` is "needles" (``needles`` facts of ``task`` in one text, or in one each where a text holds one,
+    for each of ``contexts`` and ``seeds``; ``text`` is the haystack), "xquad" (paragraphs from ``data``), or a suite of
+    ``longctx eval``, of whose documents of ``shortest`` to ``longest`` tokens in ``data`` ``sample`` questions are drawn
+    by ``seed``. ``audit`` k reads all keys too in every k-th pass, to measure what the bound of the unread share is
+    worth. Without ``chat`` the model goes on from the text and the question, as a base model does.
     """
     if min(rounds, repeats, steps, sample, needles, max_new_tokens, *contexts) < 1 or not contexts:
         raise BadOption("contexts, rounds, repeats, steps, sample, needles and max_new_tokens must be at least 1.")
@@ -88,7 +88,7 @@ def run_kv(
             "seed": seed,
             "max_new_tokens": max_new_tokens,
             "audit": audit,
-            "chat": chat,
+            **({} if chat else {"chat": False}),
         }
         if source == kv_sources.NEEDLES:
             paths = [] if text is None else [text]
@@ -156,11 +156,15 @@ def _speed(
     ids = {tokens: kv_speed.ids_of(tokenizer, text, tokens) for tokens in contexts}
     hashed = digest(",".join(map(str, ids[max(contexts)])))[:16]
     made = run.made_with(text="python reference" if text is None else text.name, steps=steps)
-    rows = Rows(path, SPEED, lambda row: {**made, "ids_sha256": row["made_with"].get("ids_sha256")})
+    rows = Rows(
+        path,
+        SPEED,
+        lambda row: {**_with_options(made, row["method"]), "ids_sha256": row["made_with"].get("ids_sha256")},
+    )
     made |= {"ids_sha256": hashed}
 
     def add(key: Row, found: Mapping[str, Any]) -> None:
-        rows.add({**key, **found, **here_and_now(), "made_with": made})
+        rows.add({**key, **found, **here_and_now(), "made_with": _with_options(made, key["method"])})
 
     for tokens in contexts:
         for number in range(rounds):
@@ -186,7 +190,7 @@ def _quality(
     run: _Run, path: Path, bench: kv_quality.Bench, drawn: Iterator[kv_sources.Source], with_what: dict[str, Any]
 ) -> None:
     made = run.made_with(**with_what)
-    rows = Rows(path, QUALITY, lambda row: made)
+    rows = Rows(path, QUALITY, lambda row: _with_options(made, row["policy"]))
     hashes = {row["document"]: row["document_sha256"] for row in rows.rows.values()}
     for source in drawn:
         own = kv_quality.hashed(source)
@@ -208,8 +212,13 @@ def _quality(
         }
         if missing:
             for found in kv_quality.measured(bench, source, missing):
-                rows.add({**found, **here_and_now(), "made_with": made})
+                rows.add({**found, **here_and_now(), "made_with": _with_options(made, found["policy"])})
             _note(f"{source.document}: {len(source.questions)} questions, {len(bench.policies)} policies")
+
+
+def _with_options(made: Mapping[str, Any], policy: str) -> dict[str, Any]:
+    """``made`` with every option of a policy: its defaults may be others one day."""
+    return {**made, "options": kv_speed.options(policy)}
 
 
 def _note(said: str) -> None:

@@ -172,7 +172,7 @@ def _bounds(rows: Sequence[Row]) -> list[str]:
 
 def _head(path: Path, rows: Sequence[Row]) -> str:
     made, dates = rows[-1]["made_with"], sorted({row["date"] for row in rows})
-    settings = "; ".join(f"{name} {value}" for name, value in made.items())
+    settings = "; ".join(f"{name} {value}" for name, value in made.items() if name != "options")
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return f"\n## {path.stem}\n\n{settings}. {rows[-1]['machine']}; {when}.\n"
 

@@ -84,17 +84,17 @@ def needles(
     """``count`` facts in one text for every length and seed; facts that a text holds one of have a text each."""
     counts = counter(tokenizer)
     grid = Grid(tasks=(task,), lengths=tuple(lengths), depths=count, seeds=tuple(seeds), together=True)
-    scoring = plugins.load("needles", task).scoring
+    kind = plugins.load("needles", task)
     stack = Haystack(sources([] if haystack is None else [haystack]), counts)
     for (_, length, seed, group), make in texts(grid, stack, counts):
         made = make()
-        which = "" if len(group) == count else f", fact {group[0]}"
+        which = f", fact {group[0]}" if kind.stands == "alone" else ""
         asked = tuple(
             Asked(
                 str(fact),
                 f"{case.question} Answer briefly.",
                 _MOST_NEW,
-                lambda answer, case=case: {"said": said(answer, case, scoring)},  # type: ignore[misc]
+                lambda answer, case=case: {"said": said(answer, case, kind.scoring)},  # type: ignore[misc]
             )
             for fact, case in made.cases
         )

@@ -51,6 +51,11 @@ def slots(policy: str, tokens: int) -> int:
     return tokens if policy == STOCK else int(plugins.resolve("kv", policy).slots(tokens))
 
 
+def options(policy: str) -> dict[str, Any]:
+    """All options of a policy, those that its name leaves out too."""
+    return {} if policy == STOCK else dataclasses.asdict(plugins.resolve("kv", policy))
+
+
 def distinct(policies: Sequence[str]) -> list[str]:
     """One of those that read and index a context alike: budgets of a policy that reads with full attention."""
     found: dict[tuple[str, ...], str] = {}

@@ -12,14 +12,26 @@ import torch
 from torch import Tensor
 
 BLOCK = 64  # rows of a pass that share one choice
-TOGETHER = 4  # blocks that are attended to at once: each with a choice of its own, as one of a batch
+_TOGETHER = 4  # blocks that are attended to at once: each with a choice of its own, as one of a batch
+_SCORES = 2**28  # of their rows against all slots of a context, which no policy makes more than once or twice
 
 
-def spans(count: int) -> Iterator[tuple[int, int, int]]:
-    """The rows of a pass that are attended to at once: where they begin and end, and their blocks of equal size."""
+def together(query: Tensor, slots: int) -> int:
+    """How many blocks of ``query`` [batch, heads, rows, dim] to attend to at once over a context of ``slots``.
+
+    On a GPU several, as far as memory goes: a choice is some hundred small operations, and starting them takes longer
+    than they do. A CPU gains nothing by it.
+    """
+    if query.device.type == "cpu":
+        return 1
+    return max(1, min(_TOGETHER, _SCORES // max(1, len(query) * query.shape[1] * BLOCK * slots)))
+
+
+def spans(count: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """The rows of a pass that are attended to at once: where they begin and end, and their blocks, at most ``most``."""
     whole = count // BLOCK
-    for block in range(0, whole, TOGETHER):
-        stop = min(block + TOGETHER, whole)
+    for block in range(0, whole, most):
+        stop = min(block + most, whole)
         yield block * BLOCK, stop * BLOCK, stop - block
     if count % BLOCK:
         yield whole * BLOCK, count, 1

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from longctx.backend.blocks import BLOCK, apart, beside, seen, spans, weights
+from longctx.backend.blocks import BLOCK, apart, beside, seen, spans, together, weights
 from longctx.backend.forks import Context, Fork, Held, Window
 from longctx.backend.meter import Meter
 from longctx.backend.parts import Part, causal_part, fold, merge, part
@@ -48,8 +48,10 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         self.waiting = False
         batch, heads, count, _ = query.shape
         kv_heads, groups = key.shape[1], heads // key.shape[1]
+        if mask is not None:
+            mask = mask.expand(batch, *mask.shape[1:])
         outs = []
-        for start, stop, blocks in spans(count):
+        for start, stop, blocks in spans(count, together(query, self.held.keys.shape[1])):
             rows = fold(query[:, :, start:stop], kv_heads)
             known = seen(mask, start, stop, count, key.shape[2], groups, query.device)
             if start == 0 and stop == count == key.shape[2] and mask is None and softcap is None:
@@ -70,7 +72,7 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
                 self._padding(position, batch, blocks),
                 groups,
             )
-            joined = self._joined(asked, Part(*(apart(one, groups, blocks) for one in new)))
+            joined = self._joined(asked, blocks, Part(*(apart(one, groups, blocks) for one in new)))
             outs.append(beside(joined, groups, blocks).to(query.dtype).reshape(batch, heads, stop - start, -1))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
         self.meter.end(self.number)
@@ -89,7 +91,7 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
             found[:, block] = behind if self.valid is None else behind + (~self.valid[:, : position - behind]).sum(-1)
         return found.view(-1, 1, 1)
 
-    def _joined(self, asked: Asked, new: Part) -> Tensor:
+    def _joined(self, asked: Asked, blocks: int, new: Part) -> Tensor:
         held = self.held
         if held.index is None:  # the context has no token yet
             return merge([new])
@@ -106,10 +108,10 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
                 f"Load the model in a wider dtype, such as float32."
             )
         bound = None if unread is None or held.slack is None else unread.base + held.slack.view(1, -1, 1)
-        self.meter.count(choice, held.keys.shape[1], read, new, bound)
+        self.meter.count(choice, held.keys.shape[1], read, new, bound, blocks)
         if self.meter.audits(self.number) and choice.places is None and held.keys.shape[1] == self.tokens:
             whole = _read(held, EVERYTHING, asked)
-            self.meter.audit(read, whole, new, bound)
+            self.meter.audit(read, whole, new, bound, blocks)
         return joined
 
 

@@ -29,35 +29,36 @@ class Meter:
     def audits(self, layer: int) -> bool:
         return self.audit_every > 0 and self._passes.get(layer, 0) % self.audit_every == 0
 
-    def count(self, choice: Choice, slots: int, read: Part, new: Part, bound: Tensor | None) -> None:
-        """One choice and what came of it; ``new`` are the tokens behind the context.
+    def count(self, choice: Choice, slots: int, read: Part, new: Part, bound: Tensor | None, blocks: int = 1) -> None:
+        """One choice for each of ``blocks`` and what came of it; ``new`` are the tokens behind the context.
 
         ``bound`` is the logarithm of what the keys that were not read have at most.
         """
         if choice.slots is None:
-            self._read += slots
+            self._read += blocks * slots
         else:
-            self._read += choice.slots.shape[2] if choice.read is None else float(choice.read.float().sum(2).mean())
-        self._calls += 1
+            mean = choice.slots.shape[2] if choice.read is None else float(choice.read.float().sum(2).mean())
+            self._read += blocks * mean
+        self._calls += blocks
         known = torch.logaddexp(read.log, new.log)
         if choice.unread is not None:
-            self._unread += float(_share(choice.unread.log, known).mean())
-            self._estimates += 1
+            self._unread += blocks * float(_share(choice.unread.log, known).mean())
+            self._estimates += blocks
         elif choice.slots is None and slots == self.tokens:  # all was read
-            self._estimates, self._bounded = self._estimates + 1, self._bounded + 1
+            self._estimates, self._bounded = self._estimates + blocks, self._bounded + blocks
         if bound is not None:
-            self._bounds += float(_share(bound, known).mean())
-            self._bounded += 1
+            self._bounds += blocks * float(_share(bound, known).mean())
+            self._bounded += blocks
 
-    def audit(self, read: Part, whole: Part, new: Part, bound: Tensor | None) -> None:
+    def audit(self, read: Part, whole: Part, new: Part, bound: Tensor | None, blocks: int = 1) -> None:
         """What the read slots have of the attention, against all that are stored."""
         known = torch.logaddexp(read.log, new.log)
         true = (1 - (known - torch.logaddexp(whole.log, new.log)).exp()).clamp_min(0)
-        self._true += float(true.mean())
-        self._audits += 1
+        self._true += blocks * float(true.mean())
+        self._audits += blocks
         if bound is not None:
-            self._above += float((true > _share(bound, known) + _ROUNDING).float().mean())
-            self._held += 1
+            self._above += float((true > _share(bound, known) + _ROUNDING).float().sum())
+            self._held += true.numel()
 
     def end(self, layer: int) -> None:
         """The layer's pass is over."""

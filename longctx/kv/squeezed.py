@@ -47,8 +47,8 @@ class Squeezed:
     recent: int = 128
     clusters: float | None = None
     levels: int = 1
-    segment: int = 8192
-    iterations: int = 10
+    segment: int = 2048
+    iterations: int = 5
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "squeezed")

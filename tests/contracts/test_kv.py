@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import longctx.kv
 from longctx import plugins
-from longctx.backend import blocks, compressing, growing
+from longctx.backend import bounded, compressing, growing
 from longctx.backend.attaching import attached
 from longctx.backend.bounded import BoundedCache
 from longctx.errors import BadOption
@@ -95,10 +95,17 @@ def test_blocks_of_rows_choose_as_if_each_came_alone(name: str, padded: bool, mo
     if padded:  # within the first block, over the end of it, and at the end
         seen[0, CONTEXT + 3 : CONTEXT + 9] = seen[1, CONTEXT + 60 : CONTEXT + 70] = seen[1, -4:] = 0
     said = []
-    for together in (1, 4):
-        monkeypatch.setattr(blocks, "TOGETHER", together)
-        with torch.inference_mode(), context.attached(model) as cache:
+    shares = []
+    for most in (1, 2, 4):
+        monkeypatch.setattr(bounded, "together", lambda *asked, most=most: most)
+        with torch.inference_mode(), context.attached(model, audit_every=1) as cache:
             said.append(model(rows, attention_mask=seen, past_key_values=cache).logits[seen[:, CONTEXT:] > 0])
+            shares.append(cache.report())
+    torch.testing.assert_close(said[2], said[0], rtol=1e-4, atol=1e-4 * float(said[0].abs().max()))
+    for report in shares[1:]:  # a block counts as much as one that came alone
+        assert report.read_keys == pytest.approx(shares[0].read_keys)
+        for name in ("unread_share", "unread_bound", "true_unread_share", "above_bound"):
+            assert getattr(report, name) == pytest.approx(getattr(shares[0], name), abs=1e-4)
     torch.testing.assert_close(said[1], said[0], rtol=1e-4, atol=1e-4 * float(said[0].abs().max()))
 
 
