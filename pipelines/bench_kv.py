@@ -60,9 +60,9 @@ def run_kv(
 
     Quality: ``source`` is "needles" (``needles`` facts of ``task`` in one text, or in one each where a text holds one,
     for each of ``contexts`` and ``seeds``; ``text`` is the haystack), "xquad" (paragraphs from ``data``), or a suite of
-    ``longctx eval``, of whose documents of ``shortest`` to ``longest`` tokens in ``data`` ``sample`` questions are drawn
-    by ``seed``. ``audit`` k reads all keys too in every k-th pass, to measure what the bound of the unread share is
-    worth. Without ``chat`` the model goes on from the text and the question, as a base model does.
+    ``longctx eval``: ``sample`` questions, drawn by ``seed``, of its documents in ``data`` of ``shortest`` to
+    ``longest`` tokens. ``audit`` k reads all keys too in every k-th pass, to measure what the bound of the unread share
+    is worth. Without ``chat`` the model goes on from the text and the question, as a base model does.
     """
     if min(rounds, repeats, steps, sample, needles, max_new_tokens, *contexts) < 1 or not contexts:
         raise BadOption("contexts, rounds, repeats, steps, sample, needles and max_new_tokens must be at least 1.")
