@@ -83,10 +83,12 @@ def test_speed_measures_every_method_at_every_length_once(
     peaks = [row for row in rows if row["measure"] == "read" and row["peak_bytes"] is not None]
     assert all(row["peak_bytes"] > 0.9 * row["loaded_bytes"] > 0 for row in peaks)  # the kernel rounds both
     before = path.read_bytes()
-    before = path.read_bytes()
     assert bench_kv.run_kv(str(folder), tmp_path, **asked).read_bytes() == before  # all rows are there
     with pytest.raises(ArtifactError, match="steps was 2 and is 3"):
         bench_kv.run_kv(str(folder), tmp_path, **{**asked, "steps": 3})
+    path.write_bytes(before.replace(b'"mass": 1.0', b'"mass": 0.95'))  # of a time when the default was another
+    with pytest.raises(ArtifactError, match="options was .*'mass': 0.95.* and is .*'mass': 1.0"):
+        bench_kv.run_kv(str(folder), tmp_path, **asked)
     page = (tmp_path / "kv.md").read_text()
     assert "### Reading 200 tokens" in page and "### Decoding behind 200 tokens tiled to 400" in page
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from longctx.backend import bounded
+from longctx.backend.blocks import BLOCK, together
 from longctx.backend.bounded import Bounded
 from longctx.backend.forks import Context, Held
 from longctx.backend.meter import Meter
-from longctx.keys import Choice, Index, Unread
+from longctx.keys import Choice, Index, LayerKeys, Unread
 from longctx.kv.full import Full
+from longctx.kv.squeezed import Squeezed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIM, KV_HEADS, SCALE = 8, 2, 0.3
@@ -164,3 +169,26 @@ def test_long_passes_are_made_in_blocks_that_join(rows: int) -> None:
         None,
     )
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("most", [1, 4])
+def test_one_mask_serves_a_whole_batch(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "together", lambda *asked: most)
+    held = Held(tensors(2, 60, 16, seed=3), tensors(2, 60, 16, seed=4), None)
+    policy = Squeezed(budget=30, sinks=2, recent=4)
+    held = replace(held, index=policy.index(LayerKeys(0, held.keys, held.values, held.keys, SCALE), 30))
+    one = torch.ones(2 * BLOCK, 2 * BLOCK, dtype=torch.bool).tril()[None, None]
+    query, key = tensors(2, 4, 2 * BLOCK, 16, seed=1), tensors(2, 2, 2 * BLOCK, 16, seed=2)
+    said = []
+    for mask in (one, one.expand(2, -1, -1, -1)):
+        layer = Bounded(0, held, Context(60, (held,), policy), Meter(60))
+        layer.update(key, key)
+        said.append(layer.attend(query, key, key, mask, SCALE, None, None))
+    torch.testing.assert_close(said[0], said[1])
+
+
+def test_so_many_blocks_go_together_as_memory_holds_and_on_a_cpu_one() -> None:
+    rows = torch.empty(1, 14, 256, 64, device="meta")
+    assert [together(rows, slots) for slots in (0, 32_000, 128_000, 1_000_000)] == [4, 4, 2, 1]
+    assert together(rows.expand(8, -1, -1, -1), 32_000) == 1
+    assert together(torch.empty(1, 14, 256, 64), 32_000) == 1

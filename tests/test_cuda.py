@@ -157,7 +157,7 @@ def test_an_answer_is_the_same_on_either_device(kv: str | None) -> None:
     assert said[0] == said[1]
 
 
-def test_calibration_finds_the_same_heads() -> None:
+def test_a_calibrated_selection_is_the_same() -> None:
     found = []
     for model in both("llama", num_hidden_layers=2):
         reader = Reader(model, tiny.tokenizer("system"), encoder=None, segment_tokens=128)

@@ -46,12 +46,12 @@ def apart(folded: Tensor, groups: int, blocks: int) -> Tensor:
     return one.reshape(batch * blocks, kv_heads, -1, *rest)
 
 
-def beside(apart: Tensor, groups: int, blocks: int) -> Tensor:
-    """What ``apart`` was given."""
+def beside(each: Tensor, groups: int, blocks: int) -> Tensor:
+    """What ``apart`` was given to make ``each``."""
     if blocks == 1:
-        return apart
-    _, kv_heads, _, *rest = apart.shape
-    one = apart.reshape(-1, blocks, kv_heads, groups, BLOCK, *rest).movedim(1, 3)
+        return each
+    _, kv_heads, _, *rest = each.shape
+    one = each.reshape(-1, blocks, kv_heads, groups, BLOCK, *rest).movedim(1, 3)
     return one.reshape(len(one), kv_heads, -1, *rest)
 
 

@@ -74,7 +74,7 @@ def run(asked: Asked, settings: Settings, screen: Screen) -> None:
     common = needle.made_with(grid, model, _hash_of(tokenizer), named, haystacks.contents(asked.haystack))
     rows = needle.rows_of(asked.out, under_test, common)
     before = len(rows.rows)
-    facts = {"machine": importlib.import_module("longctx.pipelines.rows").here_and_now()["machine"]}
+    facts = {"machine": _pipeline("rows").here_and_now()["machine"]}
     try:
         needle.run(grid, under_test, haystack, counts, rows, common, facts, screen.progress)
     finally:

@@ -52,9 +52,9 @@ class Squeezed:
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "squeezed")
-        if not 0 < self.mass <= 1 or not 0 < self.share <= 1 or self.levels not in (1, 2):
+        if not 0 < self.mass <= 1 or not 0 < self.density <= 1 or self.levels not in (1, 2):
             raise BadOption(
-                f"mass={self.mass} and clusters={self.share} must be above 0 and at most 1, and "
+                f"mass={self.mass} and clusters={self.density} must be above 0 and at most 1, and "
                 f"levels={self.levels} 1 or 2."
             )
         if min(self.sinks, self.recent) < 0 or min(self.segment, self.iterations) < 1:
@@ -64,7 +64,7 @@ class Squeezed:
             )
 
     @property
-    def share(self) -> float:
+    def density(self) -> float:
         """Clusters for each key."""
         return (0.05 if self.mode == "paper" else 0.1) if self.clusters is None else self.clusters
 
@@ -78,12 +78,12 @@ class Squeezed:
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         first, last = self.sinks, layer.tokens - self.recent
         stored, found = _clusters.clustered(
-            layer.keys, layer.values, first, last, self.share, self.segment, self.iterations
+            layer.keys, layer.values, first, last, self.density, self.segment, self.iterations
         )
         if self.mode == "paper":
             found["window"] = _window(layer, found)
         if self.levels == 2:
-            order, groups = _clusters.grouped(found, self.share, self.iterations)
+            order, groups = _clusters.grouped(found, self.density, self.iterations)
             found = {name: _ordered(value, order) for name, value in found.items()} | groups
         return Index(layer.tokens, budget, stored, found)
 
@@ -141,7 +141,7 @@ class Squeezed:
         return torch.zeros_like(wanted).scatter(-1, order, wanted)
 
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
-        found = math.ceil(self.share * tokens)
+        found = math.ceil(self.density * tokens)
         return kv_heads * (8 * tokens + found * (3 * dim * itemsize + 16))
 
 
