@@ -232,6 +232,7 @@ def evaluate(
     sets: eval_flags.Sets = "",
     full_sample: eval_flags.FullSample = 20,
     paper_sample: eval_flags.PaperSample = 0,
+    stored: eval_flags.Stored = "",
     systems: eval_flags.Systems = None,
     budgets: eval_flags.Budgets = "",
     max_new_tokens: eval_flags.MaxNewTokens = None,
@@ -247,8 +248,8 @@ def evaluate(
 ) -> None:
     """Measure selectors on data with known evidence, or answers to questions about long documents."""
     given = dict(
-        sets=sets, full_sample=full_sample, paper_sample=paper_sample, systems=systems or None, budgets=budgets,
-        max_new_tokens=max_new_tokens, seed=seed, keep_answers=keep_answers, dry_run=dry_run,
+        sets=sets, full_sample=full_sample, paper_sample=paper_sample, stored=stored, systems=systems or None,
+        budgets=budgets, max_new_tokens=max_new_tokens, seed=seed, keep_answers=keep_answers, dry_run=dry_run,
     )  # fmt: skip
     grid = eval_flags.grid(suite, given, config)
     settings, screen = _begin(config, dict(model=model), json, quiet, verbose)

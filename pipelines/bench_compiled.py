@@ -1,7 +1,7 @@
 """``longctx bench compiled``: what a document costs once, and what every question costs after that.
 
-Owns the clock and the row. Selecting is timed, without an answer; whatever is loaded from disk is asked by a process of
-its own. The files of the document are made in a temporary folder and removed.
+Owns the clock and the row. Selecting is timed, without an answer. Compiling, loading and appending have a process each.
+The files of the document are made in a temporary folder and removed.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from .rows import here_and_now
 
 _LEAST = 2  # questions
 _APPENDED = 0.01  # of the text: it comes to the document when all else was measured
-_MEMORY = 8 * 2**30  # of segments kept in this process: a document is compiled once, whatever its size
+_PAGE = 4096
+_ROOM = 8 * 2**30  # of segments kept in memory: a document that is compiled there is read once
 
 
 def run_compiled(
@@ -41,6 +43,7 @@ def run_compiled(
     segment_kv: str = "disk",
     segment_form: str = "exact",
     selector: str = "auto",
+    straight: bool = False,
 ) -> Path:
     """Append one row to ``out``/compiled.jsonl and return that file.
 
@@ -48,6 +51,10 @@ def run_compiled(
     of it). ``questions`` are asked: the first with everything still to do, the others behind it, and all of them again
     by another process that loads the stored document, and the first by one more when the system has forgotten its
     files (None where it cannot be asked to). The last hundredth of the text is appended to the stored document then.
+    The document is compiled in memory, with room for all its segments, and saved when it was asked; with ``straight``
+    it is compiled into its files, with the memory a reader takes by default, and asked as they hold it: for texts
+    that no memory holds. ``peak_bytes`` of the row is the most memory of the process that compiles and of the one that
+    loads and asks, above what it had with the model loaded.
     Raises UsageError for a text too short to ask so many about.
     """
     if questions < _LEAST or budget_tokens < 1:
@@ -56,55 +63,52 @@ def run_compiled(
             f"budget_tokens={budget_tokens} at least 1."
         )
     text = python_reference.text() if data is None else longctx.read(data).text
-    reader = longctx.Reader.from_pretrained(model, dtype=dtype, segment_memory_bytes=_MEMORY)
+    reader = longctx.Reader.from_pretrained(model, dtype=dtype)
     if tokens:
         text = text[: _chars(reader, text, tokens)]
     longer, text = text, text[: int(len(text) / (1 + _APPENDED))]
-    asked = questions_about(text, questions)
+    asked, threads = questions_about(text, questions), torch.get_num_threads()
+    way = (budget_tokens, selector, straight, threads)
     with tempfile.TemporaryDirectory(prefix="longctx-bench-") as folder:
         stored, trial = Path(folder) / "book.lctx", Path(folder) / "trial.lctx"
-        # what is wrong with the words is said now, and what is done once for a model is not counted
+        # what is wrong with the words is said now
         reader.compile(longctx.Document.from_text("One."), path=trial, segment_kv=segment_kv, segment_form=segment_form)
-        started = time.perf_counter()
-        book = reader.compile(longctx.Document.from_text(text, "text"))
-        first = reader.select(book, asked[0], budget_tokens=budget_tokens, selector=selector)
-        compiled = time.perf_counter() - started
-        later = [_asked(reader, book, question, budget_tokens, selector) for question in asked[1:]]
-        started = time.perf_counter()
-        book.save(stored, segment_kv=segment_kv, segment_form=segment_form)
-        saving = time.perf_counter() - started
-        loaded = _child(model, dtype, stored, asked, budget_tokens, selector)
+        fresh = _call(compile_and_ask, model, dtype, str(stored), text, asked, segment_kv, segment_form, *way)
+        loaded = _call(load_and_ask, model, dtype, str(stored), asked, *way)
         written = sum(file.stat().st_size for file in stored.rglob("*") if file.is_file())
-        cold = _child(model, dtype, stored, asked[:1], budget_tokens, selector)["first"] if _forgotten(stored) else None
-        given = [model, dtype, str(stored), longer, segment_kv, segment_form, torch.get_num_threads()]
-        appending = processes.call(__name__, append.__name__, given)
-        fresh = [_spans(first), *(spans for _, spans in later)]
-    seconds = [taken for taken, _ in later]
-    shares = [_shared(a, b) for a, b in zip(fresh, loaded["spans"], strict=True)]
+        cold = None
+        if _forgotten(stored):
+            cold = round(_call(load_and_ask, model, dtype, str(stored), asked[:1], *way)["first"], 3)
+        appending = _call(append, model, dtype, str(stored), longer, segment_kv, segment_form, straight, threads)
+    shares = [_shared(a, b) for a, b in zip(fresh["spans"], loaded["spans"], strict=True)]
+    later = statistics.median(fresh["later"])
     row = {
         "bench": "compiled",
         "model": Path(model).name,
         "fingerprint": reader.fingerprint[:16],
         "dtype": str(reader.model.dtype).removeprefix("torch."),
-        "tokens": book.tokens,
+        "tokens": fresh["tokens"],
         "selector": selector,
         "budget": budget_tokens,
         "segment_kv": segment_kv,
         "segment_form": segment_form,
+        "straight": straight,
         "questions": questions,
-        "compile_and_first_seconds": round(compiled, 3),
-        "later_seconds": {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)},
-        "save_seconds": round(saving, 3),
+        "compile_and_first_seconds": round(fresh["first"], 3),
+        "later_seconds": {"median": later, "least": min(fresh["later"]), "most": max(fresh["later"])},
+        "save_seconds": round(fresh["saving"], 3),
         "loaded_first_seconds": round(loaded["first"], 3),
         "loaded_later_seconds": statistics.median(loaded["later"]),
-        "cold_first_seconds": None if cold is None else round(cold, 3),
+        "cold_first_seconds": cold,
         "append_seconds": round(appending, 3),
-        "append_share": round(appending / (compiled + saving), 4),
-        "times_cheaper": round(compiled / statistics.median(seconds), 1),
-        "bytes_per_token": round(written / book.tokens, 1),
+        "append_share": round(appending / (fresh["first"] + fresh["saving"]), 4),
+        "times_cheaper": round(fresh["first"] / later, 1),
+        "bytes_per_token": round(written / fresh["tokens"], 1),
+        "loaded_bytes": fresh["loaded_bytes"],
+        "peak_bytes": {"compile": fresh["peak_bytes"], "ask": loaded["peak_bytes"]},
         "same_spans": sum(share == 1.0 for share in shares),
         "kept_shared": round(statistics.mean(shares), 4),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "longctx": longctx.__version__,
         "torch": version("torch"),
         "transformers": version("transformers"),
@@ -126,29 +130,93 @@ def questions_about(text: str, count: int) -> list[str]:
     return [f"What is said about {' '.join(words[at : at + 6])}?" for at in starts]
 
 
+def compile_and_ask(
+    model: str,
+    dtype: str,
+    stored: str,
+    text: str,
+    asked: Sequence[str],
+    segment_kv: str,
+    segment_form: str,
+    budget_tokens: int,
+    selector: str,
+    straight: bool,
+    threads: int,
+) -> dict[str, Any]:
+    """In this process: compile ``text`` and ask about it; the files of ``stored`` hold it afterwards."""
+    reader = _reader(model, dtype, straight, threads)
+    loaded = _loaded(reader)
+    # what a process does once is not the document's
+    reader.select(longctx.Document.from_text(text[:1000]), asked[0], budget_tokens=budget_tokens, selector=selector)
+    started = time.perf_counter()
+    document, save = longctx.Document.from_text(text, "text"), stored if straight else None
+    book = reader.compile(document, path=save, segment_kv=segment_kv, segment_form=segment_form)
+    found = _all_asked(reader, book, asked, budget_tokens, selector, started)
+    started = time.perf_counter()
+    if not straight:
+        book.save(stored, segment_kv=segment_kv, segment_form=segment_form)
+    saving = time.perf_counter() - started
+    return found | {"tokens": book.tokens, "saving": saving, **_above(loaded)}
+
+
 def load_and_ask(
-    model: str, dtype: str, stored: str, asked: Sequence[str], budget_tokens: int, selector: str, threads: int
+    model: str,
+    dtype: str,
+    stored: str,
+    asked: Sequence[str],
+    budget_tokens: int,
+    selector: str,
+    straight: bool,
+    threads: int,
 ) -> dict[str, Any]:
     """In this process: load the document and ask; the first question is timed from the call of ``load``."""
-    torch.set_num_threads(threads)
-    reader = longctx.Reader.from_pretrained(model, dtype=dtype, segment_memory_bytes=_MEMORY)
+    reader = _reader(model, dtype, straight, threads)
+    loaded = _loaded(reader)
     started = time.perf_counter()
     book = reader.load(stored, verify="lazy")
-    selection = reader.select(book, asked[0], budget_tokens=budget_tokens, selector=selector)
-    first = time.perf_counter() - started
-    later = [_asked(reader, book, question, budget_tokens, selector) for question in asked[1:]]
-    spans = [_spans(selection), *(found for _, found in later)]
-    return {"first": first, "later": [taken for taken, _ in later], "spans": spans}
+    return _all_asked(reader, book, asked, budget_tokens, selector, started) | _above(loaded)
 
 
-def append(model: str, dtype: str, stored: str, text: str, segment_kv: str, segment_form: str, threads: int) -> float:
+def append(
+    model: str, dtype: str, stored: str, text: str, segment_kv: str, segment_form: str, straight: bool, threads: int
+) -> float:
     """In this process: the seconds until the stored document holds ``text``, which is its own and more."""
-    torch.set_num_threads(threads)
-    reader = longctx.Reader.from_pretrained(model, dtype=dtype, segment_memory_bytes=_MEMORY)
-    document = longctx.Document.from_text(text, "text")
+    reader = _reader(model, dtype, straight, threads)
     started = time.perf_counter()
+    document = longctx.Document.from_text(text, "text")
     reader.compile(document, path=stored, segment_kv=segment_kv, segment_form=segment_form)
     return time.perf_counter() - started
+
+
+def _reader(model: str, dtype: str, straight: bool, threads: int) -> longctx.Reader:
+    torch.set_num_threads(threads)
+    room: dict[str, Any] = {} if straight else {"segment_memory_bytes": _ROOM}
+    return longctx.Reader.from_pretrained(model, dtype=dtype, **room)
+
+
+def _loaded(reader: longctx.Reader) -> int | None:
+    """The bytes of this process with every weight of the model in them; None where the system does not tell."""
+    for weight in reader.model.parameters():
+        weight.view(-1)[:: _PAGE // weight.itemsize].sum()  # a file that is mapped has what was read of it
+    return processes.memory(reset=True)
+
+
+def _above(loaded: int | None) -> dict[str, int | None]:
+    peak = None if loaded is None else (processes.memory() or 0) - loaded
+    return {"loaded_bytes": loaded, "peak_bytes": peak}
+
+
+def _all_asked(
+    reader: longctx.Reader, book: Any, asked: Sequence[str], budget: int, selector: str, started: float
+) -> dict[str, Any]:
+    """The spans of every question, the seconds from ``started`` to the first's, and those of each of the others."""
+    spans, at = [], [started]
+    for question in asked:
+        selection = reader.select(book, question, budget_tokens=budget, selector=selector)
+        at.append(time.perf_counter())
+        spans.append([[span.start, span.end] for span in selection.spans])
+    seconds = [done - begun for begun, done in pairwise(at)]
+    return {"first": seconds[0], "later": seconds[1:], "spans": spans}
 
 
 def _forgotten(folder: Path) -> bool:
@@ -163,20 +231,8 @@ def _forgotten(folder: Path) -> bool:
     return True
 
 
-def _child(model: str, dtype: str, stored: Path, asked: Sequence[str], budget: int, selector: str) -> dict[str, Any]:
-    given = [model, dtype, str(stored), list(asked), budget, selector, torch.get_num_threads()]
-    found: dict[str, Any] = processes.call(__name__, load_and_ask.__name__, given)
-    return found
-
-
-def _asked(reader: Any, book: Any, question: str, budget: int, selector: str) -> tuple[float, list[list[int]]]:
-    started = time.perf_counter()
-    selection = reader.select(book, question, budget_tokens=budget, selector=selector)
-    return time.perf_counter() - started, _spans(selection)
-
-
-def _spans(selection: Any) -> list[list[int]]:
-    return [[span.start, span.end] for span in selection.spans]
+def _call(function: Callable[..., Any], *given: Any) -> Any:
+    return processes.call(__name__, function.__name__, given)
 
 
 def _shared(own: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:

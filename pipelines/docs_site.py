@@ -273,8 +273,8 @@ def _compiled(results: Path) -> str:
     """The rows of ``longctx bench compiled``, one a line."""
     lines = [
         "| model | tokens | kept as | compile and first | later | cheaper | loaded: first | cold | later "
-        "| bytes a token | same text | append 1 % | made |",
-        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
+        "| bytes a token | same text | append 1 % | memory | made |",
+        "|---|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|---|",
     ]
     for path in sorted(results.glob("compiled*.jsonl")):
         for row in read(path):
@@ -282,7 +282,7 @@ def _compiled(results: Path) -> str:
             cells = [
                 f"{row['model']}, {row['dtype']}",
                 f"{row['tokens']:,}",
-                f"{row['segment_kv']}, {row['segment_form']}",
+                f"{row['segment_kv']}, {row['segment_form']}{', straight' if row.get('straight') else ''}",
                 f"{row['compile_and_first_seconds']:.0f} s",
                 f"{row['later_seconds']['median']:.2f} s",
                 f"{row['times_cheaper']:.0f} x",
@@ -292,6 +292,7 @@ def _compiled(results: Path) -> str:
                 f"{row['bytes_per_token']:,.0f}",
                 f"{100 * row['kept_shared']:.1f} %",
                 f"{100 * row['append_share']:.1f} %" if "append_share" in row else "",
+                " / ".join(f"{(peak or 0) / 1e9:.1f}" for peak in row.get("peak_bytes", {}).values()),
                 f"{made}, torch {row['torch']}",
             ]
             lines.append(f"| {' | '.join(cells)} |")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from typing import Any
 
 import longctx
 from longctx import Reader
+from longctx.errors import BadOption
 
 from .rows import alone, here_and_now
 from .selection_report import write_report
@@ -42,6 +44,7 @@ FULL = (
     "infiniretri",
 )
 PAPER = "infiniretri:compat=paper"
+STORED = ("exact", "int8")
 SETS = ("loogle", "qmsum", "xquad", "nq", "needles")
 _MEMORY = 6 * 2**30  # every document's segments are kept while its questions are asked
 _PAPER_TOKENS = 16_000
@@ -60,25 +63,33 @@ def run_selection(
     seed: int = 7,
     needle_chars: int = 520_000,
     selectors: Sequence[str] = (),
+    stored: str = "",
     quiet: bool = False,
 ) -> Path:
     """Append missing rows to ``out``/selection-MODEL.jsonl, write ``out``/selection.md and return the rows' file.
 
     ``sample`` questions of sets with one document; ``full_sample`` questions of each document for the selectors that
     read all of it for every question; ``paper_sample`` questions of each set for the released InfiniRetri scoring.
-    ``selectors`` are asked instead of the usual ones, all questions each.
+    ``selectors`` are asked instead of the usual ones, all questions each. With ``stored`` every document is compiled
+    into files, its segments in that form ("exact" or "int8"), loaded again and asked then, of ``auto`` alone where
+    ``selectors`` are not named.
     """
+    if stored not in ("", *STORED):
+        raise BadOption(f"stored={stored!r} must be one of {', '.join(STORED)}, or empty.")
+    if stored:
+        selectors, paper_sample = selectors or CASCADE, 0
     reader = Reader.from_pretrained(model, segment_memory_bytes=_MEMORY)
     label = Path(model).name
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"selection-{label}.jsonl"
     done = {_key(row) for row in _read(path)}
-    base = _base(reader, label)
+    base = _base(reader, label) | ({"stored": stored} if stored else {})
     with alone(path), path.open("a", encoding="utf-8") as file:
         for case in cases(data, list(sets), seed, sample, needle_chars):
-            for row in _case(reader, case, budgets, full_sample, selectors, done, base, quiet):
-                file.write(json.dumps(row) + "\n")
-                file.flush()
+            with tempfile.TemporaryDirectory(prefix="longctx-eval-") as folder:
+                for row in _case(reader, case, budgets, full_sample, selectors, done, base, folder, quiet):
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
         for row in _paper(reader, data, sets, budgets, paper_sample, seed, needle_chars, done, base, quiet):
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -94,6 +105,7 @@ def _case(
     selectors: Sequence[str],
     done: set[tuple[Any, ...]],
     base: dict[str, Any],
+    folder: str,
     quiet: bool,
 ) -> Any:
     """Rows of one document."""
@@ -108,7 +120,7 @@ def _case(
             missing = [b for b in sorted(budgets, reverse=True) if _key(row | {"budget": b}) not in done]
             if missing and book is None:
                 started = time.perf_counter()
-                book = reader.compile(longctx.Document.from_text(case.text, case.name))
+                book = _book(reader, case, base.get("stored"), folder)
                 if not quiet:
                     _say(f"{case.name}: {book.tokens:,} tokens compiled in {time.perf_counter() - started:.0f} s")
             whole = book is not None and bool(missing) and book.tokens <= missing[0]  # kept whole: nothing was scored
@@ -122,6 +134,16 @@ def _case(
                     yield row | found | _kept(reader.recut(book, selection, budget), question) | {"budget": budget}
         if not quiet:
             _say(f"{case.name}: question {number + 1} of {len(case.questions)}")
+
+
+def _book(reader: Reader, case: Case, stored: str | None, folder: str) -> Any:
+    """The document as it is asked: compiled in memory, or as the files hold it that are in ``folder`` afterwards."""
+    document = longctx.Document.from_text(case.text, case.name)
+    if stored is None:
+        return reader.compile(document)
+    path = Path(folder) / "book.lctx"
+    reader.compile(document, path=path, segment_kv="disk", segment_form=stored)
+    return reader.load(path)
 
 
 def _paper(
@@ -198,7 +220,8 @@ def _base(reader: Reader, label: str) -> dict[str, Any]:
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("fingerprint", "set", "document", "sha256", "question", "selector", "budget"))
+    names = ("fingerprint", "set", "document", "sha256", "question", "selector", "budget")
+    return (*(row[name] for name in names), row.get("stored"))
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

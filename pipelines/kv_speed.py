@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ def measure(policy: str, model: str, dtype: str, text: str | None, tokens: int) 
     net = reader.model
     ids = ids_of(reader.tokenizer, None if text is None else Path(text), tokens)
     _pass(net, ids[:64])  # the first pass makes what later ones find
-    loaded = _memory(reset=True)
+    loaded = processes.memory(reset=True)
     started = time.perf_counter()
     if policy == STOCK:
         cache = _pass(net, ids).past_key_values
@@ -105,7 +105,7 @@ def measure(policy: str, model: str, dtype: str, text: str | None, tokens: int) 
         "prefill_tokens_per_second": tokens / (read - started),
         "index_seconds": done - read,
         "loaded_bytes": loaded,
-        "peak_bytes": None if loaded is None else _memory(),
+        "peak_bytes": None if loaded is None else processes.memory(),
     }
 
 
@@ -198,17 +198,3 @@ def _pass(model: Any, ids: Sequence[int], **given: Any) -> Any:
 
     with torch.inference_mode():
         return model(torch.tensor([list(ids)], device=model.device), use_cache=True, logits_to_keep=1, **given)
-
-
-def _memory(reset: bool = False) -> int | None:
-    """The most bytes this process has had since the last reset; with ``reset`` those it has now. None: not told."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    if reset:
-        try:
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        except OSError:  # the peak would be that of loading
-            return None
-    found: Mapping[str, str] = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
-    return int(found["VmHWM"].split()[0]) * 1024

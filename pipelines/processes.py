@@ -1,6 +1,6 @@
 """One call of a function of ours in a process of its own, so that nothing this process has loaded counts.
 
-Owns the process and what its end means. Knows no benchmark.
+Owns the process, what its end means and what memory it has had. Knows no benchmark.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from longctx.errors import ProgramError
@@ -33,3 +34,17 @@ def call(module: str, function: str, given: Sequence[Any]) -> Any:
         hint = why if done.returncode == _KILLED else "see the lines above"
         raise ProgramError(kind, f"the process of {function} ended with {kind}: {hint}. Finished rows were kept.")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def memory(reset: bool = False) -> int | None:
+    """The most bytes this process has had since the last reset; with ``reset`` those it has now. None: not told."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    if reset:
+        try:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:  # the peak would be that of loading
+            return None
+    found: Mapping[str, str] = dict(line.split(":", 1) for line in status.read_text(encoding="ascii").splitlines())
+    return int(found["VmHWM"].split()[0]) * 1024

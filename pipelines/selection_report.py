@@ -37,6 +37,7 @@ NAMES = {
     "xl3m:signal=contrast": "xl3m, contrast",
     "infiniretri:compat=paper": "infiniretri, released scoring (16k tokens)",
 }
+_STORED = ", stored "
 _DRAWS = 4000
 _MARK = "<!-- figures -->"
 _TITLES = {"loogle": "LooGLE, answers in long articles", "qmsum": "QMSum, turns of meetings"}
@@ -88,11 +89,16 @@ def rows_by_model(results: Path) -> list[list[Row]]:
     found = []
     for path in sorted(results.glob("selection-*.jsonl*")):
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
+            rows = [_named(json.loads(line)) for line in file]
         unique = {(row["set"], row["document"], row["question"], row["selector"], row["budget"]): row for row in rows}
         if unique:
             found.append(list(unique.values()))
     return found
+
+
+def _named(row: Row) -> Row:
+    """The row with the form of its stored segments, where it has any, as a part of its selector's name."""
+    return row | {"selector": f"{row['selector']}{_STORED}{row['stored']}"} if "stored" in row else row
 
 
 def _model(rows: Sequence[Row]) -> list[str]:
@@ -120,7 +126,13 @@ def _model(rows: Sequence[Row]) -> list[str]:
             counts.append(str(len({(r["document"], r["question"]) for r in own if r["set"] == name})))
         label = NAMES.get(selector, selector)
         lines.append(f"| {label} | " + " | ".join(cells) + f" | {'/'.join(counts)} |")
-    lines += ["", f"n: questions of {', '.join(sets)}.\n", *_against(rows, sets, budgets), *_published(rows)]
+    lines += [
+        "",
+        f"n: questions of {', '.join(sets)}.\n",
+        *_against(rows, sets, budgets),
+        *_stored(rows, sets, budgets),
+    ]
+    lines += _published(rows)
     return lines
 
 
@@ -212,6 +224,29 @@ def _interval(differences: Any) -> tuple[float, float]:
     means = differences[rng.integers(0, len(differences), (_DRAWS, len(differences)))].mean(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return 100 * float(low), 100 * float(high)
+
+
+def _stored(rows: Sequence[Row], sets: Sequence[str], budgets: Sequence[int]) -> list[str]:
+    """Each selector on segments that came from files beside itself on those it has just read."""
+    lines: list[str] = []
+    for selector in dict.fromkeys(row["selector"] for row in rows if _STORED in row["selector"]):
+        fresh, _, form = selector.partition(_STORED)
+        for name in sets:
+            for budget in budgets:
+                own, other = _shares(rows, selector, name, budget), _shares(rows, fresh, name, budget)
+                pairs = np.array([(other[key], own[key]) for key in sorted(other.keys() & own.keys())]).reshape(-1, 2)
+                if len(pairs):
+                    low, high = _interval(pairs[:, 1] - pairs[:, 0])
+                    before, after = pairs.mean(0) * 100
+                    lines.append(
+                        f"| {fresh} | {form} | {name} | {budget} | {len(pairs)} | {before:.1f} | {after:.1f} | "
+                        f"{after - before:+.1f} | {low:+.1f} to {high:+.1f} |"
+                    )
+    if not lines:
+        return []
+    head = ["selector", "form", "set", "budget", "n", "fresh", "stored", "difference", "95 % interval"]
+    rule = "|---|---|---|--:|--:|--:|--:|--:|---|"
+    return ["### Segments from files beside segments just read\n", f"| {' | '.join(head)} |", rule, *lines, ""]
 
 
 def _published(rows: Sequence[Row]) -> list[str]:

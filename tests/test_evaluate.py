@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 
+from longctx import Reader
+from longctx.errors import BadOption
 from longctx.pipelines.evaluate import run_selection
 from longctx.pipelines.selection_report import write_figures, write_report
 from longctx.pipelines.selection_sets import Question, kept_share
@@ -46,6 +49,37 @@ def test_rows_are_made_once_and_an_interrupted_run_goes_on(data: Path, tmp_path:
     again = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(again) == len(rows) and again[:-1] == rows[:-1]
     assert "| bm25 | 100.0 | 100.0 | 1 |" in (tmp_path / "out" / "selection.md").read_text(encoding="utf-8")
+
+
+def test_segments_from_files_stand_beside_those_just_read(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms: list[str] = []
+    load = Reader.load
+
+    def loading(reader: Reader, path: Path) -> Any:
+        forms.append("int8" if '"form":"int8"' in (path / "manifest.json").read_text().replace(" ", "") else "exact")
+        return load(reader, path)
+
+    monkeypatch.setattr(Reader, "load", loading)
+    model = tiny.save(tmp_path / "model")
+    grid = {"sets": ("loogle",), "budgets": (100, 200), "quiet": True}
+    run_selection(data, str(model), tmp_path / "out", selectors=("auto",), **grid)
+    for form in ("exact", "int8"):
+        path = run_selection(data, str(model), tmp_path / "out", stored=form, **grid)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(r["selector"], r.get("stored"), r["budget"]) for r in rows] == [
+        ("auto", form, budget) for form in (None, "exact", "int8") for budget in (200, 100)
+    ]
+    assert forms == ["exact", "int8"]
+    page = (tmp_path / "out" / "selection.md").read_text(encoding="utf-8")
+    assert "| auto, stored int8 | 100.0 | 100.0 | 1 |" in page
+    assert "| auto | exact | loogle | 100 | 1 | 100.0 | 100.0 | +0.0 | +0.0 to +0.0 |" in page
+    before = path.read_bytes()
+    run_selection(data, str(model), tmp_path / "out", stored="int8", **grid)
+    assert path.read_bytes() == before
+    with pytest.raises(BadOption, match="stored='tape'"):
+        run_selection(data, str(model), tmp_path / "out", stored="tape")
 
 
 def test_partial_facts_count_by_their_characters_and_others_only_whole() -> None:

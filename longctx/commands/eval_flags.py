@@ -13,7 +13,7 @@ from longctx.commands.settings import count, from_file
 
 _SELECTION, _LONG_QA = "For the suite selection", "For all other suites"
 # flag -> what it is where it was not given; the keys of the suites' own functions
-_SELECTION_DEFAULTS: dict[str, Any] = {"sets": "", "full_sample": 20, "paper_sample": 0}
+_SELECTION_DEFAULTS: dict[str, Any] = {"sets": "", "full_sample": 20, "paper_sample": 0, "stored": ""}
 _LONG_QA_DEFAULTS: dict[str, Any] = {
     "systems": None,
     "budgets": "",
@@ -41,6 +41,10 @@ FullSample = Annotated[
 ]
 PaperSample = Annotated[
     int, typer.Option(min=0, help="Questions per set for the released InfiniRetri.", rich_help_panel=_SELECTION)
+]
+Stored = Annotated[
+    str,
+    typer.Option(metavar="FORM", help="Ask of files with segments exact or int8.", rich_help_panel=_SELECTION),
 ]
 Systems = Annotated[
     list[str] | None,
