@@ -49,12 +49,13 @@ def run_compiled(
 
     The text is that of the file ``data`` (None: the Python language reference), cut to about ``tokens`` tokens (0: all
     of it). ``questions`` are asked: the first with everything still to do, the others behind it, and all of them again
-    by another process that loads the stored document, and the first by one more when the system has forgotten its
-    files (None where it cannot be asked to). The last hundredth of the text is appended to the stored document then.
+    by another process that has model and encoder and loads the stored document, and the first by one more when the
+    system has forgotten its files (None where it cannot be asked to). Then the last hundredth of the text is appended
+    to the stored document.
     The document is compiled in memory, with room for all its segments, and saved when it was asked; with ``straight``
     it is compiled into its files, with the memory a reader takes by default, and asked as they hold it: for texts
     that no memory holds. ``peak_bytes`` of the row is the most memory of the process that compiles and of the one that
-    loads and asks, above what it had with the model loaded.
+    loads and asks, above what it had with model and encoder loaded.
     Raises UsageError for a text too short to ask so many about.
     """
     if questions < _LEAST or budget_tokens < 1:
@@ -146,8 +147,6 @@ def compile_and_ask(
     """In this process: compile ``text`` and ask about it; the files of ``stored`` hold it afterwards."""
     reader = _reader(model, dtype, straight, threads)
     loaded = _loaded(reader)
-    # what a process does once is not the document's
-    reader.select(longctx.Document.from_text(text[:1000]), asked[0], budget_tokens=budget_tokens, selector=selector)
     started = time.perf_counter()
     document, save = longctx.Document.from_text(text, "text"), stored if straight else None
     book = reader.compile(document, path=save, segment_kv=segment_kv, segment_form=segment_form)
@@ -195,7 +194,11 @@ def _reader(model: str, dtype: str, straight: bool, threads: int) -> longctx.Rea
 
 
 def _loaded(reader: longctx.Reader) -> int | None:
-    """The bytes of this process with every weight of the model in them; None where the system does not tell."""
+    """The bytes of this process with every weight of the model in them; None where the system does not tell.
+
+    The encoder and what is imported with it are there afterwards too: they are not the document's.
+    """
+    reader.compile(longctx.Document.from_text("One."))
     for weight in reader.model.parameters():
         weight.view(-1)[:: _PAGE // weight.itemsize].sum()  # a file that is mapped has what was read of it
     return processes.memory(reset=True)
