@@ -15,22 +15,13 @@ def members(taken: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Ten
     ``starts`` and ``lengths`` are long [batch or 1, kv_heads, ranges]. Returns slots long and a bool mask of the real
     ones, both [batch, kv_heads, most]; the others are slot 0.
     """
-    batch, kv_heads, _ = taken.shape
-    row, head, which = taken.nonzero(as_tuple=True)
-    begin = starts.expand_as(taken)[row, head, which]
-    length = lengths.expand_as(taken)[row, head, which]
-    counts = torch.zeros(batch * kv_heads, dtype=torch.long, device=taken.device)
-    owner = row * kv_heads + head
-    counts.index_add_(0, owner, length)
-    most = int(counts.max()) if counts.numel() else 0
-    slots = torch.zeros(batch * kv_heads, most, dtype=torch.long, device=taken.device)
-    column = torch.arange(most, device=taken.device)
-    read = column[None] < counts[:, None]
-    ends = length.cumsum(0)
-    flat = torch.arange(int(ends[-1]) if len(ends) else 0, device=taken.device)
-    flat = flat + torch.repeat_interleave(begin - (ends - length), length)
-    slots[read] = flat  # both run row by row
-    return slots.view(batch, kv_heads, most), read.view(batch, kv_heads, most)
+    length = lengths.masked_fill(~taken, 0)
+    ends = length.cumsum(-1)
+    counts = ends[..., -1:]
+    column = torch.arange(int(counts.max()), device=taken.device).repeat(*taken.shape[:2], 1)
+    which = torch.searchsorted(ends, column, right=True).clamp_max_(taken.shape[-1] - 1)
+    read = column < counts
+    return ((starts - ends + length).gather(-1, which) + column).masked_fill_(~read, 0), read
 
 
 def behind(forced: Tensor, slots: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:

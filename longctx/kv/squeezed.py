@@ -19,6 +19,7 @@ from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys, Unread
 from longctx.kv import _budget, _clusters, _ranges
 from longctx.kv._scores import LOWEST, grouped, pooled, scores
 
+_OFTEN = 4  # keys of a cluster among the likeliest: they are small, and a few more are looked at than will be read
 _WINDOW = 100  # last queries on which the paper's threshold is measured
 _SCORED = ("starts", "sizes", "means", "spreads", "says")  # what a cluster is scored and read by
 
@@ -102,43 +103,47 @@ class Squeezed:
     def choose(self, index: Index, asked: Asked) -> Choice:
         own = index.tensors
         forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
-        known = scores(asked.rows, asked.keys[:, forced], asked.scale, asked.softcap).logsumexp(-1)
         look = _visited(own, asked) if self.levels == 2 else _all(own)
         first = scores(asked.rows, look.means, asked.scale, asked.softcap) + _log(look.sizes)[:, :, None]
         second = first if asked.softcap is not None else first + _spread(look.spreads, asked)
-        ranked = first if self.mode == "paper" else second
-        out, out_says = look.rest(asked)
-        norm = torch.logaddexp(ranked.logsumexp(-1), out)
+        shares, log = _softmax(first if self.mode == "paper" else second)
+        norm = look.joined(log)
         if self.mode == "paper":
-            likely = pooled((ranked - norm.unsqueeze(-1)).exp(), asked).log() - _log(look.sizes)
+            likely = _pooled(shares, log - norm, asked).log() - _log(look.sizes)
             taken = (likely > own["threshold"]) & (look.sizes > 0)
         else:
+            known = scores(asked.rows, asked.keys[:, forced], asked.scale, asked.softcap).logsumexp(-1)
             norm = torch.logaddexp(norm, known)
-            likely = pooled((ranked - norm.unsqueeze(-1)).exp(), asked)
+            likely = _pooled(shares, log - norm, asked)
             share = pooled((known - norm).exp().unsqueeze(-1), asked)
             taken = self._taken(likely, look.sizes, share, index.budget - len(forced))
-        if look.complete and bool((taken | (look.sizes == 0)).all()):
+        if look.others is None and bool((taken | (look.sizes == 0)).all()):
             return EVERYTHING
         slots, read = _ranges.members(taken, look.starts, look.sizes)
         slots, read = _ranges.behind(forced, slots, read)
-        left = first.masked_fill(taken[:, :, None], LOWEST)
-        log = torch.logaddexp(left.logsumexp(-1), out)
-        wide = torch.logaddexp(second.masked_fill(taken[:, :, None], LOWEST).logsumexp(-1), out)
+        # shares of what is left are taken anew: beside what is read they may be too small to be told from nothing
+        shares, left = _softmax(first.masked_fill(taken[:, :, None], LOWEST))
+        log, wide = look.joined(left), look.joined(_softmax(second.masked_fill(taken[:, :, None], LOWEST))[1])
         if self.mode == "paper":
             return Choice(slots, read, Unread(log, wide=wide))
-        says = left.softmax(-1) @ look.says.float()
-        share = (left.logsumexp(-1) - log).exp().unsqueeze(-1)
-        return Choice(slots, read, Unread(log, says * share + out_says * (1 - share), wide))
+        return Choice(slots, read, Unread(log, look.said(shares, left, log), wide))
 
     def _taken(self, likely: Tensor, sizes: Tensor, known: Tensor, room: int) -> Tensor:
         """Clusters by the likelihood of one of their keys until they hold ``mass``, within ``room`` slots."""
-        order = (likely / sizes.clamp_min(1)).argsort(dim=-1, descending=True, stable=True)
-        count = sizes.expand_as(likely).gather(-1, order)
-        share = likely.gather(-1, order)
-        before = known + share.cumsum(-1) - share
-        fits = (count.cumsum(-1) <= room) & (count > 0)
-        wanted = fits if self.mass == 1 else fits & (before < self.mass)
-        return torch.zeros_like(wanted).scatter(-1, order, wanted)
+        worth, clusters = likely / sizes.clamp_min(1), likely.shape[-1]
+        some = min(clusters, max(1, room // _OFTEN))
+        while True:
+            order = worth.topk(some, dim=-1).indices
+            count = sizes.expand_as(likely).gather(-1, order)
+            within = count.cumsum(-1)
+            if some == clusters or bool((within[..., -1] > room).all()):
+                break
+            some = min(clusters, 2 * some)
+        wanted = (within <= room) & (count > 0)
+        if self.mass < 1:
+            share = likely.gather(-1, order)
+            wanted = wanted & (known + share.cumsum(-1) - share < self.mass)
+        return torch.zeros_like(likely, dtype=torch.bool).scatter(-1, order, wanted)
 
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         found = math.ceil(self.density * tokens)
@@ -158,17 +163,18 @@ class _Look:
         None  # log mass [batch, kv_heads, rows, groups], says [kv_heads, groups, dim]
     )
 
-    @property
-    def complete(self) -> bool:
-        return self.others is None
+    def joined(self, log: Tensor) -> Tensor:
+        """``log``, a mass of clusters [batch, kv_heads, rows], with that of the groups not looked at."""
+        return log if self.others is None else torch.logaddexp(log, self.others[0].logsumexp(-1))
 
-    def rest(self, asked: Asked) -> tuple[Tensor, Tensor]:
-        """What is thought of the groups not looked at: log mass [batch, kv_heads, rows], and what they say."""
+    def said(self, shares: Tensor, log: Tensor, joined: Tensor) -> Tensor:
+        """What clusters say in their ``shares`` [..., clusters], with what the groups say that are not looked at."""
+        says = shares @ self.says.float()
         if self.others is None:
-            nothing = torch.full(asked.rows.shape[:3], LOWEST, device=asked.rows.device)
-            return nothing, torch.zeros_like(asked.rows[..., :1], dtype=torch.float32)
-        log, says = self.others
-        return log.logsumexp(-1), log.softmax(-1) @ says.float()
+            return says
+        share = (log - joined).exp().unsqueeze(-1)
+        others, theirs = self.others
+        return says * share + (others.softmax(-1) @ theirs.float()) * (1 - share)
 
 
 def _all(own: Mapping[str, Tensor]) -> _Look:
@@ -205,6 +211,17 @@ def _window(layer: LayerKeys, found: Mapping[str, Tensor]) -> Tensor:
 def _spread(spreads: Tensor, asked: Asked) -> Tensor:
     """The second order of a cluster's mass: half the variance of its scores."""
     return 0.5 * asked.scale**2 * (asked.rows.float().square() @ spreads.float().transpose(-1, -2))
+
+
+def _softmax(log: Tensor) -> tuple[Tensor, Tensor]:
+    """The softmax over the last axis, and the logarithm of its denominator: one pass of exponentials for both."""
+    shares = log.softmax(-1)
+    return shares, log.amax(-1) - shares.amax(-1).log()
+
+
+def _pooled(shares: Tensor, weight: Tensor, asked: Asked) -> Tensor:
+    """``pooled`` shares [batch, kv_heads, rows, some], each row of them times the exponential of ``weight``."""
+    return pooled(shares * weight.exp().unsqueeze(-1), asked)
 
 
 def _log(sizes: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from sklearn.cluster import KMeans
 
 import longctx.kv
 from longctx.errors import BadOption
+from longctx.kv import _ranges
 from longctx.kv._clusters import clustered
 from longctx.kv._kmeans import spherical
 from longctx.kv.squeezed import Squeezed
@@ -116,6 +117,48 @@ def test_reading_stops_where_the_mass_is_reached() -> None:
         for mass in (0.1, 0.5, 0.9, 0.99, 1.0)
     ]
     assert read == sorted(read) and read[0] < 60 and read[-1] > 380
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=60), room=st.integers(0, 120), seed=st.integers(0, 999),
+    mass=st.sampled_from([1.0, 0.7]), known=st.sampled_from([0.0, 0.4]),
+)  # fmt: skip
+def test_the_likeliest_clusters_are_taken_one_by_one_while_they_fit(
+    sizes: list[int], room: int, seed: int, mass: float, known: float
+) -> None:
+    likely = torch.rand(1, 2, len(sizes), generator=torch.Generator().manual_seed(seed)) * torch.tensor(sizes)
+    likely = likely / likely.sum(-1, keepdim=True).clamp_min(1e-9)
+    held = torch.tensor(sizes).expand(1, 2, -1)
+    share = torch.full((1, 2, 1), known)
+    taken = Squeezed(budget=999, mass=mass)._taken(likely, held, share, room)
+    for head in range(2):
+        worth = (likely[0, head] / held[0, head].clamp_min(1)).tolist()
+        wanted, slots, read = set(), 0, torch.tensor(known)
+        for cluster in sorted(range(len(sizes)), key=lambda c: -worth[c]):
+            slots += sizes[cluster]
+            if slots > room or (mass < 1 and read >= mass):
+                break
+            if sizes[cluster]:
+                wanted.add(cluster)
+            read = read + likely[0, head, cluster]
+        assert set(taken[0, head].nonzero().flatten().tolist()) == wanted
+
+
+@given(
+    lengths=st.lists(st.lists(st.integers(0, 5), min_size=7, max_size=7), min_size=2, max_size=2),
+    taken=st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=4, max_size=4),
+)
+def test_ranges_become_their_slots(lengths: list[list[int]], taken: list[list[bool]]) -> None:
+    length, wanted = torch.tensor(lengths)[None], torch.tensor(taken).view(2, 2, 7)
+    starts = length.cumsum(-1) - length
+    slots, read = _ranges.members(wanted, starts, length)
+    for row in range(2):
+        for head in range(2):
+            ranges = zip(wanted[row, head].tolist(), starts[0, head].tolist(), lengths[head], strict=True)
+            expected = [at for is_taken, start, count in ranges if is_taken for at in range(start, start + count)]
+            assert slots[row, head, read[row, head]].tolist() == expected
+    assert slots.shape[2] == int(read.sum(-1).max()) and not slots[~read].any()
 
 
 @pytest.mark.parametrize("levels", [1, 2])
