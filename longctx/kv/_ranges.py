@@ -18,8 +18,11 @@ def members(taken: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Ten
     length = lengths.masked_fill(~taken, 0)
     ends = length.cumsum(-1)
     counts = ends[..., -1:]
-    column = torch.arange(int(counts.max()), device=taken.device).repeat(*taken.shape[:2], 1)
-    which = torch.searchsorted(ends, column, right=True).clamp_max_(taken.shape[-1] - 1)
+    most = int(counts.max())
+    column = torch.arange(most, device=taken.device)
+    # a slot belongs to the range behind all those that ended before it
+    ended = ends.new_zeros(*taken.shape[:2], most + 1).scatter_add_(-1, ends, torch.ones_like(ends))
+    which = ended[..., :most].cumsum(-1).clamp_max_(taken.shape[-1] - 1)
     read = column < counts
     return ((starts - ends + length).gather(-1, which) + column).masked_fill_(~read, 0), read
 

@@ -169,7 +169,7 @@ class _Look:
 
     def said(self, shares: Tensor, log: Tensor, joined: Tensor) -> Tensor:
         """What clusters say in their ``shares`` [..., clusters], with what the groups say that are not looked at."""
-        says = shares @ self.says.float()
+        says = (shares.to(self.says.dtype) @ self.says).float()  # as wide as the values themselves
         if self.others is None:
             return says
         share = (log - joined).exp().unsqueeze(-1)
@@ -209,8 +209,13 @@ def _window(layer: LayerKeys, found: Mapping[str, Tensor]) -> Tensor:
 
 
 def _spread(spreads: Tensor, asked: Asked) -> Tensor:
-    """The second order of a cluster's mass: half the variance of its scores."""
-    return 0.5 * asked.scale**2 * (asked.rows.float().square() @ spreads.float().transpose(-1, -2))
+    """The second order of a cluster's mass: half the variance of its scores.
+
+    Part of an estimate, it is worked out in the narrow format where that has the range: conversions took as long.
+    """
+    narrow = asked.rows.dtype == spreads.dtype == torch.bfloat16
+    rows, spreads = (asked.rows, spreads) if narrow else (asked.rows.float(), spreads.float())
+    return (rows * asked.scale).square().mul(0.5).matmul(spreads.transpose(-1, -2)).float()
 
 
 def _softmax(log: Tensor) -> tuple[Tensor, Tensor]:
