@@ -292,7 +292,7 @@ def _compiled(results: Path) -> str:
                 f"{row['bytes_per_token']:,.0f}",
                 f"{100 * row['kept_shared']:.1f} %",
                 f"{100 * row['append_share']:.1f} %" if "append_share" in row else "",
-                " / ".join(f"{(peak or 0) / 1e9:.1f}" for peak in row.get("peak_bytes", {}).values()),
+                " / ".join(f"{peak / 1e9:.1f}" for peak in row.get("peak_bytes", {}).values() if peak is not None),
                 f"{made}, torch {row['torch']}",
             ]
             lines.append(f"| {' | '.join(cells)} |")

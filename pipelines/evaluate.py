@@ -76,8 +76,12 @@ def run_selection(
     """
     if stored not in ("", *STORED):
         raise BadOption(f"stored={stored!r} must be one of {', '.join(STORED)}, or empty.")
+    if stored and paper_sample:
+        raise BadOption(
+            f"paper_sample={paper_sample} reads texts without compiling them: leave it or stored={stored!r} out."
+        )
     if stored:
-        selectors, paper_sample = selectors or CASCADE, 0
+        selectors = selectors or CASCADE
     reader = Reader.from_pretrained(model, segment_memory_bytes=_MEMORY)
     label = Path(model).name
     out.mkdir(parents=True, exist_ok=True)

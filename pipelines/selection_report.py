@@ -85,15 +85,14 @@ def write_figures(results: Path, readme: Path) -> Path:
 
 
 def rows_by_model(results: Path) -> list[list[Row]]:
-    """The rows of every model, each row once."""
-    found = []
+    """The rows of every model, each row once, from however many files."""
+    found: dict[str, dict[tuple[Any, ...], Row]] = {}
     for path in sorted(results.glob("selection-*.jsonl*")):
         with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            rows = [_named(json.loads(line)) for line in file]
-        unique = {(row["set"], row["document"], row["question"], row["selector"], row["budget"]): row for row in rows}
-        if unique:
-            found.append(list(unique.values()))
-    return found
+            for row in map(_named, map(json.loads, file)):
+                key = (row["set"], row["document"], row["question"], row["selector"], row["budget"])
+                found.setdefault(row["model"], {})[key] = row
+    return [list(rows.values()) for rows in found.values()]
 
 
 def _named(row: Row) -> Row:

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from longctx import Document, Reader
-from longctx.errors import BadOption, UsageError
+from longctx.errors import BadOption, UnknownMethod, UsageError
 from longctx.pipelines import bench_compiled
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -66,6 +66,8 @@ def test_one_question_leaves_none_to_ask_later_and_is_refused_before_the_work(tm
     model = tiny.save(tmp_path / "model", "llama", template="system")
     with pytest.raises(BadOption, match="segment_kv='tape' must be one of"):
         bench_compiled.run_compiled(str(model), tmp_path, segment_kv="tape")
+    with pytest.raises(UnknownMethod, match="nonsense"):
+        bench_compiled.run_compiled(str(model), tmp_path, segment_kv="none", selector="nonsense")
 
 
 def test_shares_and_questions() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,14 @@ def test_segments_from_files_stand_beside_those_just_read(
     before = path.read_bytes()
     run_selection(data, str(model), tmp_path / "out", stored="int8", **grid)
     assert path.read_bytes() == before
+    fresh, others = [row for row in rows if "stored" not in row], [row for row in rows if "stored" in row]
+    with gzip.open(tmp_path / "out" / "selection-packed.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in fresh)
+    path.write_text("".join(json.dumps(row) + "\n" for row in others), encoding="utf-8")
+    assert write_report(tmp_path / "out", tmp_path / "page.md").read_text(encoding="utf-8").count("\n## ") == 1
+    assert "| auto | int8 | loogle | 100 | 1 |" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    with pytest.raises(BadOption, match="paper_sample=1"):
+        run_selection(data, str(model), tmp_path / "out", stored="int8", paper_sample=1, **grid)
     with pytest.raises(BadOption, match="stored='tape'"):
         run_selection(data, str(model), tmp_path / "out", stored="tape")
 

@@ -211,7 +211,8 @@ def _window(layer: LayerKeys, found: Mapping[str, Tensor]) -> Tensor:
 def _spread(spreads: Tensor, asked: Asked) -> Tensor:
     """The second order of a cluster's mass: half the variance of its scores.
 
-    Part of an estimate, it is worked out in the narrow format where that has the range: conversions took as long.
+    It is worked out in the narrow format where that has the range, for conversions took as long: what is rounded off
+    is a part in 256 of a term that is off by more.
     """
     narrow = asked.rows.dtype == spreads.dtype == torch.bfloat16
     rows, spreads = (asked.rows, spreads) if narrow else (asked.rows.float(), spreads.float())
