@@ -269,5 +269,6 @@ the answer (loogle: LooGLE short-dependency QA; nq: Natural Questions passages a
 as one document), the marked turns (qmsum: meetings, by share of their characters), or a planted fact (needles: 20 facts
 in one text of books). This page is written by `longctx eval selection` from the rows of its runs; the rows hold hashes
 and counts, never text. A row with a smaller n covers the first questions of each document only: its shares are not
-to be read beside those of rows with more. The weights of `auto` were chosen on questions of loogle, qmsum and nq with
+to be read beside those of rows with more. Rows named "stored" were asked of documents loaded from files, their segments
+exact or in eight bits (`--stored`). The weights of `auto` were chosen on questions of loogle, qmsum and nq with
 smol; [the log](log.md) says what else the rows were made with."""
