@@ -446,7 +446,7 @@ def test_graded_scores_have_an_interval_and_no_test_and_tasks_stand_apart(tmp_pa
     assert "| bm25 | 100 | 2 | 50.0 | 50.0 | +0.0 | +0.0 to +0.0 |  |  |  |" in alone and "### By task" not in alone
 
 
-FLAGS: dict[str, Any] = {"sets": "", "full_sample": 20, "paper_sample": 0, "systems": None, "budgets": ""}
+FLAGS: dict[str, Any] = {"sets": "", "full_sample": 20, "paper_sample": 0, "stored": "", "systems": None, "budgets": ""}
 FLAGS |= {"max_new_tokens": None, "seed": None, "keep_answers": False, "dry_run": False}
 
 
@@ -454,6 +454,7 @@ FLAGS |= {"max_new_tokens": None, "seed": None, "keep_answers": False, "dry_run"
     ("suite", "given", "handed_on"),
     [
         ("selection", {}, {}),
+        ("selection", {"stored": "int8"}, {"stored": "int8"}),
         ("selection", {"sets": "loogle,qmsum", "full_sample": 0}, {"sets": ("loogle", "qmsum"), "full_sample": 0}),
         ("leval", {"seed": 0, "budgets": "512,1k"}, {"seed": 0, "budgets": (512, 1000)}),
         ("leval", {"systems": ["bm25"], "max_new_tokens": "1k"}, {"systems": ["bm25"], "max_new_tokens": 1000}),
