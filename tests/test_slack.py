@@ -53,9 +53,9 @@ def excess(layer: Held, asking: torch.Tensor, policy: Any) -> torch.Tensor:
 
 def test_it_is_the_conformal_quantile_of_the_excess() -> None:
     layer = held(POLICY, 80)
-    asking = queries(30, seed=5)
+    asking = queries(100, seed=5)
     found = slack(POLICY, layer, asking, SCALE, None)
-    expected = excess(layer, asking, POLICY).sort(-1).values[:, 90 - 1]  # ceil(0.985 * (90 + 1)) of 90
+    expected = excess(layer, asking, POLICY).sort(-1).values[:, 297 - 1]  # ceil(0.985 * (300 + 1)) of 300
     assert found is not None
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -65,8 +65,8 @@ def test_new_queries_of_the_same_kind_keep_to_it() -> None:
     found = slack(POLICY, layer, queries(64, seed=5), SCALE, None)
     assert found is not None
     above = excess(layer, queries(100, seed=6), POLICY) > found[:, None]
-    # 200 draws a head at 1.5 %: more than 11 % would be eleven standard errors off
-    assert above.float().mean(-1).max() < 0.11
+    # 200 draws a head at 1.5 %: more than 8 % would be seven standard errors off
+    assert above.float().mean(-1).max() < 0.08
     assert excess(layer, queries(100, seed=6), POLICY).mean() < found.mean()
 
 
