@@ -11,7 +11,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -70,20 +71,18 @@ def run_compiled(
         text = text[: _chars(reader, text, tokens)]
     longer, text = text, text[: int(len(text) / (1 + _APPENDED))]
     asked, threads = questions_about(text, questions), torch.get_num_threads()
-    way = (budget_tokens, selector, straight, threads)
     with tempfile.TemporaryDirectory(prefix="longctx-bench-") as folder:
-        stored, trial = Path(folder) / "book.lctx", Path(folder) / "trial.lctx"
+        stored = Path(folder) / "book.lctx"
+        words = (segment_kv, segment_form, budget_tokens, selector, straight, threads)
+        run = _Run(model, dtype, str(stored), *words)
         # what is wrong with the words is said now, and what is done once for a model is not counted
-        kept = {"segment_kv": segment_kv, "segment_form": segment_form}
-        short = reader.compile(longctx.Document.from_text(text[:_TRIAL]), path=trial, progress=False, **kept)
+        short = run.compiled(reader, text[:_TRIAL], str(Path(folder) / "trial.lctx"))
         reader.select(short, asked[0], budget_tokens=budget_tokens, selector=selector)
-        fresh = _call(compile_and_ask, model, dtype, str(stored), text, asked, segment_kv, segment_form, *way)
-        loaded = _call(load_and_ask, model, dtype, str(stored), asked, *way)
+        fresh = run.call(compile_and_ask, text, asked)
+        loaded = run.call(load_and_ask, asked)
         written = sum(file.stat().st_size for file in stored.rglob("*") if file.is_file())
-        cold = None
-        if _forgotten(stored):
-            cold = round(_call(load_and_ask, model, dtype, str(stored), asked[:1], *way)["first"], 3)
-        appending = _call(append, model, dtype, str(stored), longer, segment_kv, segment_form, straight, threads)
+        cold = round(run.call(load_and_ask, asked[:1])["first"], 3) if _forgotten(stored) else None
+        appending = run.call(append, longer)
     shares = [_shared(a, b) for a, b in zip(fresh["spans"], loaded["spans"], strict=True)]
     later = statistics.median(fresh["later"])
     row = {
@@ -134,67 +133,76 @@ def questions_about(text: str, count: int) -> list[str]:
     return [f"What is said about {' '.join(words[at : at + 6])}?" for at in starts]
 
 
-def compile_and_ask(
-    model: str,
-    dtype: str,
-    stored: str,
-    text: str,
-    asked: Sequence[str],
-    segment_kv: str,
-    segment_form: str,
-    budget_tokens: int,
-    selector: str,
-    straight: bool,
-    threads: int,
-) -> dict[str, Any]:
-    """In this process: compile ``text`` and ask about it; the files of ``stored`` hold it afterwards."""
-    reader = _reader(model, dtype, straight, threads)
+def compile_and_ask(how: Mapping[str, Any], text: str, asked: Sequence[str]) -> dict[str, Any]:
+    """In this process: compile ``text`` and ask about it; the files of the document hold it afterwards."""
+    run = _Run(**how)
+    reader = run.reader()
     loaded = _loaded(reader)
     started = time.perf_counter()
-    document, save = longctx.Document.from_text(text, "text"), stored if straight else None
-    book = reader.compile(document, path=save, segment_kv=segment_kv, segment_form=segment_form)
-    found = _all_asked(reader, book, asked, budget_tokens, selector, started)
+    book = run.compiled(reader, text, run.stored if run.straight else None)
+    found = run.all_asked(reader, book, asked, started)
     started = time.perf_counter()
-    if not straight:
-        book.save(stored, segment_kv=segment_kv, segment_form=segment_form)
+    if not run.straight:
+        book.save(run.stored, segment_kv=run.segment_kv, segment_form=run.segment_form)
     saving = time.perf_counter() - started
     return found | {"tokens": book.tokens, "saving": saving, **_above(loaded)}
 
 
-def load_and_ask(
-    model: str,
-    dtype: str,
-    stored: str,
-    asked: Sequence[str],
-    budget_tokens: int,
-    selector: str,
-    straight: bool,
-    threads: int,
-) -> dict[str, Any]:
+def load_and_ask(how: Mapping[str, Any], asked: Sequence[str]) -> dict[str, Any]:
     """In this process: load the document and ask; the first question is timed from the call of ``load``."""
-    reader = _reader(model, dtype, straight, threads)
+    run = _Run(**how)
+    reader = run.reader()
     loaded = _loaded(reader)
     started = time.perf_counter()
-    book = reader.load(stored, verify="lazy")
-    return _all_asked(reader, book, asked, budget_tokens, selector, started) | _above(loaded)
+    book = reader.load(run.stored, verify="lazy")
+    return run.all_asked(reader, book, asked, started) | _above(loaded)
 
 
-def append(
-    model: str, dtype: str, stored: str, text: str, segment_kv: str, segment_form: str, straight: bool, threads: int
-) -> float:
+def append(how: Mapping[str, Any], text: str) -> float:
     """In this process: the seconds until the stored document holds ``text``, which is its own and more."""
-    reader = _reader(model, dtype, straight, threads)
+    run = _Run(**how)
+    reader = run.reader()
     _loaded(reader)
     started = time.perf_counter()
-    document = longctx.Document.from_text(text, "text")
-    reader.compile(document, path=stored, segment_kv=segment_kv, segment_form=segment_form)
+    run.compiled(reader, text, run.stored)
     return time.perf_counter() - started
 
 
-def _reader(model: str, dtype: str, straight: bool, threads: int) -> longctx.Reader:
-    torch.set_num_threads(threads)
-    room: dict[str, Any] = {} if straight else {"segment_memory_bytes": _ROOM}
-    return longctx.Reader.from_pretrained(model, dtype=dtype, **room)
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What every process of a row is told."""
+
+    model: str
+    dtype: str
+    stored: str
+    segment_kv: str
+    segment_form: str
+    budget_tokens: int
+    selector: str
+    straight: bool
+    threads: int
+
+    def reader(self) -> longctx.Reader:
+        torch.set_num_threads(self.threads)
+        room: dict[str, Any] = {} if self.straight else {"segment_memory_bytes": _ROOM}
+        return longctx.Reader.from_pretrained(self.model, dtype=self.dtype, **room)
+
+    def compiled(self, reader: longctx.Reader, text: str, path: str | None) -> longctx.CompiledDocument:
+        document = longctx.Document.from_text(text, "text")
+        return reader.compile(document, path=path, segment_kv=self.segment_kv, segment_form=self.segment_form)
+
+    def all_asked(self, reader: longctx.Reader, book: Any, asked: Sequence[str], started: float) -> dict[str, Any]:
+        """The spans of every question, the seconds from ``started`` to the first's, and those of each of the others."""
+        spans, at = [], [started]
+        for question in asked:
+            selection = reader.select(book, question, budget_tokens=self.budget_tokens, selector=self.selector)
+            at.append(time.perf_counter())
+            spans.append([[span.start, span.end] for span in selection.spans])
+        seconds = [done - begun for begun, done in pairwise(at)]
+        return {"first": seconds[0], "later": seconds[1:], "spans": spans}
+
+    def call(self, function: Callable[..., Any], *given: Any) -> Any:
+        return processes.call(__name__, function.__name__, [asdict(self), *given])
 
 
 def _loaded(reader: longctx.Reader) -> int | None:
@@ -213,19 +221,6 @@ def _above(loaded: int | None) -> dict[str, int | None]:
     return {"loaded_bytes": loaded, "peak_bytes": peak}
 
 
-def _all_asked(
-    reader: longctx.Reader, book: Any, asked: Sequence[str], budget: int, selector: str, started: float
-) -> dict[str, Any]:
-    """The spans of every question, the seconds from ``started`` to the first's, and those of each of the others."""
-    spans, at = [], [started]
-    for question in asked:
-        selection = reader.select(book, question, budget_tokens=budget, selector=selector)
-        at.append(time.perf_counter())
-        spans.append([[span.start, span.end] for span in selection.spans])
-    seconds = [done - begun for begun, done in pairwise(at)]
-    return {"first": seconds[0], "later": seconds[1:], "spans": spans}
-
-
 def _forgotten(folder: Path) -> bool:
     """Whether the system could be told to drop the pages that it holds of the files below ``folder``."""
     if not hasattr(os, "posix_fadvise"):
@@ -236,10 +231,6 @@ def _forgotten(folder: Path) -> bool:
                 os.fsync(opened.fileno())  # what is not written yet would stay
                 os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return True
-
-
-def _call(function: Callable[..., Any], *given: Any) -> Any:
-    return processes.call(__name__, function.__name__, given)
 
 
 def _shared(own: Sequence[Sequence[int]], other: Sequence[Sequence[int]]) -> float:

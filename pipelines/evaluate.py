@@ -145,9 +145,7 @@ def _book(reader: Reader, case: Case, stored: str | None, folder: str) -> Any:
     document = longctx.Document.from_text(case.text, case.name)
     if stored is None:
         return reader.compile(document)
-    path = Path(folder) / "book.lctx"
-    reader.compile(document, path=path, segment_kv="disk", segment_form=stored)
-    return reader.load(path)
+    return reader.compile(document, path=Path(folder) / "book.lctx", segment_kv="disk", segment_form=stored)
 
 
 def _paper(

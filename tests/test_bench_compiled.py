@@ -56,7 +56,11 @@ def test_a_longer_text_comes_to_the_stored_document(tmp_path: Path) -> None:
     text = " ".join(f"Stone {i} lies by the river." for i in range(300))
     reader = Reader.from_pretrained(model, dtype="float32", encoder=None)
     reader.compile(Document.from_text(text[:6000], "text"), path=tmp_path / "b.lctx", segment_kv="disk")
-    assert bench_compiled.append(model, "float32", str(tmp_path / "b.lctx"), text, "disk", "exact", False, 1) > 0
+    how = {
+        "model": model, "dtype": "float32", "stored": str(tmp_path / "b.lctx"), "segment_kv": "disk",
+        "segment_form": "exact", "budget_tokens": 128, "selector": "auto", "straight": False, "threads": 1,
+    }  # fmt: skip
+    assert bench_compiled.append(how, text) > 0
     assert [document.text for document in reader.load(tmp_path / "b.lctx").documents] == [text]
 
 

@@ -55,14 +55,14 @@ def test_rows_are_made_once_and_an_interrupted_run_goes_on(data: Path, tmp_path:
 def test_segments_from_files_stand_beside_those_just_read(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forms: list[str] = []
-    load = Reader.load
+    forms: dict[str | None, None] = {}
+    select = Reader.select
 
-    def loading(reader: Reader, path: Path) -> Any:
-        forms.append("int8" if '"form":"int8"' in (path / "manifest.json").read_text().replace(" ", "") else "exact")
-        return load(reader, path)
+    def selecting(reader: Reader, book: Any, question: str, **given: Any) -> Any:
+        forms[book.saved.segment_form if book.saved is not None else None] = None
+        return select(reader, book, question, **given)
 
-    monkeypatch.setattr(Reader, "load", loading)
+    monkeypatch.setattr(Reader, "select", selecting)
     model = tiny.save(tmp_path / "model")
     grid = {"sets": ("loogle",), "budgets": (100, 200), "quiet": True}
     run_selection(data, str(model), tmp_path / "out", selectors=("auto",), **grid)
@@ -72,7 +72,7 @@ def test_segments_from_files_stand_beside_those_just_read(
     assert [(r["selector"], r.get("stored"), r["budget"]) for r in rows] == [
         ("auto", form, budget) for form in (None, "exact", "int8") for budget in (200, 100)
     ]
-    assert forms == ["exact", "int8"]
+    assert list(forms) == [None, "exact", "int8"]
     page = (tmp_path / "out" / "selection.md").read_text(encoding="utf-8")
     assert "| auto, stored int8 | 100.0 | 100.0 | 1 |" in page
     assert "| auto | exact | loogle | 100 | 1 | 100.0 | 100.0 | +0.0 | +0.0 to +0.0 |" in page

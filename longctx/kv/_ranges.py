@@ -16,15 +16,15 @@ def members(taken: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Ten
     ones, both [batch, kv_heads, most]; the others are slot 0.
     """
     length = lengths.masked_fill(~taken, 0)
-    ends = length.cumsum(-1)
-    counts = ends[..., -1:]
+    stops = length.cumsum(-1)
+    counts = stops[..., -1:]
     most = int(counts.max())
     column = torch.arange(most, device=taken.device)
     # a slot belongs to the range behind all those that ended before it
-    ended = ends.new_zeros(*taken.shape[:2], most + 1).scatter_add_(-1, ends, torch.ones_like(ends))
+    ended = stops.new_zeros(*taken.shape[:2], most + 1).scatter_add_(-1, stops, torch.ones_like(stops))
     which = ended[..., :most].cumsum(-1).clamp_max_(taken.shape[-1] - 1)
     read = column < counts
-    return ((starts - ends + length).gather(-1, which) + column).masked_fill_(~read, 0), read
+    return ((starts - stops + length).gather(-1, which) + column).masked_fill_(~read, 0), read
 
 
 def behind(forced: Tensor, slots: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:

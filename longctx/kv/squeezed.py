@@ -115,8 +115,8 @@ class Squeezed:
             known = scores(asked.rows, asked.keys[:, forced], asked.scale, asked.softcap).logsumexp(-1)
             norm = torch.logaddexp(norm, known)
             likely = _pooled(shares, log - norm, asked)
-            share = pooled((known - norm).exp().unsqueeze(-1), asked)
-            taken = self._taken(likely, look.sizes, share, index.budget - len(forced))
+            before = pooled((known - norm).exp().unsqueeze(-1), asked) if self.mass < 1 else None
+            taken = self._taken(likely, look.sizes, before, index.budget - len(forced))
         if look.others is None and bool((taken | (look.sizes == 0)).all()):
             return EVERYTHING
         slots, read = _ranges.members(taken, look.starts, look.sizes)
@@ -128,8 +128,11 @@ class Squeezed:
             return Choice(slots, read, Unread(log, wide=wide))
         return Choice(slots, read, Unread(log, look.said(shares, left, log), wide))
 
-    def _taken(self, likely: Tensor, sizes: Tensor, known: Tensor, room: int) -> Tensor:
-        """Clusters by the likelihood of one of their keys until they hold ``mass``, within ``room`` slots."""
+    def _taken(self, likely: Tensor, sizes: Tensor, read: Tensor | None, room: int) -> Tensor:
+        """Clusters by the likelihood of one of their keys, within ``room`` slots.
+
+        With the share that is ``read`` already, [batch, kv_heads, 1], only until ``mass`` is; None: whatever it is.
+        """
         worth, clusters = likely / sizes.clamp_min(1), likely.shape[-1]
         some = min(clusters, max(1, room // _OFTEN))
         while True:
@@ -140,9 +143,9 @@ class Squeezed:
                 break
             some = min(clusters, 2 * some)
         wanted = (within <= room) & (count > 0)
-        if self.mass < 1:
+        if read is not None:
             share = likely.gather(-1, order)
-            wanted = wanted & (known + share.cumsum(-1) - share < self.mass)
+            wanted = wanted & (read + share.cumsum(-1) - share < self.mass)
         return torch.zeros_like(likely, dtype=torch.bool).scatter(-1, order, wanted)
 
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
@@ -159,13 +162,11 @@ class _Look:
     means: Tensor
     spreads: Tensor
     says: Tensor
-    others: tuple[Tensor, Tensor] | None = (
-        None  # log mass [batch, kv_heads, rows, groups], says [kv_heads, groups, dim]
-    )
+    others: tuple[Tensor, Tensor] | None = None  # log mass [batch, kv_heads, rows] of those groups, and what they say
 
     def joined(self, log: Tensor) -> Tensor:
         """``log``, a mass of clusters [batch, kv_heads, rows], with that of the groups not looked at."""
-        return log if self.others is None else torch.logaddexp(log, self.others[0].logsumexp(-1))
+        return log if self.others is None else torch.logaddexp(log, self.others[0])
 
     def said(self, shares: Tensor, log: Tensor, joined: Tensor) -> Tensor:
         """What clusters say in their ``shares`` [..., clusters], with what the groups say that are not looked at."""
@@ -173,8 +174,7 @@ class _Look:
         if self.others is None:
             return says
         share = (log - joined).exp().unsqueeze(-1)
-        others, theirs = self.others
-        return says * share + (others.softmax(-1) @ theirs.float()) * (1 - share)
+        return says * share + self.others[1] * (1 - share)
 
 
 def _all(own: Mapping[str, Tensor]) -> _Look:
@@ -191,8 +191,8 @@ def _visited(own: Mapping[str, Tensor], asked: Asked) -> _Look:
     which, real = _ranges.members(taken, own["group_starts"][None], own["group_counts"][None])
     found = {name: _at(own[name], which) for name in _SCORED}
     found["sizes"] = found["sizes"].masked_fill(~real, 0)
-    others = (log.masked_fill(taken[:, :, None], LOWEST), own["group_says"])
-    return replace(_look(found), others=others)
+    shares, others = _softmax(log.masked_fill(taken[:, :, None], LOWEST))
+    return replace(_look(found), others=(others, shares @ own["group_says"].float()))
 
 
 def _look(found: Mapping[str, Tensor]) -> _Look:

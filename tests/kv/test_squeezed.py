@@ -130,8 +130,8 @@ def test_the_likeliest_clusters_are_taken_one_by_one_while_they_fit(
     likely = torch.rand(1, 2, len(sizes), generator=torch.Generator().manual_seed(seed)) * torch.tensor(sizes)
     likely = likely / likely.sum(-1, keepdim=True).clamp_min(1e-9)
     held = torch.tensor(sizes).expand(1, 2, -1)
-    share = torch.full((1, 2, 1), known)
-    taken = Squeezed(budget=999, mass=mass)._taken(likely, held, share, room)
+    before = torch.full((1, 2, 1), known) if mass < 1 else None
+    taken = Squeezed(budget=999, mass=mass)._taken(likely, held, before, room)
     for head in range(2):
         worth = (likely[0, head] / held[0, head].clamp_min(1)).tolist()
         wanted, slots, read = set(), 0, torch.tensor(known)
