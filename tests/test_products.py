@@ -71,6 +71,33 @@ def test_a_row_that_sees_nothing_stays_finite() -> None:
     assert products.attend(query, key, value, torch.zeros(1, 1, 4, 4, dtype=torch.bool), 0.3).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [30.0, 200.0])
+def test_scores_beyond_the_range_of_exponentials_give_the_softmax_all_the_same(size: float, dtype: torch.dtype) -> None:
+    """Too large: their exponentials are infinite. Too small: a first row that sees only itself, far below the mean."""
+    query, key, value = (x.to(dtype).double() for x in states(1, (4, 2), 6, 0, 7))
+    query, key = query * size, key * size
+    query[:, :, 0] = -key.repeat_interleave(2, 1)[:, :, 0]
+    for mask in (None, causal(6, 6)[None, None]):
+        found = products.attend(query.to(dtype), key.to(dtype), value.to(dtype), mask, 1.0)
+        assert found.isfinite().all()
+        torch.testing.assert_close(found[:, :, 0].double(), value.repeat_interleave(2, 1)[:, :, 0], rtol=0.01, atol=0.01)
+        if dtype == torch.float64:
+            torch.testing.assert_close(found, fused(query, key, value, causal(6, 6), 1.0), rtol=1e-10, atol=1e-10)
+
+
+def test_rows_of_padding_do_not_send_the_others_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = states(2, (4, 2), 5, 0, 8)
+    mask = causal(5, 5)[None, None].repeat(2, 1, 1, 1)
+    mask[0, ..., :2] = False  # the first two rows see nothing
+    sound = products._sound
+    found = []
+    monkeypatch.setattr(products, "_sound", lambda *given: found.append(sound(*given)) or found[-1])
+    products.attend(query, key, value, mask, 0.3)
+    products.attend(query * 1e4, key, value, mask, 0.3)
+    assert found == [True, False]
+
+
 def test_what_stands_in_slots_that_no_row_sees_makes_no_difference() -> None:
     """Padding on the left: it must not move the point that keys are rounded about."""
     query, key, value = states(1, (4, 2), 3, 9, 6)
