@@ -81,7 +81,9 @@ def test_scores_beyond_the_range_of_exponentials_give_the_softmax_all_the_same(s
     for mask in (None, causal(6, 6)[None, None]):
         found = products.attend(query.to(dtype), key.to(dtype), value.to(dtype), mask, 1.0)
         assert found.isfinite().all()
-        torch.testing.assert_close(found[:, :, 0].double(), value.repeat_interleave(2, 1)[:, :, 0], rtol=0.01, atol=0.01)
+        torch.testing.assert_close(
+            found[:, :, 0].double(), value.repeat_interleave(2, 1)[:, :, 0], rtol=0.01, atol=0.01
+        )
         if dtype == torch.float64:
             torch.testing.assert_close(found, fused(query, key, value, causal(6, 6), 1.0), rtol=1e-10, atol=1e-10)
 

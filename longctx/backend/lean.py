@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from longctx.backend.attention import TAP, Tap, attend
+from longctx.backend.narrow import narrow, product
 from longctx.backend.trial import seconds
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -122,7 +123,11 @@ class Lean:
         weights = _Weights(self.dtype)
         for index, layer in enumerate(self.layers):
             x = self._one(layer, index, x, turn, cache, mask, weights, {TAP: tap, **extra})
-        return F.linear(self.final(x[:, keep].float()).to(self.head.weight.dtype), self.head.weight, self.head.bias)
+        kept = self.final(x[:, keep].float()).to(self.head.weight.dtype)
+        if not narrow(kept[..., 0].numel(), kept.dtype, kept.device):
+            return F.linear(kept, self.head.weight, self.head.bias)
+        logits = product(kept.view(-1, kept.shape[-1]), self.head.weight).view(*kept.shape[:2], -1)
+        return logits if self.head.bias is None else logits + self.head.bias
 
     def _one(
         self,
@@ -181,6 +186,9 @@ class _Weights:
     def product(self, name: str, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The layer's output for ``x`` [rows, in]; without ``out`` it holds until the next product of that name."""
         weight, bias = self._now[name]
+        if narrow(len(x), x.dtype, x.device):
+            made = product(x, weight) if bias is None else product(x, weight) + bias
+            return made if out is None else out.copy_(made)
         if out is None:
             held = self._products.get(name)
             if held is None or held.shape[0] < len(x) or held.shape[1] != len(weight):
@@ -191,7 +199,10 @@ class _Weights:
     def add(self, x: Tensor, name: str, y: Tensor) -> None:
         """Adds the product of ``y`` to ``x`` in place, both [rows, width]."""
         weight, bias = self._now[name]
-        x.addmm_(y, weight.t())
+        if narrow(len(x), x.dtype, x.device):
+            x.add_(product(y, weight))
+        else:
+            x.addmm_(y, weight.t())
         if bias is not None:
             x.add_(bias)
 

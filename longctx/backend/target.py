@@ -19,6 +19,7 @@ from transformers.cache_utils import CacheLayerMixin
 from longctx.backend.attention import PACK, ROWS, alone, installed
 from longctx.backend.borrowed import held
 from longctx.backend.lean import Lean, arithmetic
+from longctx.backend.narrow import narrow
 from longctx.backend.packs import PackCache
 from longctx.backend.passes import Passes
 from longctx.backend.rows import Rows
@@ -46,6 +47,8 @@ class RowTarget:
         self._wider = arithmetic(model.dtype, model.device) != model.dtype
         self._model, self._pending = model, 0
         self._cache = SlotCache(config, reserve, model.dtype if self._wider else None)
+        self._short: Lean | None = None  # the layers as they are while this target lives
+        self._tried = False
         self._extra = extra or {}
         self._fixed = _arguments(model)
         self._fixed["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # keeps the model from making one
@@ -75,7 +78,7 @@ class RowTarget:
         settled = False
         try:
             with torch.inference_mode(), installed(self._model):
-                lean = self._lean(tokens) if rows.is_chain else None
+                lean = self._lean(tokens, rows.is_chain)
                 if lean is None:
                     logits = _forward(self._model, tokens, rows.positions, wanted, extra)
                 else:
@@ -88,13 +91,19 @@ class RowTarget:
                 self.rollback()
         return logits
 
-    def _lean(self, tokens: Sequence[int]) -> Lean | None:
-        """The lean layers for a long piece of the prompt where the processor is slow in the model's own format.
+    def _lean(self, tokens: Sequence[int], chain: bool) -> Lean | None:
+        """The lean layers where they are the faster road, None elsewhere: they round otherwise than the model's own.
 
-        Elsewhere they would gain little, and round otherwise than the model's own modules.
+        That is for a long piece of the prompt where the processor is slow in the model's own format, and for a few rows
+        where it is slow to multiply them.
         """
-        if len(tokens) < _LONG or not self._wider:
-            return None
+        if narrow(len(tokens), self._model.dtype, self._model.device):
+            if not self._tried:
+                self._short, self._tried = self._found(tokens), True
+            return self._short
+        return self._found(tokens) if chain and len(tokens) >= _LONG and self._wider else None
+
+    def _found(self, tokens: Sequence[int]) -> Lean | None:
         return Passes(self._model, tokens[:_SAMPLE]).lean(self.length + len(tokens))
 
     def commit(self, rows: Sequence[int]) -> None:

@@ -1,0 +1,44 @@
+"""A few rows times a matrix of weights, where the library's own way does not read the weights at the memory's speed.
+
+Owns that product and the trial that decides for it. In float32 PyTorch multiplies a single row in one thread, and a few
+rows by a kernel made for many; a product that begins with the weights does neither. Knows no layer and no model.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from longctx.backend.trial import seconds
+
+_MOST = 12  # rows: more are as fast the usual way
+_CHUNK = 4  # rows multiplied at a time
+_FASTER = 1.2  # how many times as fast as the usual way it must be
+_TRIAL = (16384, 1024)  # weights of the trial: too large for a cache, as all layers together are
+
+
+def narrow(rows: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether ``product`` is the way for ``rows`` rows of ``dtype``: in float32 on a CPU, where it is the faster."""
+    if rows > _MOST or device.type != "cpu" or dtype != torch.float32:
+        return False
+    return _wins(min(rows, _CHUNK))
+
+
+def product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` [rows, in] by the transposed ``weight`` [out, in], up to rounding what ``F.linear`` gives."""
+    out, width = weight.shape
+    rows = len(x)
+    if width > 2 * out and rows not in (2, 3):  # a few long sums: here the usual way is as fast
+        return F.linear(x, weight)
+    # an odd row out would be a product with a vector, or one for which the library has no good kernel
+    even = torch.cat((x, x[-1:])) if rows % 2 else x
+    return torch.cat([torch.mm(weight, part.t()).t() for part in torch.split(even, _CHUNK)])[:rows]
+
+
+@functools.cache  # a fact about the processor
+def _wins(rows: int) -> bool:
+    x, weight = torch.ones(rows, _TRIAL[1]), torch.ones(_TRIAL)
+    return _FASTER * seconds(lambda: product(x, weight)) < seconds(lambda: F.linear(x, weight))
