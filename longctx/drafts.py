@@ -5,7 +5,7 @@ Owns data and its invariants. Knows no model and no method.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -69,12 +69,24 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class Successors:
+    """What a model says after each of the first ids of its vocabulary, when it knows nothing else.
+
+    ``tokens`` are the likeliest next ones, the likeliest first, and ``chances`` their probabilities.
+    """
+
+    tokens: NDArray[np.int32]  # [ids, ranks]
+    chances: NDArray[np.float32]  # [ids, ranks]
+
+
+@dataclass(frozen=True, slots=True)
 class DraftSource:
     """What a request begins with: the prompt, and a document's tokens where there is more to copy from.
 
     ``index`` is that of the document, or of the prompt where there is none; requests and drafters share it. ``seed`` is
     the request's: drafters that draw draw by it. ``folds`` has for every id the lowest that is the same word, and
-    ``weights`` how much each place of the indexed text counts beside the others, where that is known.
+    ``weights`` how much each place of the indexed text counts beside the others, where that is known. ``successors``
+    gives what the model says of single tokens, where it can be asked; it is asked when that is first called.
     """
 
     prompt: NDArray[np.int32]  # [tokens]
@@ -84,6 +96,7 @@ class DraftSource:
     seed: int = 0
     folds: NDArray[np.int32] | None = None  # [ids]
     weights: NDArray[np.float32] | None = None  # [tokens of the index]
+    successors: Callable[[], Successors] | None = None
 
 
 @dataclass(frozen=True, slots=True)

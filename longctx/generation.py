@@ -22,6 +22,7 @@ from longctx.backend.outputs import refuse, result, rows_of
 from longctx.backend.processors import of_row
 from longctx.backend.rope import frequencies
 from longctx.backend.stopping import ends, stop_strings
+from longctx.backend.successors import successors
 from longctx.backend.target import score_together
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
@@ -223,12 +224,15 @@ def begin(
     tokens = np.asarray(prompt, dtype=np.int32)
     index = SuffixIndex(tokens) if copied is None else copied
     document = None if copied is None else copied.tokens
-    source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD, folded, weights)
+    late: list[str] = []
+    asked = partial(successors, model, late.append, progress) if target.rows == "tree" else None
+    source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD, folded, weights, asked)
+    at_work = [(name, _at_work(name, drafter, source)) for name, drafter in stack] if target.rows != "off" else []
     decoding = Decoding(
         target,
         prompt,
         rule,
-        [(name, _at_work(name, drafter, source)) for name, drafter in stack] if target.rows != "off" else (),
+        at_work,
         plugins.resolve("controllers", controller).begin(),
         max_new_tokens=max_new_tokens,
         needs=max((drafter.needs for _, drafter in stack), default=0),
@@ -239,7 +243,7 @@ def begin(
         reach=rotation.reach,
         progress=progress,
     )
-    return decoding, warnings
+    return decoding, (*warnings, *late)
 
 
 def _at_work(name: str, drafter: Drafter, source: DraftSource) -> Drafting:

@@ -18,7 +18,7 @@ Drafters = str | Sequence[Any]
 
 Stack = Sequence[tuple[str, Drafter]]
 
-AUTO: tuple[str, ...] = ("document",)
+AUTO: tuple[str, ...] = ("document", "recycling")
 
 
 def resolve(drafters: Drafters) -> list[tuple[str, Drafter]]:

@@ -1,32 +1,37 @@
 """Token Recycling: the runners-up of every prediction are the guess of what follows the same token next time.
 
 A table keeps the likeliest successors that the model named after each token, of accepted and rejected rows alike, and a
-tree of fixed shape is read off it (Luo et al. 2024, arXiv 2408.08696). Here the shape is that of the ranks which were
-accepted most often so far, and the table begins with what the model said of the end of the prompt.
+tree of fixed shape is read off it (Luo et al. 2024, arXiv 2408.08696). Here the likeliest paths are followed, whatever
+their shape, and the table begins with what the model says of single tokens and of the end of the prompt.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 
-_RANKS = 8
-_PRIOR = (0.40, 0.13, 0.07, 0.05, 0.03, 0.03, 0.02, 0.02)  # how often each rank is right, before anything was seen
-_WEIGHT = 20.0  # observations that the prior counts for
-_KEEPS = 0.99  # of the counts, per round
+_RANKS = 16
+_KEEPS = 0.5  # of what a row said before, when the model names successors of its token again
+
+Row = tuple[tuple[int, float], ...]
+"""Tokens that may follow and how likely each is, the likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recycling:
-    """``depth`` bounds how far one round guesses ahead."""
+    """``depth`` bounds how far one round guesses ahead. Without ``prior`` the table begins empty.
+
+    The prior is asked of the model once, in some seconds, and kept in the cache folder.
+    """
 
     depth: int = 6
+    prior: bool = True
     needs: ClassVar[int] = _RANKS
 
     def __post_init__(self) -> None:
@@ -38,67 +43,67 @@ class Recycling:
 
 
 class Recycled:
-    """The drafter at work: a row of successors for every token of the vocabulary, -1 where none is known."""
+    """The drafter at work: a row for every token of which successors are known."""
 
     def __init__(self, options: Recycling, source: DraftSource) -> None:
-        self._depth = options.depth
-        self._table = np.full((source.vocabulary, _RANKS), -1, dtype=np.int32)
-        self._hits = np.asarray(_PRIOR) * _WEIGHT
-        self._tries = _WEIGHT
+        self._depth, self._vocabulary = options.depth, source.vocabulary
+        self._prior = source.successors() if options.prior and source.successors is not None else None
+        self._rows: dict[int, Row] = {}  # those of this request, and those of the prior that were looked at
         self._anchor = int(source.prompt[-1])
 
     def propose(self, budget: Budget) -> Draft:
-        """The rank paths most likely to be right, as far as the table knows their tokens."""
-        chances = (self._hits / self._tries).tolist()
+        """The paths most likely to be right, as far as the table knows their tokens."""
         depth = min(self._depth, budget.depth)
-        heap: list[tuple[float, int, int, int]] = []  # -value, parent, rank, depth
+        heap: list[tuple[float, int, int, int, float]] = []  # -value, parent, rank, depth, value of the parent
         tokens: list[int] = []
         parents: list[int] = []
         values: list[float] = []
 
-        def offer(token: int, parent: int, value: float, below: int) -> None:
-            if 0 <= token < len(self._table) and below <= depth:
-                for rank, chance in enumerate(chances):
-                    if self._table[token, rank] >= 0:
-                        heapq.heappush(heap, (-value * chance, parent, rank, below))
+        def offer(parent: int, rank: int, at: int, above: float) -> None:
+            row = self._row(self._anchor if parent < 0 else tokens[parent])
+            if rank < len(row) and at <= depth:
+                heapq.heappush(heap, (-above * row[rank][1], parent, rank, at, above))
 
-        offer(self._anchor, -1, 1.0, 1)
+        offer(-1, 0, 1, 1.0)
         while heap and len(tokens) < budget.nodes:
-            worth, parent, rank, at = heapq.heappop(heap)
-            before = self._anchor if parent < 0 else tokens[parent]
-            node = len(tokens)
-            tokens.append(int(self._table[before, rank]))
+            worth, parent, rank, at, above = heapq.heappop(heap)
+            tokens.append(self._row(self._anchor if parent < 0 else tokens[parent])[rank][0])
             parents.append(parent)
             values.append(-worth)
-            offer(tokens[node], node, -worth, at + 1)
+            offer(parent, rank + 1, at, above)  # a row falls: its next is not worth more
+            offer(len(tokens) - 1, 0, at + 1, -worth)
         return Draft(np.asarray(tokens, np.int64), np.asarray(parents, np.int64), np.asarray(values, np.float64))
 
     def observe(self, verified: Verified) -> None:
         self._anchor = verified.tokens[-1]
-        if verified.lead is not None:
-            known = (verified.lead.tokens >= 0) & (verified.lead.tokens < len(self._table))
-            tops = verified.lead.tops[known, :_RANKS]
-            self._table[verified.lead.tokens[known], : tops.shape[1]] = tops  # of one token, the latest stays
-        if verified.tops is None:
+        if (lead := verified.lead) is not None:
+            for token, tops, chances in zip(lead.tokens.tolist(), lead.tops, lead.chances, strict=True):
+                self._told(token, tops.tolist(), chances.tolist())
+        if verified.tops is None or verified.chances is None:
             return
-        self._count(verified)
-        ranks = min(_RANKS, verified.tops.shape[1])
         rejected = sorted(set(range(len(verified.rows))) - set(verified.accepted), reverse=True)
-        # a token may stand in several rows: the last to be written are those of the text as it is
+        # a token may stand in several rows: the last to be told are those of the text as it is
         for row in (*rejected, *verified.accepted):
-            token = int(verified.rows[row])
-            if 0 <= token < len(self._table):
-                self._table[token, :ranks] = verified.tops[row, :ranks]
+            self._told(int(verified.rows[row]), verified.tops[row].tolist(), verified.chances[row].tolist())
 
-    def _count(self, verified: Verified) -> None:
-        """Which rank of the table was right after each token of the text, where the table had a row for it."""
-        before = [int(verified.rows[row]) for row in verified.accepted]
-        for token, after in zip(before, verified.tokens, strict=True):
-            if not 0 <= token < len(self._table) or self._table[token, 0] < 0:
-                continue
-            hit: NDArray[np.bool_] = self._table[token] == after
-            self._hits = self._hits * _KEEPS + hit
-            self._tries = self._tries * _KEEPS + 1.0
+    def _row(self, token: int) -> Row:
+        if token not in self._rows:
+            prior = self._prior
+            known = prior is not None and 0 <= token < len(prior.tokens)
+            found = zip(prior.tokens[token].tolist(), prior.chances[token].tolist(), strict=True) if known else ()  # type: ignore[union-attr]
+            self._rows[token] = tuple(found)
+        return self._rows[token]
+
+    def _told(self, token: int, tops: Sequence[int], chances: Sequence[float]) -> None:
+        """The model named ``tops`` with ``chances`` after ``token``; what it named before counts half from now on."""
+        if not 0 <= token < self._vocabulary:
+            return
+        before = self._row(token)
+        weight = 1.0 - _KEEPS if before else 1.0
+        chance = {after: _KEEPS * value for after, value in before}
+        for after, value in zip(tops, chances, strict=True):
+            chance[after] = chance.get(after, 0.0) + weight * value
+        self._rows[token] = tuple(sorted(chance.items(), key=lambda one: (-one[1], one[0]))[:_RANKS])
 
 
 PLUGIN = Recycling

@@ -5,21 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from longctx.drafters.recycling import Recycled, Recycling
-from longctx.drafts import Budget, DraftSource, Lead, Verified
+from longctx.drafts import Budget, DraftSource, Lead, Successors, Verified
 
 VOCAB = 50
+CHANCES = [0.3, 0.2, 0.1, 0.09, 0.08, 0.07, 0.06, 0.05]
 
 
-def start(*prompt: int) -> Recycled:
-    return Recycling().begin(DraftSource(np.asarray(prompt, dtype=np.int32), VOCAB))
+def start(*prompt: int, prior: Successors | None = None, **options: bool) -> Recycled:
+    asked = None if prior is None else lambda: prior
+    return Recycling(**options).begin(DraftSource(np.asarray(prompt, dtype=np.int32), VOCAB, successors=asked))
+
+
+def tokens(at_work: Recycled, token: int) -> list[int]:
+    return [after for after, _ in at_work._row(token)]
 
 
 def told(
     tokens: tuple[int, ...], rows: list[int], parents: list[int], accepted: tuple[int, ...], tops: list[list[int]]
 ) -> Verified:
-    chances = np.full((len(rows), 8), 0.1, dtype=np.float32)
+    chances = np.tile(np.asarray(CHANCES, dtype=np.float32), (len(rows), 1))
     return Verified(tokens, np.asarray(rows), np.asarray(parents), accepted, np.asarray(tops), chances)
 
 
@@ -27,34 +35,54 @@ def named(first: int) -> list[int]:
     return [first + i for i in range(8)]
 
 
-def test_the_tree_is_read_off_the_table_by_rank() -> None:
+def test_the_tree_follows_the_likeliest_paths() -> None:
     at_work = start(7)
     assert len(at_work.propose(Budget(9, 4))) == 0, "an empty table proposes nothing"
     at_work.observe(told((10,), [7], [-1], (0,), [named(10)]))
     at_work.observe(told((20, 10), [10, 20], [-1, 0], (0, 1), [named(20), named(10)]))
     draft = at_work.propose(Budget(6, 3))
     # the anchor is 10, after which the model named 20, 21, ...; after 20 it named 10, 11, ...
-    first = draft.tokens[draft.parents == -1].tolist()
-    assert first == named(20)[: len(first)] and len(first) >= 2
-    assert draft.tokens[draft.parents == 0].tolist()[0] == 10
-    assert (np.diff(draft.values) <= 1e-12).all(), "likeliest first"
+    assert draft.tokens.tolist() == [20, 21, 22, 10, 23, 24] and draft.parents.tolist() == [-1, -1, -1, 0, -1, -1]
+    np.testing.assert_allclose(draft.values, [0.3, 0.2, 0.1, 0.09, 0.09, 0.08], rtol=1e-6)
+    assert at_work.propose(Budget(40, 1)).parents.tolist() == [-1] * 8
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 99), st.integers(1, 30), st.integers(1, 6))
+def test_no_path_that_is_left_out_is_likelier_than_one_that_is_proposed(seed: int, nodes: int, depth: int) -> None:
+    """Against every path there is, worked out one by one."""
+    draw = np.random.default_rng(seed)
+    chances = np.sort(draw.dirichlet(np.ones(3), VOCAB).astype(np.float32))[:, ::-1]
+    prior = Successors(draw.integers(0, 6, (VOCAB, 3)).astype(np.int32), np.ascontiguousarray(chances))
+    found = start(4, prior=prior).propose(Budget(nodes, depth))
+    every, level = [], [(4, 1.0)]
+    for _ in range(depth):
+        level = [
+            (int(prior.tokens[token, rank]), value * float(prior.chances[token, rank]))
+            for token, value in level
+            for rank in range(3)
+        ]
+        every += [value for _, value in level]
+    np.testing.assert_allclose(found.values, sorted(every, reverse=True)[:nodes], rtol=1e-6)
 
 
 def test_rejected_rows_teach_too_and_the_text_as_it_is_has_the_last_word() -> None:
     at_work = start(7)
     rows, parents = [7, 30, 7, 31], [-1, 0, 1, 2]  # token 7 stands in the accepted and in a rejected row
     at_work.observe(told((9,), rows, parents, (0,), [named(9), named(1), named(40), named(2)]))
-    table = at_work._table
-    assert table[30].tolist() == named(1) and table[31].tolist() == named(2)
-    assert table[7].tolist() == named(9)
+    assert tokens(at_work, 30) == named(1) and tokens(at_work, 31) == named(2)
+    assert tokens(at_work, 7)[:3] == [9, 40, 10], "told last, and what was said before counts half"
+    assert tokens(at_work, 7).index(40) > tokens(at_work, 7).index(9)
 
 
-def test_ranks_that_are_right_more_often_get_more_of_the_tree() -> None:
+def test_what_a_token_was_followed_by_counts_less_the_longer_ago_it_was_said() -> None:
     at_work = start(7)
-    for _ in range(60):  # the third name is always the right one
-        at_work.observe(told((9,), [7], [-1], (0,), [[3, 4, 9, 5, 6, 8, 10, 11]]))
-        at_work.observe(told((7,), [9], [-1], (0,), [[3, 4, 7, 5, 6, 8, 10, 11]]))
-    assert at_work.propose(Budget(1, 1)).tokens.tolist() == [9]
+    at_work.observe(told((9,), [7], [-1], (0,), [[1, *range(20, 27)]]))
+    for _ in range(3):
+        at_work.observe(told((9,), [7], [-1], (0,), [[2, *range(30, 37)]]))
+    chance = dict(at_work._row(7))
+    assert np.isclose(chance[2], 0.3 * (1 - 1 / 8)) and np.isclose(chance[1], 0.3 / 8)
+    assert len(chance) == 16 and list(chance.values()) == sorted(chance.values(), reverse=True)
 
 
 def test_the_anchor_is_the_latest_token_after_a_round_without_drafts_too() -> None:
@@ -70,7 +98,30 @@ def test_the_table_begins_with_what_was_said_of_the_prompt() -> None:
     tops = np.asarray([named(1), named(10), named(20), named(40)])
     first = told((7,), [5], [-1], (0,), [named(30)])
     at_work.observe(replace(first, lead=Lead(np.asarray([7, 3, 7, 99]), tops, chances)))  # 99 is no token
-    table = at_work._table
-    assert table[7].tolist() == named(20), "the latest of a token's rows"
-    assert table[3].tolist() == named(10) and table[5].tolist() == named(30)
-    assert at_work.propose(Budget(4, 1)).tokens.tolist() == named(20)[:4]
+    assert set(tokens(at_work, 7)) == {*named(1), *named(20)}, "both of a token's rows"
+    assert tokens(at_work, 3) == named(10) and tokens(at_work, 5) == named(30)
+    assert 99 not in at_work._rows
+
+
+PRIOR = Successors(
+    np.asarray([[8, 9], [3, 4], [5, 6]], dtype=np.int32), np.asarray([[0.6, 0.1], [0.5, 0.2], [0.9, 0.05]], np.float32)
+)
+
+
+def test_the_prior_is_guessed_from_before_anything_was_seen_and_gives_way_to_what_is() -> None:
+    at_work = start(30, 1, prior=PRIOR)
+    assert at_work.propose(Budget(3, 2)).tokens.tolist() == [3, 4]
+    at_work.observe(told((1,), [1], [-1], (0,), [[4, 3, *range(10, 16)]]))
+    assert tokens(at_work, 1)[:2] == [3, 4] and np.isclose(dict(at_work._row(1))[4], 0.1 + 0.15)
+    at_work.observe(told((1,), [1], [-1], (0,), [[4, 3, *range(10, 16)]]))
+    assert tokens(at_work, 1)[0] == 4
+    assert PRIOR.tokens.tolist() == [[8, 9], [3, 4], [5, 6]], "it is shared, and stays as it is"
+
+
+def test_the_prior_can_be_left_out_and_is_then_not_asked_for() -> None:
+    def never() -> Successors:
+        raise AssertionError
+
+    source = DraftSource(np.asarray([1], dtype=np.int32), VOCAB, successors=never)
+    assert len(Recycling(prior=False).begin(source).propose(Budget(4, 2))) == 0
+    assert len(start(40, prior=PRIOR).propose(Budget(4, 2))) == 0, "of this token it knows nothing"
