@@ -23,8 +23,8 @@ from longctx.backend.target import RowTarget
 from longctx.drafts import Successors
 from longctx.protocols import Progress
 
-_MOST = 8192  # ids asked: three quarters of what an English answer is made of
-_SECONDS = 10.0  # after which no more ids are asked: on a slow machine fewer are known
+_MOST = 16384  # ids asked: most of what an English answer is made of
+_SECONDS = 20.0  # after which no more ids are asked: on a slow machine fewer are known
 _RANKS = 16
 _TEXTS = 64  # from which it is found what the model expects most often
 _AT_ONCE = 256
@@ -37,7 +37,7 @@ _KNOWN: WeakKeyDictionary[PreTrainedModel, Successors] = WeakKeyDictionary()
 def successors(model: PreTrainedModel, warn: Callable[[str], None], progress: Progress | None = None) -> Successors:
     """What ``model``, which verifies trees, says after single tokens.
 
-    Asked of the model once, which takes at most some ten seconds, and then kept in the cache folder; ``warn`` is told
+    Asked of the model once, which takes at most some twenty seconds, and then kept in the cache folder; ``warn`` is told
     where that could not be done.
     """
     if model not in _KNOWN:
