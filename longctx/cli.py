@@ -177,7 +177,7 @@ def calibrate(
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Find the heads of a model that find facts, and keep them for later questions."""
+    """Find the heads of a model that find facts, and what it says after single tokens, for later questions."""
     given = dict(model=_one(name, model), dtype=dtype, device=device)
     settings, screen = _begin(config, given, json, quiet, verbose)
     importlib.import_module("longctx.commands.models").calibrate(settings, screen, seed)

@@ -232,6 +232,8 @@ def test_calibrating_keeps_the_file_that_readers_use(
     found = json.loads(ran.stdout)
     assert Path(found["path"]).is_file() and tmp_path in Path(found["path"]).parents
     assert 0 < len(found["heads"]) == len(found["hits"])
+    assert found["tokens_asked"] == tiny.config("llama").vocab_size
+    assert len(list((tmp_path / "successors").iterdir())) == 1
     from longctx import Reader
 
     reader = Reader.from_pretrained(model, encoder=None)

@@ -37,8 +37,8 @@ _KNOWN: WeakKeyDictionary[PreTrainedModel, Successors] = WeakKeyDictionary()
 def successors(model: PreTrainedModel, warn: Callable[[str], None], progress: Progress | None = None) -> Successors:
     """What ``model``, which verifies trees, says after single tokens.
 
-    Asked of the model once, which takes at most some twenty seconds, and then kept in the cache folder; ``warn`` is told
-    where that could not be done.
+    Asked of the model once, which takes at most some twenty seconds, and then kept in the cache folder; where that
+    cannot be written, ``warn`` is told.
     """
     if model not in _KNOWN:
         path = cache_folder() / "successors" / f"{model_fingerprint(model)[:32]}.npy"

@@ -1,4 +1,4 @@
-"""``longctx doctor`` and ``longctx calibrate``: what a model is and can, and which of its heads find facts."""
+"""``longctx doctor`` and ``longctx calibrate``: what a model is and can, and what is found out about it once."""
 
 from __future__ import annotations
 
@@ -50,9 +50,11 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
-    """Measure every head of the model on planted facts and keep the result for all later questions."""
+    """Measure every head of the model on planted facts, ask it what follows which token, and keep both for later."""
+    from longctx.backend.capability import capability
     from longctx.backend.model import from_pretrained
     from longctx.backend.probe import Probe
+    from longctx.backend.successors import successors
     from longctx.backend.tokens import Tokens
     from longctx.calibration import calibrate as measure
     from longctx.resources import Calibrator
@@ -63,9 +65,14 @@ def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
     probe = Probe(loaded.model, Tokens(loaded.tokenizer), kept.fingerprint)
     found = measure(probe, kept.fingerprint, seed, screen.progress)
     found.save(kept.path)
+    warnings: list[str] = []
+    drafts = capability(loaded.model).rows == "tree"
+    known = len(successors(loaded.model, warnings.append, screen.progress).tokens) if drafts else 0
+    screen.warn(warnings)
     seconds = time.perf_counter() - started
     if screen.json:
-        screen.result({**dataclasses.asdict(found), "path": str(kept.path), "seconds": round(seconds, 3)})
+        facts = {"path": str(kept.path), "tokens_asked": known, "seconds": round(seconds, 3)}
+        screen.result(dataclasses.asdict(found) | facts)
         return
     best = ", ".join(
         f"{layer}.{head} ({hits:.0%})" for (layer, head), hits in zip(found.heads[:_SHOWN], found.hits, strict=False)
@@ -75,6 +82,7 @@ def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
             ("heads", f"{best}, … {len(found.heads)} in all (layer.head, how often it found the fact)"),
             ("together", f"{found.fused_hits:.0%} of {found.trials} facts"),
             ("kept in", str(kept.path)),
+            ("drafts", f"what follows is known of {known:,} tokens" if drafts else "this model verifies no trees"),
         ]
     )
     screen.note(f"{seconds:.1f} s")
