@@ -85,21 +85,23 @@ def run_speculation(
     prompts_per_group: int = 8,
     stacks: Sequence[str] | None = None,
     lookups: Sequence[str] = LOOKUPS,
+    temperature: float = 0.0,
 ) -> Path:
     """Append one row for every prompt and method to ``out``/speculation.jsonl and return that file.
 
     ``data`` is a file of JSON objects with "group" and "prompt" on each line; without it, passages of the Python
     language reference are quoted, summarised, asked about and ignored. ``stacks`` are drafters as on the command line
     ("document+ngram"); by default none, each one alone, and "auto". ``lookups`` are settings of Hugging Face's prompt
-    lookup: tokens drafted, and the longest n-gram matched. Raises UnknownMethod or BadOption for a stack that there is
-    not, before anything is loaded.
+    lookup: tokens drafted, and the longest n-gram matched. Above ``temperature`` 0 every method draws, ours with one
+    seed for a prompt, and answers are held against those of the first stack instead of Hugging Face's. Raises
+    UnknownMethod or BadOption for a stack that there is not, before anything is loaded.
     """
     names = ["none", *plugins.names("drafters"), "auto"] if stacks is None else list(stacks)
     for drafter in [drafter for stack in names for drafter in _stack(stack) if drafter != "auto"]:
         plugins.resolve("drafters", drafter)
     prompts = read(data) if data is not None else built_in(prompts_per_group)
     reader = longctx.Reader.from_pretrained(model, dtype=dtype, encoder=None, calibration=None)
-    methods = methods_of(reader.model, reader.tokenizer, names, lookups)
+    methods = methods_of(reader.model, reader.tokenizer, names, lookups, temperature)
     longctx.generate(reader.model, reader.tokenizer, [1, 2, 3], max_new_tokens=2)  # what is tried once for every model
     out.mkdir(parents=True, exist_ok=True)
     path = out / "speculation.jsonl"
@@ -111,11 +113,14 @@ def run_speculation(
         "longctx": longctx.__version__,
         "torch": version("torch"),
         "transformers": version("transformers"),
+        **({"temperature": temperature} if temperature else {}),
         **here_and_now(),
     }
     with path.open("a", encoding="utf-8") as file:
         for number, prompt in enumerate(prompts):
-            for row in rows_of(prompt, number, reader.tokenizer, methods, max_new_tokens):
+            for row in rows_of(
+                prompt, number, reader.tokenizer, methods, max_new_tokens, names[0] if temperature else "hf"
+            ):
                 file.write(json.dumps({**common, **row}) + "\n")
                 file.flush()
             print(f"prompt {number + 1} of {len(prompts)}", file=sys.stderr, flush=True)
@@ -143,20 +148,21 @@ def built_in(per_group: int) -> list[Prompt]:
 
 
 def methods_of(
-    model: Any, tokenizer: Any, stacks: Sequence[str], lookups: Sequence[str] = LOOKUPS
+    model: Any, tokenizer: Any, stacks: Sequence[str], lookups: Sequence[str] = LOOKUPS, temperature: float = 0.0
 ) -> dict[str, Method]:
-    """Hugging Face's greedy decoding, its prompt lookup with several settings, and each of our stacks."""
-    found: dict[str, Method] = {"hf": lambda ids, new: _stock(model, ids, new, {})}
+    """Hugging Face's own decoding, its prompt lookup with several settings, and each of our stacks."""
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    found: dict[str, Method] = {"hf": lambda ids, new: _stock(model, ids, new, drawn)}
     for setting in lookups:
         try:
             tokens, ngram = (int(part) for part in setting.split(","))
         except ValueError as error:
             raise UsageError(f"lookups={setting!r} is not tokens and n-gram, such as {LOOKUPS[0]!r}.") from error
-        options = {"prompt_lookup_num_tokens": tokens, "max_matching_ngram_size": ngram}
+        options = {**drawn, "prompt_lookup_num_tokens": tokens, "max_matching_ngram_size": ngram}
         found[f"hf_lookup:{setting}"] = lambda ids, new, options=options: _stock(model, ids, new, options)  # type: ignore[misc]
     for stack in stacks:
         drafters: Any = "auto" if stack == "auto" else _stack(stack)
-        found[stack] = lambda ids, new, drafters=drafters: _drafted(model, tokenizer, ids, new, drafters)  # type: ignore[misc]
+        found[stack] = lambda ids, new, drafters=drafters: _drafted(model, tokenizer, ids, new, drafters, temperature)  # type: ignore[misc]
     return found
 
 
@@ -165,9 +171,12 @@ def _stack(text: str) -> list[str]:
 
 
 def rows_of(
-    prompt: Prompt, number: int, tokenizer: Any, methods: dict[str, Method], max_new_tokens: int
+    prompt: Prompt, number: int, tokenizer: Any, methods: dict[str, Method], max_new_tokens: int, against: str = "hf"
 ) -> list[dict[str, Any]]:
-    """One row a method. Decoding is what comes behind the first token, or behind all that came with it at once."""
+    """One row a method. Decoding is what comes behind the first token, or behind all that came with it at once.
+
+    ``same`` says whether the tokens are those of the method ``against``.
+    """
     turns = [{"role": "user", "content": prompt.text}]
     ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     ids = ids["input_ids"]
@@ -194,7 +203,7 @@ def rows_of(
             }
         )
     for row in rows:
-        row["same"] = answers[row["method"]] == answers["hf"]
+        row["same"] = answers[row["method"]] == answers[against]
     return rows
 
 
@@ -222,14 +231,15 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def _stock(model: Any, ids: Any, new: int, options: dict[str, Any]) -> Timed:
     ids, watch = ids.to(model.device), Watch()
     started = time.perf_counter()
-    out = model.generate(ids, do_sample=False, max_new_tokens=new, streamer=watch, **options)
+    out = model.generate(ids, max_new_tokens=new, streamer=watch, **options)
     return watch.timed(started, out[0, ids.shape[1] :].tolist(), {})
 
 
-def _drafted(model: Any, tokenizer: Any, ids: Any, new: int, drafters: Any) -> Timed:
+def _drafted(model: Any, tokenizer: Any, ids: Any, new: int, drafters: Any, temperature: float) -> Timed:
     watch = Watch()
     started = time.perf_counter()
-    made = longctx.generate(model, tokenizer, ids, drafters=drafters, max_new_tokens=new, streamer=watch)
+    drawn = {"temperature": temperature, "seed": new}
+    made = longctx.generate(model, tokenizer, ids, drafters=drafters, max_new_tokens=new, streamer=watch, **drawn)
     told = made.as_dict()["stats"]
     facts = {key: told[key] for key in ("rounds", "drafted", "accepted", "accepted_by_source", "tokens_per_round")}
     phases = {key: value for key, value in told.items() if key.endswith("_seconds")}

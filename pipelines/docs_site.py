@@ -304,7 +304,8 @@ def _speculation(results: Path) -> str:
     runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for path in sorted(results.glob("speculation*.jsonl")):
         for row in read(path):
-            key = (path.name, row["model"], row["dtype"], row["machine"], str(row["threads"]), row["date"])
+            drawn = f"drawn at temperature {row['temperature']}, " if "temperature" in row else ""
+            key = (path.name, row["model"], row["dtype"], drawn + row["machine"], str(row["threads"]), row["date"])
             runs.setdefault((*key, f"longctx {row['longctx']}, torch {row['torch']}"), []).append(row)
     parts = []
     for (_, model, dtype, machine, threads, day, made), rows in runs.items():

@@ -33,6 +33,19 @@ def test_every_method_answers_every_prompt_and_says_whether_it_is_the_same(tmp_p
     assert [row["method"] for row in rows][0] != [row["method"] for row in rows if row["group"] == "b"][0]
 
 
+def test_drawn_answers_are_held_against_those_of_the_first_stack(tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model", num_hidden_layers=2)
+    data = tmp_path / "prompts.jsonl"
+    data.write_text('{"group": "a", "prompt": "the code of the room"}\n')
+    path = bench.run_speculation(
+        str(model), tmp_path / "out", data=data, dtype="float32", max_new_tokens=24,
+        stacks=["none", "recycling"], lookups=["5,2"], temperature=1.5,
+    )  # fmt: skip
+    rows = {row["method"]: row for row in map(json.loads, path.read_text().splitlines())}
+    assert rows["none"]["same"] and rows["recycling"]["same"] and rows["recycling"]["temperature"] == 1.5
+    assert not rows["hf"]["same"], "it draws other tokens from the same law"
+
+
 def test_the_summary_is_a_mean_of_ratios_and_takes_the_best_setting_of_prompt_lookup() -> None:
     def row(prompt: int, method: str, speed: float) -> dict[str, Any]:
         return {"group": "a", "prompt": prompt, "method": method, "new_tokens": 9, "tokens_per_second": speed}
