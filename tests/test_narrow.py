@@ -107,3 +107,14 @@ def test_a_hook_of_the_user_is_run_at_every_pass(runs: list[int]) -> None:
     scored(model)
     handle.remove()
     assert seen == [8, 6, 1] and not runs
+
+
+def test_a_hook_that_comes_between_two_passes_is_run(runs: list[int]) -> None:
+    model = tiny.model("llama")
+    made = RowTarget(model, 40)
+    made.score(PROMPT, range(-1, len(PROMPT) - 1), 1)
+    made.commit(range(len(PROMPT)))
+    before = len(runs)
+    model.model.layers[1].mlp.register_forward_hook(lambda module, args, out: 0 * out)
+    made.score([30], [-1], 1)
+    assert before and len(runs) == before

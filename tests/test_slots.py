@@ -41,8 +41,15 @@ def test_parts_of_the_keys_merge_to_the_whole(parents: Sequence[int], wide_value
     value = tensors(1, 2, prefix + count, 24 if wide_values else 16, seed=2)
     rows = Rows(parents, prefix, [None], torch.device("cpu"))
     seen = torch.cat((torch.ones(count, prefix, dtype=torch.bool), ancestors(parents)), 1)
-    out = rows.attend(query, key, value, 0.3)
-    torch.testing.assert_close(out.double(), plainly(query, key, value, seen), rtol=0, atol=2e-5)
+    for way in (rows.attend, rows.at_once, rows.at_once):  # the last one finds its mask made
+        out = way(query, key, value, 0.3)
+        torch.testing.assert_close(out.double(), plainly(query, key, value, seen), rtol=0, atol=2e-5)
+
+
+def test_a_few_rows_over_a_few_keys_are_done_at_once() -> None:
+    few, many = (Rows([-1] * count, 300, [None], torch.device("cpu")) for count in (4, 40))
+    assert few.short(304) and not few.short(4000) and not many.short(340)
+    assert not Rows([-1], 3, [None], torch.device("meta")).short(4)
 
 
 def ancestors(parents: Sequence[int]) -> torch.Tensor:
@@ -271,8 +278,8 @@ def test_a_long_prompt_goes_by_the_faster_format(monkeypatch: pytest.MonkeyPatch
     for fastest in (torch.float32, torch.bfloat16):
         roads: list[bool] = []
 
-        def noted(self: RowTarget, piece: Sequence[int], roads: list[bool] = roads) -> Any:
-            found = lean(self, piece)
+        def noted(self: RowTarget, piece: Sequence[int], chain: bool, roads: list[bool] = roads) -> Any:
+            found = lean(self, piece, chain)
             roads.append(found is not None)
             return found
 
@@ -286,7 +293,7 @@ def test_a_long_prompt_goes_by_the_faster_format(monkeypatch: pytest.MonkeyPatch
             target.commit(range(len(piece)))
         laws.append(torch.cat((*said, target.score([5, 6, 7, 8, 9], (-1, 0, 1, 0, 3), 5).float())))
         caches.append([states for layer in range(2) for states in target.cache.held(layer)])
-        assert roads == ([True, True, False] if fastest == torch.float32 else [False] * 3)
+        assert roads == ([True, True, False, False] if fastest == torch.float32 else [False] * 4)
         assert all(states.dtype == torch.bfloat16 for states in caches[-1])
     far = [float((a.float() - b.float()).norm() / b.float().norm()) for a, b in zip(*caches, strict=True)]
     assert max(far) < 0.02 and float((laws[0] - laws[1]).norm() / laws[1].norm()) < 0.05

@@ -138,6 +138,8 @@ def attend(
     if rows is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
         whole = plain and 1 < query.shape[2] < key.shape[2] and rows.whole(layer)
+        if whole and rows.short(key.shape[2]):
+            return rows.at_once(query, key, value, scale).transpose(1, 2).contiguous(), None
         if whole and not products.wins(query):
             return rows.attend(query, key, value, scale).transpose(1, 2).contiguous(), None
         attention_mask = None if whole and rows.is_chain else rows.mask(layer, key.shape[2])

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from longctx.backend.parts import causal_part, fold, merge, part
+
+_SHORT = 6000  # rows times keys, up to which one call takes less time than the products of several
 
 
 class Rows:
@@ -27,14 +31,15 @@ class Rows:
             depths = torch.arange(self.count)
             self._seen: Tensor | None = None
         else:
-            depths, seen = torch.zeros(self.count, dtype=torch.long), torch.eye(self.count, dtype=torch.bool)
+            depth, seen = np.zeros(self.count, dtype=np.int64), np.eye(self.count, dtype=np.bool_)
             for row, parent in enumerate(parents):
                 if parent >= 0:
-                    depths[row] = depths[parent] + 1
+                    depth[row] = depth[parent] + 1
                     seen[row] |= seen[parent]
-            self._seen = seen.to(device)
+            depths, self._seen = torch.from_numpy(depth), torch.from_numpy(seen).to(device)
         self.positions = start + depths.to(device)
         self._masks: dict[tuple[int | None, int], Tensor] = {}
+        self._added: dict[tuple[int, int], Tensor] = {}
 
     def whole(self, layer: int) -> bool:
         """Whether every row sees every slot before the rows in ``layer``."""
@@ -49,6 +54,22 @@ class Rows:
         if (window, keys) not in self._masks:
             self._masks[window, keys] = self._made(window, keys)
         return self._masks[window, keys][None, None]
+
+    def short(self, keys: int) -> bool:
+        """Whether ``at_once`` is the quickest way over ``keys`` keys: one call for a few rows, each with its mask."""
+        return self.positions.device.type == "cpu" and self.count * keys <= _SHORT
+
+    def at_once(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """What ``attend`` gives, by one product over all keys with the mask added."""
+        batch, heads, count, _ = query.shape
+        kv_heads, keys = key.shape[1], key.shape[2]
+        groups = heads // kv_heads
+        if (groups, keys) not in self._added:  # the same for every layer of a pass
+            seen = self._made(None, keys).repeat(groups, 1)
+            bias = torch.zeros(seen.shape, dtype=query.dtype, device=query.device)
+            self._added[groups, keys] = bias.masked_fill_(~seen, torch.finfo(query.dtype).min)
+        out = F.scaled_dot_product_attention(fold(query, kv_heads), key, value, self._added[groups, keys], scale=scale)
+        return out.view(batch, heads, count, -1)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of the rows over everything before them and over their own paths, as [batch, heads, rows, dim]."""

@@ -47,8 +47,6 @@ class RowTarget:
         self._wider = arithmetic(model.dtype, model.device) != model.dtype
         self._model, self._pending = model, 0
         self._cache = SlotCache(config, reserve, model.dtype if self._wider else None)
-        self._short: Lean | None = None  # the layers as they are while this target lives
-        self._tried = False
         self._extra = extra or {}
         self._fixed = _arguments(model)
         self._fixed["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # keeps the model from making one
@@ -97,13 +95,9 @@ class RowTarget:
         That is for a long piece of the prompt where the processor is slow in the model's own format, and for a few rows
         where it is slow to multiply them.
         """
-        if narrow(len(tokens), self._model.dtype, self._model.device):
-            if not self._tried:
-                self._short, self._tried = self._found(tokens), True
-            return self._short
-        return self._found(tokens) if chain and len(tokens) >= _LONG and self._wider else None
-
-    def _found(self, tokens: Sequence[int]) -> Lean | None:
+        few = narrow(len(tokens), self._model.dtype, self._model.device)
+        if not few and not (chain and len(tokens) >= _LONG and self._wider):
+            return None
         return Passes(self._model, tokens[:_SAMPLE]).lean(self.length + len(tokens))
 
     def commit(self, rows: Sequence[int]) -> None:

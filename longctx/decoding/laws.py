@@ -76,7 +76,7 @@ class Laws:
 
     @cached_property
     def _tops(self) -> tuple[list[float], list[int]]:
-        values, indices = self._rows.float().max(-1)
+        values, indices = self._rows.max(-1)  # as it comes: a wider format would order no two of them otherwise
         return values.tolist(), indices.tolist()
 
     def _check(self, top: float, node: int) -> None:

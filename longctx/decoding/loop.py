@@ -24,7 +24,7 @@ from longctx.drafts import Lead, Stats, Verified
 from longctx.protocols import Drafting, Progress, Target
 
 _LEAD = 256  # rows of the prompt whose predictions drafters are told: the head costs less for them than they save
-_BLOCK = 32  # rows of logits that are widened at once
+_WIDE = 2**19  # logits that are widened at once: fresh memory for more costs ten times what is done with them
 
 PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
 
@@ -232,8 +232,9 @@ class Decoding:
     def _tops(self, logits: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The likeliest tokens of every row and their probabilities, as many as drafters need."""
         tops, chances = [], []
-        for at in range(0, len(logits), _BLOCK):
-            wide = logits[at : at + _BLOCK].float()
+        step = max(1, _WIDE // logits.shape[-1])
+        for at in range(0, len(logits), step):
+            wide = logits[at : at + step].float()
             values, indices = wide.topk(min(self._needs, wide.shape[-1]), -1)
             tops.append(indices.cpu().numpy())
             chances.append((values - wide.logsumexp(-1, keepdim=True)).exp().cpu().numpy())
