@@ -158,7 +158,7 @@ def speculative(
         try:
             for index, (row, prompt) in enumerate(zip(input_ids.tolist(), prompts, strict=True)):
                 own = row_seed(number, index)
-                decoding, warnings = begin(
+                decoding, own_warnings = begin(
                     model,
                     prompt,
                     stack,
@@ -174,6 +174,7 @@ def speculative(
                     folded=folded,
                 )
                 requests.append(decoding)
+                warnings = tuple(dict.fromkeys((*warnings, *own_warnings)))
             apart = alone_because(model) if len(requests) > 1 else ""
             if apart:
                 warnings += (f"the prompts of the batch take turns, a pass each: {apart}.",)

@@ -238,7 +238,7 @@ def _stock(model: Any, ids: Any, new: int, options: dict[str, Any]) -> Timed:
 def _drafted(model: Any, tokenizer: Any, ids: Any, new: int, drafters: Any, temperature: float) -> Timed:
     watch = Watch()
     started = time.perf_counter()
-    drawn = {"temperature": temperature, "seed": new}
+    drawn: dict[str, Any] = {"temperature": temperature, "seed": new}
     made = longctx.generate(model, tokenizer, ids, drafters=drafters, max_new_tokens=new, streamer=watch, **drawn)
     told = made.as_dict()["stats"]
     facts = {key: told[key] for key in ("rounds", "drafted", "accepted", "accepted_by_source", "tokens_per_round")}

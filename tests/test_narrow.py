@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -48,8 +49,13 @@ def test_one_row_and_several_are_tried_apart_and_nothing_else_is(monkeypatch: py
     assert not narrow.narrow(1, torch.float32, torch.device("meta")) and len(tried) == 3
 
 
-def test_the_trial_measures_both() -> None:
-    assert narrow._wins(1) in (True, False)
+def test_the_trial_holds_the_product_against_a_linear_layer_of_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[torch.Tensor] = []
+    monkeypatch.setattr(narrow, "_TRIAL", (64, 32))
+    monkeypatch.setattr(narrow, "seconds", lambda work: timed.append(work()) or 1.0)
+    assert not narrow._wins.__wrapped__(3)
+    assert [made.shape for made in timed] == [(3, 64), (3, 64)] and bool((timed[0] == 32).all())
+    assert torch.equal(*timed) and not narrow.narrow(0, torch.float32, CPU)
 
 
 def scored(model: Any) -> list[torch.Tensor]:
@@ -95,6 +101,7 @@ def test_models_of_other_layers_verify_as_they_did(
 ) -> None:
     model = tiny.model(family)
     found = scored(model)
+    assert not runs
     monkeypatch.setattr(target, "narrow", lambda *given: False)
     for ours, plain in zip(found, scored(model), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
@@ -118,3 +125,46 @@ def test_a_hook_that_comes_between_two_passes_is_run(runs: list[int]) -> None:
     model.model.layers[1].mlp.register_forward_hook(lambda module, args, out: 0 * out)
     made.score([30], [-1], 1)
     assert before and len(runs) == before
+
+
+@pytest.mark.parametrize("shift", [5e-3, 0.2])
+def test_a_model_that_moves_one_logit_a_little_is_not_taken_for_one_of_known_layers(
+    shift: float, runs: list[int]
+) -> None:
+    model = tiny.model("llama")
+
+    kind = type(model)
+
+    @functools.wraps(kind.forward)
+    def nudged(self: Any, *given: Any, **more: Any) -> Any:
+        out = kind.forward(self, *given, **more)
+        out.logits[..., 41] += shift
+        return out
+
+    plain = scored(model)
+    model.__class__ = type("Nudged", (kind,), {"forward": nudged})
+    runs.clear()
+    found = scored(model)
+    assert set(runs) <= {24}, "the comparison alone"
+    torch.testing.assert_close(found[2][0, 41] - plain[2][0, 41], torch.tensor(shift), rtol=0.01, atol=1e-4)
+
+
+def test_a_class_that_computes_otherwise_from_now_on_is_noticed(
+    runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.model("llama")
+    plain = scored(model)
+    kind = type(model.model.layers[0].mlp)
+    own = kind.forward
+    monkeypatch.setattr(kind, "forward", lambda self, x: 0.5 * own(self, x))
+    assert not torch.allclose(scored(model)[2], plain[2], atol=1e-3)
+
+
+def test_hooks_for_all_modules_are_run(runs: list[int]) -> None:
+    model = tiny.model("llama")
+    scored(model)
+    before, seen = len(runs), []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module)))
+    scored(model)
+    handle.remove()
+    assert len(runs) == before and type(model.model.layers[0].mlp) in seen

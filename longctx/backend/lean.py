@@ -94,6 +94,8 @@ class Lean:
             raise Unlike(f"the decoder has no {', '.join(sorted(missing))}")
         if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules()):
             raise Unlike("modules of the model carry hooks or a forward of their own")
+        if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+            raise Unlike("hooks are set for all modules there are")
         self.decoder, self.head = decoder, model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.layers = [_layer(layer) for layer in decoder.layers]
         self.final = _norm(decoder.norm, model.config.get_text_config(decoder=True).hidden_size)

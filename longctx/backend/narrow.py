@@ -22,7 +22,7 @@ _TRIAL = (16384, 1024)  # weights of the trial: too large for a cache, as all la
 
 def narrow(rows: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether ``product`` is the way for ``rows`` rows of ``dtype``: in float32 on a CPU, where it is the faster."""
-    if rows > _MOST or device.type != "cpu" or dtype != torch.float32:
+    if not 0 < rows <= _MOST or device.type != "cpu" or dtype != torch.float32:
         return False
     return _wins(min(rows, _CHUNK))
 
@@ -40,5 +40,5 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
 
 @functools.cache  # a fact about the processor
 def _wins(rows: int) -> bool:
-    x, weight = torch.ones(rows, _TRIAL[1]), torch.ones(_TRIAL)
+    x, weight = (torch.ones(size, dtype=torch.float32, device="cpu") for size in ((rows, _TRIAL[1]), _TRIAL))
     return _FASTER * seconds(lambda: product(x, weight)) < seconds(lambda: F.linear(x, weight))

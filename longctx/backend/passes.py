@@ -20,11 +20,15 @@ from longctx.backend.lean import Lean, Unlike
 
 _ROWS, _TOKENS = 2, 24  # of the comparison
 # Relative distance of keys, values and logits: rounding reaches a third of these, another formula passes them
-_CLOSE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.12}
+_CLOSE = {torch.float16: 0.05, torch.bfloat16: 0.12}
+# The same in formats in which tokens are promised, of the number that is furthest off: rounding reaches a tenth of it
+_EXACT = {torch.float64: 1e-9, torch.float32: 2e-4}
 
+Formulas = tuple[Any, ...]
 
-# a memo, not state: what the comparison of the roads found for a model; it costs two short passes
-_DIFFERS: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+# a memo, not state: what the comparison of the roads found for a model whose modules compute by these functions; it
+# costs two short passes
+_DIFFERS: WeakKeyDictionary[PreTrainedModel, tuple[Formulas, str]] = WeakKeyDictionary()
 
 
 class Passes:
@@ -94,9 +98,12 @@ class Passes:
             lean = Lean(self.model)
             if 0 < self._slides < max(width, _TOKENS):
                 raise Unlike(f"layers see no more than {self._slides} tokens back")
-            if self.model not in _DIFFERS:
-                _DIFFERS[self.model] = self._compared(lean)
-            if differs := _DIFFERS[self.model]:
+            now = tuple(type(module).forward for module in self.model.modules())
+            formulas, differs = _DIFFERS.get(self.model, ((), ""))
+            if formulas != now:
+                differs = self._compared(lean)
+                _DIFFERS[self.model] = now, differs
+            if differs:
                 raise Unlike(differs)
         except Unlike as difference:
             self.why_not = str(difference)
@@ -116,13 +123,18 @@ class Passes:
         found: list[list[Tensor]] = []
         for road in (self._own, lean.run):
             cache = CaptureCache(self._layers, self.model.dtype)
-            logits = road(
-                ids.view(_ROWS, _TOKENS), cache, Tap({}, slice(0, 0), _ignore), [_TOKENS - 1], positions, None
-            )
+            tap = Tap({}, slice(0, 0), _ignore)
+            try:
+                logits = road(ids.view(_ROWS, _TOKENS), cache, tap, [_TOKENS - 1], positions, None)
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+                if road == self._own:
+                    raise
+                return f"its parts are not used as the known ones are ({type(error).__name__}: {error})"
             kept = [cache.cut(row, _TOKENS, self._layers) for row in range(_ROWS)]
             found.append([state for stored in kept for state in (*stored.keys, *stored.values)] + [logits])
-        far = max(_distance(own, other) for own, other in zip(*found, strict=True))
-        if far <= _CLOSE.get(self.model.dtype, _CLOSE[torch.float32]):
+        exact = self.model.dtype in _EXACT
+        far = max((_furthest if exact else _distance)(own, other) for own, other in zip(*found, strict=True))
+        if far <= (_EXACT if exact else _CLOSE)[self.model.dtype]:
             return ""
         return f"its layers have the known parts but compute something else (relative distance {far:.2g})"
 
@@ -130,6 +142,13 @@ class Passes:
 def _distance(own: Tensor, other: Tensor) -> float:
     """Of ``other`` from ``own``, relative to the length of ``own``; not-a-number counts as infinitely far."""
     far = float((own.double() - other.double()).norm() / own.double().norm().clamp_min(1e-12))
+    return far if far == far else float("inf")
+
+
+def _furthest(own: Tensor, other: Tensor) -> float:
+    """The largest difference of two numbers, relative to the size of a usual one; not-a-number is infinitely far."""
+    apart = (own.double() - other.double()).abs().max()
+    far = float(apart / own.double().square().mean().sqrt().clamp_min(1e-12))
     return far if far == far else float("inf")
 
 

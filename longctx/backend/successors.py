@@ -6,17 +6,22 @@ first wherever a vocabulary was made by merging pairs. Li et al. 2024 (arXiv 241
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from longctx.backend.attention import turn
 from longctx.backend.model import model_fingerprint
 from longctx.backend.places import cache_folder
 from longctx.backend.target import RowTarget
@@ -27,8 +32,9 @@ _MOST = 16384  # ids asked: most of what an English answer is made of
 _SECONDS = 20.0  # after which no more ids are asked: on a slow machine fewer are known
 _RANKS = 16
 _TEXTS = 64  # from which it is found what the model expects most often
-_AT_ONCE = 256
-_ENTRY = np.dtype([("token", "<i4"), ("chance", "<f4")])  # of the file, [ids, ranks]
+_FIRST, _AT_ONCE = 16, 256  # ids of the first pass, and of one at the most
+_WIDE = 2**19  # logits that are widened at once
+_MAGIC = b"lctxsuc1"
 
 # a memo, not state: the same model always says the same
 _KNOWN: WeakKeyDictionary[PreTrainedModel, Successors] = WeakKeyDictionary()
@@ -37,17 +43,31 @@ _KNOWN: WeakKeyDictionary[PreTrainedModel, Successors] = WeakKeyDictionary()
 def successors(model: PreTrainedModel, warn: Callable[[str], None], progress: Progress | None = None) -> Successors:
     """What ``model``, which verifies trees, says after single tokens.
 
-    Asked of the model once, which takes at most some twenty seconds, and then kept in the cache folder; where that
-    cannot be written, ``warn`` is told.
+    Asked of the model once, which takes some twenty seconds at the most, and then kept in the cache folder; where that
+    cannot be written, ``warn`` is told. Of a model whose weights are not in memory nothing is asked, with a warning.
     """
-    if model not in _KNOWN:
-        path = cache_folder() / "successors" / f"{model_fingerprint(model)[:32]}.npy"
-        found = _load(path)
-        if found is None:
-            found = _asked(model, progress)
-            _save(path, found, warn)
-        _KNOWN[model] = found
-    return _KNOWN[model]
+    with turn():  # threads wait for the first of them
+        if model not in _KNOWN:
+            _KNOWN[model] = _found(model, warn, progress)
+        return _KNOWN[model]
+
+
+def _found(model: PreTrainedModel, warn: Callable[[str], None], progress: Progress | None) -> Successors:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        warn("weights of the model are not in memory, so it is not asked what follows which token.")
+        return Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=np.float32))
+    path = cache_folder() / "successors" / f"{model_fingerprint(model)[:32]}.bin"
+    found = _load(path)
+    if found is None:
+        found = _asked(model, progress)
+        try:
+            _save(path, found)
+        except OSError as error:
+            warn(
+                f"what follows which token could not be kept ({error.strerror or type(error).__name__}): the model "
+                f"will be asked again. Set LONGCTX_CACHE to a folder that can be written."
+            )
+    return found
 
 
 def _asked(model: PreTrainedModel, progress: Progress | None) -> Successors:
@@ -55,23 +75,29 @@ def _asked(model: PreTrainedModel, progress: Progress | None) -> Successors:
 
     A beginning of other tokens would tell what the text is about, and a third less of what follows would be right.
     """
+    started = time.monotonic()
+    embeddings: Any = model.get_input_embeddings()
     target = RowTarget(model, 2 + _AT_ONCE)
-    count = min(_MOST, target.vocabulary)
+    count = min(_MOST, target.vocabulary, int(embeddings.weight.shape[0]))
     before = _expected(model, count)
     target.score(before, range(-1, len(before) - 1), 1)
     target.commit(range(len(before)))
     tokens, chances = [], []
-    started = time.monotonic()
-    for first in range(0, count, _AT_ONCE):
-        ids = range(first, min(first + _AT_ONCE, count))
-        best = target.score(ids, [-1] * len(ids), len(ids)).float().softmax(-1).topk(min(_RANKS, target.vocabulary))
-        target.rollback()
-        tokens.append(best.indices.to(torch.int32).cpu().numpy())
-        chances.append(best.values.cpu().numpy())
+    done, step = 0, _FIRST
+    while done < count:
+        began = time.monotonic()
+        ids = range(done, min(done + step, count))
+        best = _best(target, ids)
+        tokens.append(best[0])
+        chances.append(best[1])
+        done = ids.stop
         if progress is not None:
-            progress("asking what follows which token", ids.stop, count)
-        if time.monotonic() - started > _SECONDS:
+            progress("asking what follows which token", done, count)
+        now = time.monotonic()
+        if now - started > _SECONDS:
             break
+        # no pass that would take longer than what is left
+        step = min(_AT_ONCE, 2 * step, max(1, int(len(ids) * (_SECONDS - (now - started)) / max(now - began, 1e-9))))
     return Successors(np.concatenate(tokens), np.concatenate(chances))
 
 
@@ -82,36 +108,50 @@ def _expected(model: PreTrainedModel, count: int) -> list[int]:
     target.commit([0])
     drawn = [(7919 * at + 13) % count for at in range(2 * _TEXTS)]
     parents = [-1 if at % 2 == 0 else at - 1 for at in range(2 * _TEXTS)]  # texts of two tokens behind the first
-    said = target.score(drawn, parents, len(drawn))[1::2].float().softmax(-1).mean(0)
-    first, second = said.topk(2).indices.tolist()
-    return [second, first]
+    said = target.score(drawn, parents, len(drawn))[1::2].float().softmax(-1)[:, :count].nan_to_num(0.0).mean(0)
+    return list(reversed(said.topk(min(2, count)).indices.tolist()))
+
+
+def _best(target: RowTarget, ids: Sequence[int]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The likeliest tokens after each of ``ids`` and their probabilities; 0 where the model gives no finite ones."""
+    logits = target.score(ids, [-1] * len(ids), len(ids))
+    target.rollback()
+    tokens, chances = [], []
+    for some in torch.split(logits, max(1, _WIDE // logits.shape[-1])):
+        wide = some.float()
+        values, indices = wide.topk(min(_RANKS, wide.shape[-1]), -1)
+        tokens.append(indices.to(torch.int32).cpu().numpy())
+        chances.append((values - wide.logsumexp(-1, keepdim=True)).exp().nan_to_num(0.0, 0.0, 0.0).cpu().numpy())
+    return np.concatenate(tokens), np.concatenate(chances)
 
 
 def _load(path: Path) -> Successors | None:
-    """What the file holds; None where there is none, or it is damaged."""
+    """What the file holds; None where there is none, or it is not what was written."""
     try:
-        held = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        data = path.read_bytes()
+    except OSError:
         return None
-    if held.dtype != _ENTRY or held.ndim != 2 or not held.size or not np.isfinite(held["chance"]).all():
+    start = len(_MAGIC) + 32
+    head, digest, body = data[: len(_MAGIC)], data[len(_MAGIC) : start], data[start:]
+    if head != _MAGIC or hashlib.sha256(body).digest() != digest:
         return None
-    return Successors(np.ascontiguousarray(held["token"]), np.ascontiguousarray(held["chance"]))
+    ids, ranks = (int(size) for size in np.frombuffer(body[:8], dtype="<u4"))
+    tokens, chances = np.frombuffer(body[8:], dtype="<i4").reshape(2, ids, ranks).copy()
+    return Successors(tokens.astype(np.int32), chances.view("<f4").astype(np.float32))
 
 
-def _save(path: Path, found: Successors, warn: Callable[[str], None]) -> None:
-    """Writes the file whole or not at all; a folder that cannot be written is a warning."""
-    part = path.with_suffix(f".{os.getpid()}.part")
-    held = np.empty(found.tokens.shape, _ENTRY)
-    held["token"], held["chance"] = found.tokens, found.chances
+def _save(path: Path, found: Successors) -> None:
+    """Writes the file whole or not at all, whoever else writes it. Raises OSError where it cannot be written."""
+    sizes = np.asarray(found.tokens.shape, dtype="<u4").tobytes()
+    body = sizes + found.tokens.astype("<i4").tobytes() + found.chances.astype("<f4").tobytes()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.save(file, held)
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-        warn(
-            f"what follows which token could not be kept ({error.strerror or type(error).__name__}): the model will be "
-            f"asked again. Set LONGCTX_CACHE to a folder that can be written."
-        )
+        with os.fdopen(handle, "wb") as file:
+            file.write(_MAGIC + hashlib.sha256(body).digest() + body)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        with suppress(FileNotFoundError):  # it has its name by now
+            os.unlink(part)

@@ -8,6 +8,7 @@ their shape, and the table begins with what the model says of single tokens and 
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -96,8 +97,8 @@ class Recycled:
 
     def _told(self, token: int, tops: Sequence[int], chances: Sequence[float]) -> None:
         """The model named ``tops`` with ``chances`` after ``token``; what it named before counts half from now on."""
-        if not 0 <= token < self._vocabulary:
-            return
+        if not 0 <= token < self._vocabulary or not all(map(math.isfinite, chances)):
+            return  # a row that was not accepted may hold anything
         before = self._row(token)
         weight = 1.0 - _KEEPS if before else 1.0
         chance = {after: _KEEPS * value for after, value in before}

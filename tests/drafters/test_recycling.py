@@ -125,3 +125,12 @@ def test_the_prior_can_be_left_out_and_is_then_not_asked_for() -> None:
     source = DraftSource(np.asarray([1], dtype=np.int32), VOCAB, successors=never)
     assert len(Recycling(prior=False).begin(source).propose(Budget(4, 2))) == 0
     assert len(start(40, prior=PRIOR).propose(Budget(4, 2))) == 0, "of this token it knows nothing"
+
+
+def test_a_rejected_row_of_numbers_that_are_none_is_not_learned_from() -> None:
+    at_work = start(7)
+    row = told((9,), [7, 30], [-1, 0], (0,), [named(9), named(1)])
+    assert row.chances is not None
+    row.chances[1] = np.nan
+    at_work.observe(row)
+    assert tokens(at_work, 30) == [] and np.isfinite(at_work.propose(Budget(9, 3)).values).all()
