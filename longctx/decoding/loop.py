@@ -23,7 +23,7 @@ from longctx.decoding.tree import TokenTree, merge
 from longctx.drafts import Lead, Stats, Verified
 from longctx.protocols import Drafting, Progress, Target
 
-_LEAD = 256  # rows of the prompt whose predictions drafters are told: the head costs less for them than they save
+_LEAD = 32  # rows of the prompt whose predictions drafters are told: more make the first token late and save nothing
 _WIDE = 2**19  # logits that are widened at once: fresh memory for more costs ten times what is done with them
 
 PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
