@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from longctx.backend import lean, narrow, target
+from longctx.backend import lean, narrow, target, trial
 from longctx.backend.lean import Lean
 from longctx.backend.target import RowTarget
 
@@ -26,9 +26,11 @@ TREE = ([30, 31, 32, 33, 34, 35], [-1, 0, 1, 1, 0, 4])
 def test_the_product_is_that_of_a_linear_layer(rows: int, width: int, out: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     x, weight = (torch.randn(count, width, generator=draw, dtype=torch.float64) for count in (rows, out))
-    found = narrow.product(x, weight)
-    assert found.shape == (rows, out)
-    torch.testing.assert_close(found, F.linear(x, weight), rtol=1e-12, atol=1e-12)
+    bias = torch.randn(out, generator=draw, dtype=torch.float64)
+    for added in (None, bias):
+        found = narrow.product(x, weight, added)
+        assert found.shape == (rows, out)
+        torch.testing.assert_close(found, F.linear(x, weight, added), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "expected"), [(1.0, 2.0, True), (1.0, 1.1, False), (2.0, 1.0, False)])
@@ -36,7 +38,7 @@ def test_it_is_taken_where_it_wins_by_a_fifth(
     ours: float, theirs: float, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter((ours, theirs))
-    monkeypatch.setattr(narrow, "seconds", lambda work: next(times))
+    monkeypatch.setattr(trial, "seconds", lambda work: next(times))
     assert narrow._wins.__wrapped__(1) is expected
 
 
@@ -52,7 +54,7 @@ def test_one_row_and_several_are_tried_apart_and_nothing_else_is(monkeypatch: py
 def test_the_trial_holds_the_product_against_a_linear_layer_of_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[torch.Tensor] = []
     monkeypatch.setattr(narrow, "_TRIAL", (64, 32))
-    monkeypatch.setattr(narrow, "seconds", lambda work: timed.append(work()) or 1.0)
+    monkeypatch.setattr(trial, "seconds", lambda work: timed.append(work()) or 1.0)
     assert not narrow._wins.__wrapped__(3)
     assert [made.shape for made in timed] == [(3, 64), (3, 64)] and bool((timed[0] == 32).all())
     assert torch.equal(*timed) and not narrow.narrow(0, torch.float32, CPU)

@@ -14,7 +14,7 @@ from test_lean import states as read
 from torch import Tensor
 from torch.nn import functional as F
 
-from longctx.backend import products
+from longctx.backend import products, trial
 from longctx.backend.attention import attend
 from longctx.backend.passes import Passes
 
@@ -128,7 +128,7 @@ def test_it_is_taken_where_it_wins_by_a_fifth(
     ours: float, theirs: float, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter((ours, theirs))
-    monkeypatch.setattr(products, "seconds", lambda work: next(times))
+    monkeypatch.setattr(trial, "seconds", lambda work: next(times))
     assert products._faster.__wrapped__(torch.bfloat16) is expected
 
 
@@ -146,7 +146,7 @@ def test_it_is_never_asked_of_other_formats_single_rows_other_devices_or_for_gra
 
 def test_the_trial_measures_both() -> None:
     assert products._faster(torch.bfloat16) in (True, False)
-    assert 0 < products.seconds(lambda: torch.ones(3)) < 10
+    assert 0 < trial.seconds(lambda: torch.ones(3)) < 10
 
 
 @pytest.mark.parametrize("kind", ["none", "seen", "added"])

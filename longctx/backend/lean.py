@@ -128,8 +128,7 @@ class Lean:
         kept = self.final(x[:, keep].float()).to(self.head.weight.dtype)
         if not narrow(kept[..., 0].numel(), kept.dtype, kept.device):
             return F.linear(kept, self.head.weight, self.head.bias)
-        logits = product(kept.view(-1, kept.shape[-1]), self.head.weight).view(*kept.shape[:2], -1)
-        return logits if self.head.bias is None else logits + self.head.bias
+        return product(kept.view(-1, kept.shape[-1]), self.head.weight, self.head.bias).view(*kept.shape[:2], -1)
 
     def _one(
         self,
@@ -189,7 +188,7 @@ class _Weights:
         """The layer's output for ``x`` [rows, in]; without ``out`` it holds until the next product of that name."""
         weight, bias = self._now[name]
         if narrow(len(x), x.dtype, x.device):
-            made = product(x, weight) if bias is None else product(x, weight) + bias
+            made = product(x, weight, bias)
             return made if out is None else out.copy_(made)
         if out is None:
             held = self._products.get(name)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longctx.backend.trial import seconds
+from longctx.backend.trial import faster
 
 _ROWS = 64  # query rows of a block: keys that no row of it sees are left out
 _SCORES = 2**22  # scores held at a time
-_FASTER = 1.2  # how many times as fast as the fused kernel it must be
 _LEAST = 2.0**-100  # of a row's sum of weights, and one over the most: between them float32 and bfloat16 lose nothing
 _TRIAL = (1, 6, 384, 64)  # queries of the trial, over a third as many KV heads
 
@@ -111,6 +110,7 @@ def _sound(sums: Tensor, seen: Tensor | None) -> bool:
 def _faster(dtype: torch.dtype) -> bool:
     query = torch.ones(_TRIAL, dtype=dtype)
     key = query[:, ::3].contiguous()
-    ours = seconds(lambda: attend(query, key, key, None, 1.0))
-    fused = seconds(lambda: F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True))
-    return _FASTER * ours < fused
+    return faster(
+        lambda: attend(query, key, key, None, 1.0),
+        lambda: F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True),
+    )

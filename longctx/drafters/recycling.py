@@ -90,9 +90,10 @@ class Recycled:
     def _row(self, token: int) -> Row:
         if token not in self._rows:
             prior = self._prior
-            known = prior is not None and 0 <= token < len(prior.tokens)
-            found = zip(prior.tokens[token].tolist(), prior.chances[token].tolist(), strict=True) if known else ()  # type: ignore[union-attr]
-            self._rows[token] = tuple(found)
+            found: Row = ()
+            if prior is not None and 0 <= token < len(prior.tokens):
+                found = tuple(zip(prior.tokens[token].tolist(), prior.chances[token].tolist(), strict=True))
+            self._rows[token] = found
         return self._rows[token]
 
     def _told(self, token: int, tops: Sequence[int], chances: Sequence[float]) -> None:
