@@ -62,10 +62,9 @@ class _Norm:
     eps: float
 
     def __call__(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        length: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = length.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
-        return (wide * scale).mul_(self.weight).to(x.dtype)
+        return x.to(torch.float32, copy=True).mul_(scale).mul_(self.weight.float()).to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True)

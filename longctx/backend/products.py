@@ -17,6 +17,7 @@ from longctx.backend.trial import faster
 
 _ROWS = 64  # query rows of a block: keys that no row of it sees are left out
 _SCORES = 2**22  # scores held at a time
+_WIDE = 2**18  # of them, in float32: pages of more are new each time, and cost more than the sums
 _LEAST = 2.0**-100  # of a row's sum of weights, and one over the most: between them float32 and bfloat16 lose nothing
 _TRIAL = (1, 6, 384, 64)  # queries of the trial, over a third as many KV heads
 
@@ -76,10 +77,17 @@ def _block(query: Tensor, turned: Tensor, value: Tensor, seen: Tensor | None, ro
     one pass over them does what a softmax does in three. Where the sums say otherwise, it is a softmax.
     """
     weights = _scores(query, turned, seen, room).exp_()
-    sums = weights.sum(-1, keepdim=True, dtype=torch.promote_types(weights.dtype, torch.float32))
+    sums = _sums(weights)
     if _sound(sums, seen):
         return torch.bmm(weights, value).div_(sums.clamp_min_(_LEAST))
     return torch.bmm(_scores(query, turned, seen, room).softmax(-1), value)
+
+
+def _sums(weights: Tensor) -> Tensor:
+    """The sums of ``weights`` [some, rows, keys] over the keys, [some, rows, 1]: in float32 at least, in pieces."""
+    wide = torch.promote_types(weights.dtype, torch.float32)
+    pieces = weights.split(max(1, _WIDE // weights[0].numel()))
+    return torch.cat([piece.sum(-1, keepdim=True, dtype=wide) for piece in pieces])
 
 
 def _scores(query: Tensor, turned: Tensor, seen: Tensor | None, room: Tensor) -> Tensor:
