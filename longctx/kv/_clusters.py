@@ -20,7 +20,8 @@ def clustered(
 
     Returns the tokens in the order of their slots, long [kv_heads, tokens], those outside the range in their places,
     and per cluster, padded with empty ones: ``starts``, ``sizes`` long [kv_heads, clusters], ``means``, ``spreads``
-    (variances) of its keys and ``says``, the mean of its values, [kv_heads, clusters, dim] in the keys' dtype.
+    (variances) of its keys and ``says``, the mean of its values, [kv_heads, clusters, dim] in the keys' dtype. Means
+    are counted from ``centre``, the mean of all keys in the range, float32 [kv_heads, 1, dim].
     """
     kv_heads, tokens, _ = keys.shape
     labels = _labels(keys[:, first:last], share, segment, iterations)
@@ -32,11 +33,15 @@ def clustered(
     starts = first + sizes.cumsum(-1) - sizes
     places = torch.arange(tokens, device=keys.device).repeat(kv_heads, 1)
     places[:, first:last] = first + inner
-    means = _mean(keys[:, first:last], labels, sizes)
-    squares = _mean(keys[:, first:last].float().square(), labels, sizes)
+    inner_keys = keys[:, first:last].float()
+    centre = inner_keys.mean(1, keepdim=True)
+    inner_keys = inner_keys - centre
+    means = _mean(inner_keys, labels, sizes)
+    squares = _mean(inner_keys.square_(), labels, sizes)
     statistics = {
         "starts": starts,
         "sizes": sizes,
+        "centre": centre,
         "means": means.to(keys.dtype),
         "spreads": (squares - means.square()).clamp_min(0).to(keys.dtype),
         "says": _mean(values[:, first:last], labels, sizes).to(values.dtype),
@@ -44,12 +49,14 @@ def clustered(
     return places, statistics
 
 
-def grouped(statistics: dict[str, Tensor], share: float, iterations: int) -> tuple[Tensor, dict[str, Tensor]]:
+def grouped(
+    statistics: dict[str, Tensor], centre: Tensor, share: float, iterations: int
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Clusters in groups, ``share`` groups a cluster: the clusters' new order [kv_heads, clusters], and per group
     ``group_starts`` and ``group_counts`` of its clusters, ``group_sizes`` in keys, ``group_means``, ``group_says``.
     """
     means, sizes = statistics["means"], statistics["sizes"]
-    labels = spherical(means, max(1, round(share * means.shape[1])), iterations)
+    labels = spherical((means + centre).to(means.dtype), max(1, round(share * means.shape[1])), iterations)
     count = int(labels.max()) + 1
     order = labels.argsort(dim=-1, stable=True)
     ones = torch.zeros(len(labels), count, dtype=torch.long, device=labels.device)

@@ -12,7 +12,10 @@ LOWEST = torch.finfo(torch.float32).min  # not -inf: the mean over nothing must 
 
 def scores(rows: Tensor, keys: Tensor, scale: float, softcap: float | None) -> Tensor:
     """Logits float32 [..., rows, keys]."""
-    logits: Tensor = (rows.float() @ keys.float().transpose(-1, -2)) * scale
+    return capped((rows.float() @ keys.float().transpose(-1, -2)) * scale, softcap)
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 

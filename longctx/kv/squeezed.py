@@ -17,11 +17,12 @@ from torch import Tensor
 from longctx.errors import BadOption
 from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys, Unread
 from longctx.kv import _budget, _clusters, _ranges
-from longctx.kv._scores import LOWEST, grouped, pooled, scores
+from longctx.kv._scores import LOWEST, capped, grouped, pooled, scores
 
 _OFTEN = 4  # keys of a cluster among the likeliest: they are small, and a few more are looked at than will be read
+_NONE = LOWEST / 4  # the logarithm of no keys
 _WINDOW = 100  # last queries on which the paper's threshold is measured
-_SCORED = ("starts", "sizes", "means", "spreads", "says")  # what a cluster is scored and read by
+_SCORED = ("starts", "sizes", "logs", "means", "spreads", "says")  # what a cluster is scored and read by
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +82,14 @@ class Squeezed:
         stored, found = _clusters.clustered(
             layer.keys, layer.values, first, last, self.density, self.segment, self.iterations
         )
+        centre = found.pop("centre")
+        found["logs"] = _log(found["sizes"])
         if self.mode == "paper":
-            found["window"] = _window(layer, found)
+            found["window"] = _window(layer, found, centre)
         if self.levels == 2:
-            order, groups = _clusters.grouped(found, self.density, self.iterations)
+            order, groups = _clusters.grouped(found, centre, self.density, self.iterations)
             found = {name: _ordered(value, order) for name, value in found.items()} | groups
-        return Index(layer.tokens, budget, stored, found)
+        return Index(layer.tokens, budget, stored, found | {"centre": centre})
 
     def settle(self, indices: Sequence[Index]) -> list[Index]:
         """In the paper's mode, one threshold over all layers and heads: the quantile that reads ``budget`` keys."""
@@ -104,12 +107,12 @@ class Squeezed:
         own = index.tensors
         forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
         look = _visited(own, asked) if self.levels == 2 else _all(own)
-        first = scores(asked.rows, look.means, asked.scale, asked.softcap) + _log(look.sizes)[:, :, None]
+        first = _scores(asked, look.means, own["centre"]) + look.logs[:, :, None]
         second = first if asked.softcap is not None else first + _spread(look.spreads, asked)
         shares, log = _softmax(first if self.mode == "paper" else second)
         norm = look.joined(log)
         if self.mode == "paper":
-            likely = _pooled(shares, log - norm, asked).log() - _log(look.sizes)
+            likely = _pooled(shares, log - norm, asked).log() - look.logs
             taken = (likely > own["threshold"]) & (look.sizes > 0)
         else:
             known = scores(asked.rows, asked.keys[:, forced], asked.scale, asked.softcap).logsumexp(-1)
@@ -122,8 +125,11 @@ class Squeezed:
         slots, read = _ranges.members(taken, look.starts, look.sizes)
         slots, read = _ranges.behind(forced, slots, read)
         # shares of what is left are taken anew: beside what is read they may be too small to be told from nothing
-        shares, left = _softmax(first.masked_fill(taken[:, :, None], LOWEST))
-        log, wide = look.joined(left), look.joined(_softmax(second.masked_fill(taken[:, :, None], LOWEST))[1])
+        gone = taken[:, :, None].to(first.dtype).mul_(LOWEST / 2)  # to be added: a mask spread over rows takes longer
+        if second is not first:
+            second.add_(gone)
+        shares, left = _softmax(first.add_(gone))
+        log, wide = look.joined(left), look.joined(left if second is first else _softmax(second)[1])
         if self.mode == "paper":
             return Choice(slots, read, Unread(log, wide=wide))
         return Choice(slots, read, Unread(log, look.said(shares, left, log), wide))
@@ -150,7 +156,7 @@ class Squeezed:
 
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         found = math.ceil(self.density * tokens)
-        return kv_heads * (8 * tokens + found * (3 * dim * itemsize + 16))
+        return kv_heads * (8 * tokens + found * (3 * dim * itemsize + 20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +165,7 @@ class _Look:
 
     starts: Tensor
     sizes: Tensor
+    logs: Tensor
     means: Tensor
     spreads: Tensor
     says: Tensor
@@ -184,26 +191,38 @@ def _all(own: Mapping[str, Tensor]) -> _Look:
 def _visited(own: Mapping[str, Tensor], asked: Asked) -> _Look:
     """The clusters of the better half of the groups, by the likelihood of one of their keys."""
     sizes = own["group_sizes"]
-    log = scores(asked.rows, own["group_means"], asked.scale, asked.softcap) + _log(sizes)[:, None]
+    log = _scores(asked, own["group_means"], own["centre"]) + _log(sizes)[:, None]
     likely = pooled(log.softmax(-1), asked) / sizes.clamp_min(1)
     better = likely.argsort(dim=-1, descending=True, stable=True)[..., : (likely.shape[-1] + 1) // 2]
     taken = torch.zeros_like(likely, dtype=torch.bool).scatter(-1, better, True)
     which, real = _ranges.members(taken, own["group_starts"][None], own["group_counts"][None])
     found = {name: _at(own[name], which) for name in _SCORED}
-    found["sizes"] = found["sizes"].masked_fill(~real, 0)
+    found["sizes"], found["logs"] = found["sizes"].masked_fill(~real, 0), found["logs"].masked_fill(~real, _NONE)
     shares, others = _softmax(log.masked_fill(taken[:, :, None], LOWEST))
     return replace(_look(found), others=(others, shares @ own["group_says"].float()))
 
 
 def _look(found: Mapping[str, Tensor]) -> _Look:
-    return _Look(found["starts"], found["sizes"], found["means"], found["spreads"], found["says"])
+    return _Look(**{name: found[name] for name in _SCORED})
 
 
-def _window(layer: LayerKeys, found: Mapping[str, Tensor]) -> Tensor:
+def _scores(asked: Asked, means: Tensor, centre: Tensor) -> Tensor:
+    """Logits of the rows for clusters by their ``means`` about ``centre``, float32 [..., rows, clusters].
+
+    Products are as narrow as what is stored: about their centre, means are small, and what is rounded off is less than
+    what a mean leaves out of its keys. Where keys share a large bias it would not be so without the centre.
+    """
+    narrow = asked.rows.dtype == means.dtype == torch.bfloat16
+    rows, means = (asked.rows, means) if narrow else (asked.rows.float(), means.float())
+    logits = (rows @ means.transpose(-1, -2)).float() + asked.rows.float() @ centre.transpose(-1, -2)
+    return capped(logits * asked.scale, asked.softcap)
+
+
+def _window(layer: LayerKeys, found: Mapping[str, Tensor], centre: Tensor) -> Tensor:
     """How likely one key of each cluster is in the mean over the last queries, float32 log [kv_heads, clusters]."""
     queries = grouped(layer.queries, layer.keys.shape[0])
-    log = scores(queries, found["means"], layer.scale, layer.softcap)
-    norm = (log + _log(found["sizes"])[:, None]).logsumexp(-1, keepdim=True)
+    log = scores(queries, found["means"].float() + centre, layer.scale, layer.softcap)
+    norm = (log + found["logs"][:, None]).logsumexp(-1, keepdim=True)
     likely = (log - norm).logsumexp(1) - math.log(queries.shape[1])
     return likely.masked_fill(found["sizes"] == 0, LOWEST)
 
@@ -232,7 +251,7 @@ def _pooled(shares: Tensor, weight: Tensor, asked: Asked) -> Tensor:
 
 def _log(sizes: Tensor) -> Tensor:
     """Natural logarithms of counts; an empty cluster's is as low as numbers go."""
-    return torch.where(sizes > 0, sizes.clamp_min(1).float().log(), LOWEST / 4)
+    return torch.where(sizes > 0, sizes.clamp_min(1).float().log(), _NONE)
 
 
 def _at(states: Tensor, which: Tensor) -> Tensor:

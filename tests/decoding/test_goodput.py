@@ -114,10 +114,25 @@ def test_acceptance_is_learned_by_source_and_claim_also_of_nodes_that_were_not_v
 
 
 def test_a_child_is_judged_only_where_its_parent_was_right() -> None:
-    acceptance = Acceptance()
-    tree = tree_of([1, 2, 3], [-1, 0, 1], [0.9, 0.63, 0.3])
+    acceptance, alone = Acceptance(), Acceptance()
+    tree, parent = tree_of([1, 2, 3], [-1, 0, 1], [0.9, 0.63, 0.3]), tree_of([1], [-1], [0.9])
+    assert acceptance.reach(tree).values.tolist() == pytest.approx([0.9, 0.63, 0.3]), "nothing is known yet"
     for _ in range(60):
         acceptance.learn(tree, [7])
+        alone.learn(parent, [7])
     reached = acceptance.reach(tree)
     assert reached.values[0] < 0.2
-    assert reached.values[1] / reached.values[0] == pytest.approx(0.7, abs=1e-6), "nothing is known of it yet"
+    assert reached.values.tolist() == alone.reach(tree).values.tolist(), "the children taught nothing"
+
+
+def test_the_word_of_a_drafter_that_is_never_right_soon_counts_for_nothing() -> None:
+    acceptance = Acceptance()
+    for _ in range(12):
+        acceptance.learn(tree_of([1, 2], [-1, -1], [0.85, 0.75]), [7])
+    unseen = tree_of([1, 2], [-1, -1], [0.35, 0.25])  # other claims, of which nothing is known yet
+    assert acceptance.reach(unseen).values.sum() < 0.2
+    other = merge([Draft.empty(), Draft.chain([1], [0.35])], 9, 9)
+    assert acceptance.reach(other).values[0] == pytest.approx(0.35), "another drafter's word is as good as before"
+    for _ in range(60):
+        acceptance.learn(tree_of([1], [-1], [0.85]), [1])
+    assert acceptance.reach(unseen).values[0] > 0.25, "and it can be won back"

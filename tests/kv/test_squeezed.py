@@ -22,6 +22,7 @@ from longctx.kv._kmeans import spherical
 from longctx.kv.squeezed import Squeezed
 
 POLICY = Squeezed(budget=60, sinks=2, recent=8, clusters=0.1)
+STATISTICS = ("starts", "sizes", "means", "spreads", "says")
 
 
 def spread(keys: torch.Tensor, labels: torch.Tensor) -> float:
@@ -80,11 +81,12 @@ def test_statistics_are_those_of_the_keys_they_lie_beside(tokens: int, share: fl
         assert sorted(order[head].tolist()) == list(range(tokens))
         assert order[head, :first].tolist() == [0, 1] and order[head, last:].tolist() == list(range(last, tokens))
         assert int(found["sizes"][head].sum()) == last - first
-        for start, size, mean, var, says in zip(*(found[n][head] for n in found), strict=True):
+        torch.testing.assert_close(found["centre"][head, 0], keys[head, first:last].mean(0), rtol=1e-4, atol=1e-5)
+        for start, size, mean, var, says in zip(*(found[n][head] for n in STATISTICS), strict=True):
             own = order[head, int(start) : int(start) + int(size)]
             if not len(own):
                 continue
-            torch.testing.assert_close(mean, keys[head, own].mean(0), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(mean + found["centre"][head, 0], keys[head, own].mean(0), rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(var, keys[head, own].var(0, correction=0), rtol=1e-3, atol=1e-4)
             torch.testing.assert_close(says, values[head, own].mean(0), rtol=1e-4, atol=1e-5)
             assert len({int(token - first) // segment for token in own}) == 1
@@ -201,7 +203,8 @@ def test_a_bound_stands_on_the_second_order_of_what_is_not_read(mode: Any, softc
             *(index.tensors[name][head] for name in ("starts", "sizes", "means", "spreads")), strict=True
         ):
             if int(size) and int(start) not in taken:
-                logits = asked.rows[0, head].double() @ mean.double() * SCALE
+                whole = mean.double() + index.tensors["centre"][head, 0].double()
+                logits = asked.rows[0, head].double() @ whole * SCALE
                 logits = logits if softcap is None else torch.tanh(logits / softcap) * softcap
                 spread = 0 if softcap else (asked.rows[0, head].double() * SCALE).square() @ var.double() / 2
                 sums.append(logits + spread + np.log(int(size)))
@@ -209,6 +212,22 @@ def test_a_bound_stands_on_the_second_order_of_what_is_not_read(mode: Any, softc
             choice.unread.base[0, head].double(), torch.stack(sums).logsumexp(0), rtol=1e-4, atol=1e-4
         )
     assert (choice.unread.base > choice.unread.log + 1e-6).any() == (softcap is None)
+
+
+def test_a_large_bias_that_all_keys_share_costs_narrow_scores_nothing() -> None:
+    """Some models have key biases of a hundred: a product in bfloat16 would round their scores to whole numbers."""
+    layer, bias = haystack(400), torch.full((KV_HEADS, 1, DIM), 40.0)
+    asked = question(layer)
+    found = []
+    for dtype in (torch.float64, torch.bfloat16):
+        keys = (layer.keys + bias).to(torch.bfloat16).to(dtype)
+        held = dataclasses.replace(layer, keys=keys, values=layer.values.to(dtype))
+        here = dataclasses.replace(asked, rows=(4 * asked.rows).to(torch.bfloat16).to(dtype), keys=keys)
+        index = POLICY.index(held, POLICY.slots(held.tokens))
+        choice = POLICY.choose(index, put(held, index, here))
+        assert choice.unread is not None
+        found.append(choice.unread.log.double())
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0.03)
 
 
 def test_the_papers_threshold_reads_the_budget_on_the_last_queries() -> None:
@@ -222,7 +241,7 @@ def test_the_papers_threshold_reads_the_budget_on_the_last_queries() -> None:
         own = index.tensors
         for head in range(KV_HEADS):
             queries = layer.queries[head * 3 : head * 3 + 3].reshape(-1, 16).double()
-            logits = queries @ own["means"][head].double().T * SCALE
+            logits = queries @ (own["means"] + own["centre"])[head].double().T * SCALE
             norm = (logits.exp() * own["sizes"][head]).sum(-1, keepdim=True)
             score = (logits.exp() / norm).mean(0)
             read += int(own["sizes"][head][score > np.exp(threshold) * (1 + 1e-6)].sum())
@@ -266,7 +285,8 @@ def test_what_is_left_is_weighed_by_its_own_scores_however_wide_the_clusters_rea
     choice = policy.choose(index, asked)
     assert choice.unread is not None and choice.unread.wide is not None
     assert choice.unread.log.isfinite().all() and choice.unread.wide.isfinite().all()
-    starts, sizes, means = (index.tensors[name] for name in ("starts", "sizes", "means"))
+    starts, sizes = index.tensors["starts"], index.tensors["sizes"]
+    means = index.tensors["means"] + index.tensors["centre"]
     for head in range(KV_HEADS):
         slots = set(choice.slots[0, head][choice.read[0, head]].tolist())
         left = [i for i in range(sizes.shape[1]) if sizes[head, i] and int(starts[head, i]) not in slots]
