@@ -86,7 +86,7 @@ def _block(query: Tensor, turned: Tensor, value: Tensor, seen: Tensor | None, ro
 def _sums(weights: Tensor) -> Tensor:
     """The sums of ``weights`` [some, rows, keys] over the keys, [some, rows, 1]: in float32 at least, in pieces."""
     wide = torch.promote_types(weights.dtype, torch.float32)
-    pieces = weights.split(max(1, _WIDE // weights[0].numel()))
+    pieces = torch.split(weights, max(1, _WIDE // weights[0].numel()))
     return torch.cat([piece.sum(-1, keepdim=True, dtype=wide) for piece in pieces])
 
 

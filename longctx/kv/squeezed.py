@@ -203,7 +203,8 @@ def _visited(own: Mapping[str, Tensor], asked: Asked) -> _Look:
 
 
 def _look(found: Mapping[str, Tensor]) -> _Look:
-    return _Look(**{name: found[name] for name in _SCORED})
+    starts, sizes, logs, means, spreads, says = (found[name] for name in _SCORED)
+    return _Look(starts, sizes, logs, means, spreads, says)
 
 
 def _scores(asked: Asked, means: Tensor, centre: Tensor) -> Tensor:
