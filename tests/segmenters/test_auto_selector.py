@@ -52,9 +52,11 @@ def haystack_text(book: Any, span: Any) -> str:
 def test_only_segments_that_could_enter_the_budget_and_a_sample_are_read(haystack: Any) -> None:
     question = "What is the access code for the Dray depot?"
     total = len(haystack.segments)
-    few = Auto(reach=1.0, sample=2).score(question, haystack, 100)
+    few = Auto(reach=1.0, least=0, sample=2).score(question, haystack, 100)
     many = Auto(reach=100.0).score(question, haystack, 10_000)
     assert few.facts["segments_read"] <= 4 < total == many.facts["segments_read"]
+    least = Auto(reach=1.0, least=haystack.tokens, sample=2).score(question, haystack, 100)
+    assert least.facts["segments_read"] == total, "however small the budget"
 
 
 def test_without_the_model_no_pass_is_made(haystack: Any) -> None:

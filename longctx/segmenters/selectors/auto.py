@@ -22,7 +22,8 @@ from longctx.types import Scores
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Auto:
-    """``model=false`` leaves the reading model out. ``reach`` is how many times the budget the model may read.
+    """``model=false`` leaves the reading model out. ``reach`` is how many times the budget the model may read, and
+    ``least`` how many tokens it may read in any case.
 
     ``sample`` segments, evenly spaced, are read besides: they say what is usual. ``neighbours`` is the share of each
     neighbour's score added to a unit's own. ``likelihood`` and ``attention`` weigh the model's signals; words and
@@ -33,15 +34,18 @@ class Auto:
     baseline: ClassVar[bool] = False
     model: bool = True
     neighbours: float = 0.5
-    reach: float = 8.0
+    reach: float = 3.0
+    least: int = 4096
     sample: int = 16
     likelihood: float = 1.0
     attention: float = 0.5
     refuse: bool = True
 
     def __post_init__(self) -> None:
-        if self.reach <= 0 or self.sample < 2:
-            raise ValueError(f"reach={self.reach} must be above 0 and sample={self.sample} at least 2")
+        if self.reach <= 0 or self.least < 0 or self.sample < 2:
+            raise ValueError(
+                f"reach={self.reach} must be above 0, least={self.least} not negative and sample={self.sample} at least 2"
+            )
 
     def score(self, question: str, corpus: Corpus, budget_tokens: int) -> Scores:
         """The sum of all signals, each standardised over the text. Signals that cannot be had are named in warnings."""
@@ -78,7 +82,8 @@ class Auto:
     def _read(self, question: str, corpus: Corpus, budget_tokens: int, values: NDArray[np.float32]) -> _Found:
         """The model's signals for the segments worth a pass, standardised by the evenly spaced ones; 0 for the rest."""
         usual = _spaced(len(corpus.segments), self.sample)
-        chosen = self._promising(corpus, spread(values, corpus.units, self.neighbours), self.reach * budget_tokens)
+        limit = max(self.reach * budget_tokens, self.least)
+        chosen = self._promising(corpus, spread(values, corpus.units, self.neighbours), limit)
         asked = sorted({*usual, *chosen})
         if len(asked) == len(corpus.segments):
             usual = asked  # everything is read: everything says what is usual
