@@ -86,8 +86,8 @@ def _block(query: Tensor, turned: Tensor, value: Tensor, seen: Tensor | None, ro
 def _sums(weights: Tensor) -> Tensor:
     """The sums of ``weights`` [some, rows, keys] over the keys, [some, rows, 1]: in float32 at least, in pieces."""
     wide = torch.promote_types(weights.dtype, torch.float32)
-    pieces = torch.split(weights, max(1, _WIDE // weights[0].numel()))
-    return torch.cat([piece.sum(-1, keepdim=True, dtype=wide) for piece in pieces])
+    pieces = torch.split(weights.flatten(0, 1), max(1, _WIDE // weights.shape[-1]))
+    return torch.cat([piece.sum(-1, dtype=wide) for piece in pieces]).view(*weights.shape[:2], 1)
 
 
 def _scores(query: Tensor, turned: Tensor, seen: Tensor | None, room: Tensor) -> Tensor:

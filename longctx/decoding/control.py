@@ -17,7 +17,7 @@ from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
 
 _BINS = 10  # of the drafters' own estimate
-_PRIOR = 6.0  # tries that a drafter's own estimate counts for, and hits that its word counts for
+_PRIOR = 6.0  # tries that a drafter's own estimate counts for where none was judged
 _KEEPS = 0.98  # of the counts, per round: what was long ago matters less
 _BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)  # row counts whose cost is kept apart
 _SLOPE = 0.02  # what a row is taken to add to the cost of one, until it was measured
@@ -51,16 +51,14 @@ class Controller(Protocol):
 class Acceptance:
     """How often nodes were right, by who proposed them and how sure they were; corrects the drafters' estimates.
 
-    A node is judged when its parent was right, whether it was verified or not: what came out says what was right.
-    Estimates are believed by bins of them, and where little is known of a bin by what the drafter's word was worth in
-    all: one that is never right would else be tried for as long as a row costs nearly nothing.
+    A node is judged when its parent was right, whether it was verified or not: what came out says what was right. An
+    estimate counts for less the more of its kind were judged: where rows cost nearly nothing, what is left of it would
+    have them filled by a drafter that is never right.
     """
 
     def __init__(self) -> None:
         self._hits: dict[tuple[int, int], float] = {}
         self._tries: dict[tuple[int, int], float] = {}
-        self._right: dict[int, float] = {}
-        self._said: dict[int, float] = {}  # how many each drafter's estimates had promised
 
     def reach(self, tree: TokenTree) -> TokenTree:
         """The tree with calibrated values: the chance that a node and all above it are right."""
@@ -69,8 +67,9 @@ class Acceptance:
             zip(tree.parents.tolist(), tree.sources.tolist(), _conditional(tree), strict=True)
         ):
             key = (source, int(sure * _BINS))
-            word = (self._right.get(source, 0.0) + _PRIOR) / (self._said.get(source, 0.0) + _PRIOR)
-            chance = (self._hits.get(key, 0.0) + _PRIOR * sure * word) / (self._tries.get(key, 0.0) + _PRIOR)
+            tries = self._tries.get(key, 0.0)
+            counts = _PRIOR / (1.0 + tries / _PRIOR)
+            chance = (self._hits.get(key, 0.0) + counts * sure) / (tries + counts)
             reach[node] = min(1.0, chance) * (reach[parent] if parent >= 0 else 1.0)
         return replace(tree, values=reach)
 
@@ -80,19 +79,13 @@ class Acceptance:
         for counts in (self._hits, self._tries):
             for key in counts:
                 counts[key] *= _KEEPS
-        for sums in (self._right, self._said):
-            for source in sums:
-                sums[source] *= _KEEPS
         parent = -1
         for token in tokens:
             below = tree.children.get(parent, {})
             for own, node in below.items():
-                source = int(tree.sources[node])
-                key = (source, int(sure[node] * _BINS))
+                key = (int(tree.sources[node]), int(sure[node] * _BINS))
                 self._tries[key] = self._tries.get(key, 0.0) + 1.0
                 self._hits[key] = self._hits.get(key, 0.0) + (own == token)
-                self._right[source] = self._right.get(source, 0.0) + (own == token)
-                self._said[source] = self._said.get(source, 0.0) + sure[node]
             if token not in below:
                 return
             parent = below[token]

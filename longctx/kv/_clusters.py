@@ -52,8 +52,10 @@ def clustered(
 def grouped(
     statistics: dict[str, Tensor], centre: Tensor, share: float, iterations: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clusters in groups, ``share`` groups a cluster: the clusters' new order [kv_heads, clusters], and per group
-    ``group_starts`` and ``group_counts`` of its clusters, ``group_sizes`` in keys, ``group_means``, ``group_says``.
+    """Clusters in groups, ``share`` groups a cluster: the clusters' new order [kv_heads, clusters], and the groups.
+
+    Of each group ``group_starts`` and ``group_counts`` of its clusters, ``group_sizes`` in keys, ``group_means`` from
+    ``centre`` like those of clusters, ``group_says``.
     """
     means, sizes = statistics["means"], statistics["sizes"]
     labels = spherical((means + centre).to(means.dtype), max(1, round(share * means.shape[1])), iterations)

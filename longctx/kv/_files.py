@@ -21,7 +21,7 @@ from torch import Tensor
 from longctx.errors import ArtifactError, UsageError, naming
 
 _MANIFEST = "context.json"
-_FORMAT, _VERSION = "longctx-context", 2
+_FORMAT, _VERSION = "longctx-context", 3
 _MOST_MANIFEST = 64 * 2**20  # bytes
 _Tensors = Mapping[str, Tensor]
 

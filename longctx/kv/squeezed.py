@@ -161,7 +161,10 @@ class Squeezed:
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """The clusters that a pass scores, [batch or 1, kv_heads, clusters], and the groups it looks at no closer."""
+    """The clusters that a pass scores, [batch or 1, kv_heads, clusters], and the groups it looks at no closer.
+
+    Means are counted from the index's centre; ``logs`` are the logarithms of ``sizes``.
+    """
 
     starts: Tensor
     sizes: Tensor
@@ -210,8 +213,8 @@ def _look(found: Mapping[str, Tensor]) -> _Look:
 def _scores(asked: Asked, means: Tensor, centre: Tensor) -> Tensor:
     """Logits of the rows for clusters by their ``means`` about ``centre``, float32 [..., rows, clusters].
 
-    Products are as narrow as what is stored: about their centre, means are small, and what is rounded off is less than
-    what a mean leaves out of its keys. Where keys share a large bias it would not be so without the centre.
+    Products are as narrow as what is stored: what is rounded off is less than what a mean leaves out of its keys. It
+    would be more without the centre where keys share a large part, as a bias in dimensions that hardly turn.
     """
     narrow = asked.rows.dtype == means.dtype == torch.bfloat16
     rows, means = (asked.rows, means) if narrow else (asked.rows.float(), means.float())

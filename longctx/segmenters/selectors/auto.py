@@ -44,7 +44,7 @@ class Auto:
     def __post_init__(self) -> None:
         if self.reach <= 0 or self.least < 0 or self.sample < 2:
             raise ValueError(
-                f"reach={self.reach} must be above 0, least={self.least} not negative and sample={self.sample} at least 2"
+                f"reach={self.reach} must be above 0, least={self.least} at least 0 and sample={self.sample} at least 2"
             )
 
     def score(self, question: str, corpus: Corpus, budget_tokens: int) -> Scores:
