@@ -260,7 +260,7 @@ def _reading(path: Path) -> str:
     ]
     for row in read(path) if path.exists() else []:
         speeds = [_range(row["tokens_per_second"][kind], 0) for kind in ("read", "stock", "linear_batch")]
-        ratios = [_range(row[f"read_to_{kind}"], 1) for kind in ("stock", "linear_batch")]
+        ratios = [_range(row[f"read_to_{kind}"], 2) for kind in ("stock", "linear_batch")]
         made = (
             f"{row['machine']}, {row['threads']} threads, {row['date']}, longctx {row['longctx']}, torch {row['torch']}"
         )

@@ -72,7 +72,7 @@ def test_the_reading_rows_are_all_shown() -> None:
     for line in read(DOCS / "results" / "reading.jsonl").splitlines():
         row = json.loads(line)
         ratio, speed = row["read_to_stock"]["median"], row["tokens_per_second"]["read"]["median"]
-        assert f"| {row['model']} | bfloat16 | {speed:,.0f} (" in page and f"| {ratio:.1f} (" in page
+        assert f"| {row['model']} | bfloat16 | {speed:,.0f} (" in page and f"| {ratio:.2f} (" in page
 
 
 def test_a_method_without_a_page_gets_one_that_asks_to_be_written(tmp_path: Path) -> None:
