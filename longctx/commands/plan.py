@@ -224,7 +224,7 @@ def _tokens_read(settings: Settings, tokens: int, segment: int) -> int:
     method: Any = plugins.load("selectors", settings.selector)
     if not method.model:
         return 0
-    return min(tokens, round(float(method.reach) * settings.budget) + (int(method.sample) + 1) * segment)
+    return min(tokens, int(method.limit(settings.budget)) + (int(method.sample) + 1) * segment)
 
 
 def _reading(model: Report, settings: Settings, read: int, segment: int) -> int:

@@ -77,3 +77,9 @@ def test_a_model_whose_layers_cannot_be_read_is_left_out_with_a_warning(
     scores = Auto().score("What is the access code for the Dray depot?", haystack, 100)
     assert any("linear layers" in warning for warning in scores.warnings)
     assert np.isfinite(scores.values).all() and scores.facts["signals"] == ["words"]
+
+
+def test_the_limit_is_a_multiple_of_the_budget_and_never_below_the_least() -> None:
+    method = Auto(reach=3.0, least=4096)
+    assert [method.limit(budget) for budget in (100, 1365, 1366, 2048)] == [4096, 4096, 4098, 6144]
+    assert Auto(reach=0.5, least=0).limit(100) == 50

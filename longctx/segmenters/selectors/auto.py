@@ -47,6 +47,10 @@ class Auto:
                 f"reach={self.reach} must be above 0, least={self.least} at least 0 and sample={self.sample} at least 2"
             )
 
+    def limit(self, budget_tokens: int) -> int:
+        """How many tokens of promising segments are read; the one that passes it is read to its end."""
+        return max(round(self.reach * budget_tokens), self.least)
+
     def score(self, question: str, corpus: Corpus, budget_tokens: int) -> Scores:
         """The sum of all signals, each standardised over the text. Signals that cannot be had are named in warnings."""
         before = corpus.spent()
@@ -82,8 +86,8 @@ class Auto:
     def _read(self, question: str, corpus: Corpus, budget_tokens: int, values: NDArray[np.float32]) -> _Found:
         """The model's signals for the segments worth a pass, standardised by the evenly spaced ones; 0 for the rest."""
         usual = _spaced(len(corpus.segments), self.sample)
-        limit = max(self.reach * budget_tokens, self.least)
-        chosen = self._promising(corpus, spread(values, corpus.units, self.neighbours), limit)
+        ranked = spread(values, corpus.units, self.neighbours)
+        chosen = self._promising(corpus, ranked, self.limit(budget_tokens))
         asked = sorted({*usual, *chosen})
         if len(asked) == len(corpus.segments):
             usual = asked  # everything is read: everything says what is usual
@@ -110,7 +114,7 @@ class Auto:
         gain = float(likelihood[asked].max() - max(null, float(np.median(likelihood[usual]))))
         return _Found(np.where(read, total, 0.0).astype(np.float32), gain, len(asked), warnings)
 
-    def _promising(self, corpus: Corpus, values: NDArray[np.float32], limit_tokens: float) -> list[int]:
+    def _promising(self, corpus: Corpus, values: NDArray[np.float32], limit_tokens: int) -> list[int]:
         """Segments in the order of their best unit until their units hold ``limit_tokens``."""
         owner = np.zeros(len(corpus.units), dtype=np.intp)
         for segment, (first, last) in enumerate(corpus.segments):
