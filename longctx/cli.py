@@ -21,6 +21,7 @@ from longctx.errors import Interrupted
 
 app = typer.Typer(
     cls=Guarded,
+    callback=flags.root,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,7 +29,6 @@ app = typer.Typer(
     help="Ask a model about documents far longer than its window. Exit codes: 0 ok, 1 error, 2 usage, 3 does not fit, "
     "4 damaged file, 130 stopped.",
 )
-
 app.add_typer(needle_app.app, name="needle")
 app.add_typer(cache_app.app, name="cache")
 

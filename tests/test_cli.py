@@ -19,6 +19,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
+import longctx
 from longctx import plugins
 from longctx.cli import app
 from longctx.commands import process, screen
@@ -109,6 +110,11 @@ def test_what_needs_no_model_loads_none(words: list[str], unwanted: set[str]) ->
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert ran.stdout and ran.stderr.strip() == "" and ran.returncode == 0
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    ran = spawn("--version")
+    assert ran.communicate() == (f"longctx {longctx.__version__}\n", "") and ran.returncode == 0
 
 
 def test_listing_names_every_method_and_a_room_its_options() -> None:

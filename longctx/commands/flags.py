@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from longctx import __version__
 from longctx.commands.settings import count
 
 
@@ -87,3 +88,18 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summ
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show what the libraries below say.", rich_help_panel=_TALK)
 ]
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        print(f"longctx {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Show the version and exit.")
+]
+
+
+def root(version: Version = False) -> None:
+    """The options of the program itself, before any command."""
