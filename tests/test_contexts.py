@@ -427,7 +427,7 @@ def test_a_manifest_that_was_written_anew_is_still_checked(tmp_path: Path) -> No
         (lambda m: m["files"][0].update(name="../x"), "outside of its folder"),
         (lambda m: m["facts"]["policy"].update(name="os"), "no kv named 'os'"),
         (lambda m: m["facts"]["policy"].update(options={"nonsense": 1}), "nonsense"),
-        (lambda m: m.update(version=3), "version 3"),
+        (lambda m: m.update(version=2), "version 2"),
         (lambda m: m["facts"].update(token_ids=[5, 6]), "for 2 token ids"),
         (lambda m: m["facts"]["layers"][1].update(tokens=9), "of 9 tokens"),
         (lambda m: m["facts"]["layers"][0].update(window=8), "window of 8 tokens"),
