@@ -172,3 +172,12 @@ def test_a_model_reads_with_it_what_it_reads_without(family: str, monkeypatch: p
     plain = read(Passes(model, range(3, 40)))
     monkeypatch.setattr(products, "wins", lambda query: query.shape[2] > 1)
     check(read(Passes(model, range(3, 40))), plain)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 100, 2**18])
+def test_sums_are_the_same_in_pieces_of_any_size(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_WIDE", at_a_time)
+    weights = torch.rand(3, 7, 33, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+    found = products._sums(weights)
+    assert found.shape == (3, 7, 1) and found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), weights.double().sum(-1, keepdim=True), rtol=1e-6, atol=0)

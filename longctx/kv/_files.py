@@ -64,7 +64,10 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"{folder / _MANIFEST} is no manifest of a compressed context ({error}).") from error
     if (found, version) != (_FORMAT, _VERSION):
-        raise ArtifactError(f"{folder} is {found!r} of version {version}, and {_FORMAT!r} {_VERSION} is what is read.")
+        raise ArtifactError(
+            f"{folder} is {found!r} of version {version}, and {_FORMAT!r} {_VERSION} is what is read: compress its "
+            "text again and save it anew."
+        )
     return facts, [_layer(folder, *entry) for entry in named]
 
 

@@ -16,6 +16,7 @@ def scores(rows: Tensor, keys: Tensor, scale: float, softcap: float | None) -> T
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits as a model with a soft cap has them."""
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
