@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -117,10 +118,17 @@ def here_and_now() -> Row:
     """Where and when a row is made."""
     import torch  # too heavy for those who only read rows
 
-    parts = [platform.machine(), platform.system(), f"{os.cpu_count()} cores"]
+    parts = [platform.machine(), *_processor(), platform.system(), f"{os.cpu_count()} cores"]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
     return {"machine": ", ".join(parts), "date": time.strftime("%Y-%m-%d")}
+
+
+def _processor(about: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """What the processor calls itself, where the system says so: two of one instruction set differ by factors."""
+    lines = about.read_text(encoding="utf-8", errors="replace").splitlines() if about.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return [re.sub(r"\((?:R|TM)\)| @.*|[^\w. +-]", "", name) for name in names[:1] if name]
 
 
 def read(path: Path) -> list[Row]:

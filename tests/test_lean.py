@@ -178,30 +178,6 @@ def test_wider_arithmetic_is_nearer_to_the_truth_and_stores_the_models_own_forma
     assert far(found, truth) < 0.7 * rounded
 
 
-@pytest.mark.parametrize(
-    ("dtype", "half", "wide", "expected"),
-    [
-        (torch.bfloat16, 2.0, 1.0, torch.float32),
-        (torch.float16, 2.0, 1.0, torch.float32),
-        (torch.bfloat16, 1.0, 4.0, torch.bfloat16),
-        (torch.bfloat16, 1.1, 1.0, torch.bfloat16),  # too little to convert weights for
-        (torch.float32, 1.0, 2.0, torch.float32),
-        (torch.float64, 1.0, 2.0, torch.float64),
-    ],
-)
-def test_arithmetic_is_what_this_processor_is_quickest_at(
-    dtype: torch.dtype, half: float, wide: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lean, "_seconds", lambda tried: wide if tried == torch.float32 else half)
-    assert lean.arithmetic(dtype, torch.device("cpu")) == expected
-    assert lean.arithmetic(dtype, torch.device("meta")) == dtype
-
-
-def test_what_a_product_takes_is_measured_and_kept() -> None:
-    taken = lean._seconds(torch.float32)
-    assert 0 < taken < 10 and lean._seconds(torch.float32) == taken
-
-
 def test_padded_rows_on_a_filled_cache_equal_rows_of_their_own() -> None:
     """The mask of the short road: slots before a row's first are hidden, later tokens too."""
     model = tiny.model("llama", "sdpa")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from longctx.errors import ArtifactError, UsageError
+from longctx.pipelines import rows as module
 from longctx.pipelines.rows import Row, Rows
 
 
@@ -84,3 +85,20 @@ def test_two_runs_do_not_add_to_one_file(tmp_path: Path) -> None:
     with one.alone():
         one.add(row(3))
     assert list(rows(path).rows.values()) == [row(1), row(3)]
+
+
+@pytest.mark.parametrize(
+    ("about", "named"),
+    [
+        ("processor\t: 0\nmodel name\t: Intel(R) Core(TM) i7-8565U CPU @ 1.80GHz\n", ["Intel Core i7-8565U CPU"]),
+        ("model name\t: AMD EPYC 9B45\nmodel name\t: AMD EPYC 9B45\n", ["AMD EPYC 9B45"]),
+        ("processor\t: 0\nCPU part\t: 0xd40\n", []),
+        (None, []),
+    ],
+)
+def test_a_row_names_the_processor_where_the_system_does(tmp_path: Path, about: str | None, named: list[str]) -> None:
+    file = tmp_path / "cpuinfo"
+    if about is not None:
+        file.write_text(about)
+    assert module._processor(file) == named
+    assert ", ".join(module._processor()) in module.here_and_now()["machine"]

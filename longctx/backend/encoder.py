@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from longctx.backend.arithmetic import arithmetic
 from longctx.backend.places import INSTALL_WHEELS, wheel_file
 from longctx.backend.temperature import set_temperature
 from longctx.errors import MissingExtra, ModelError, UsageError
@@ -35,8 +36,8 @@ class Encoder:
     """A loaded sentence encoder.
 
     ``temperature`` is TempScale's tau: below 1 it sharpens every attention layer; vectors made with different
-    temperatures are not comparable. ``dtype="auto"`` computes in bfloat16 where the processor has instructions for it
-    and in float32 elsewhere; weights stay float32 either way.
+    temperatures are not comparable. ``dtype="auto"`` computes in bfloat16 where that is not slower
+    (a CPU is tried) and in float32 elsewhere; weights stay float32 either way.
     """
 
     def __init__(
@@ -68,7 +69,10 @@ class Encoder:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that a vector depends on: weights, tokenizer, modules, window, temperature and dtype."""
+        """A hash of what a vector depends on: weights, tokenizer, modules, window and temperature.
+
+        Not the dtype, which moves a vector by less than a thousandth: stored vectors serve on other processors.
+        """
         if not self._fingerprint:
             self._fingerprint = self._hash()
         return self._fingerprint
@@ -140,7 +144,6 @@ class Encoder:
             "modules": [repr(module) for module in self._model],
             "window": self.window,
             "temperature": self.temperature,
-            "dtype": str(self.dtype),
             "prompt": self._prompt,
         }
         digest = hashlib.sha256(json.dumps(facts).encode())
@@ -181,12 +184,12 @@ def _window(model: SentenceTransformer) -> int:
 
 
 def _dtype(dtype: str, device: str) -> torch.dtype:
-    """float32 or bfloat16; "auto" is bfloat16 only where the processor computes in it."""
+    """float32 or bfloat16; "auto" is bfloat16 where that is not slower."""
     if dtype == "auto":
         if device.startswith("cuda"):
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-        able = torch.cpu.get_capabilities()
-        return torch.bfloat16 if able.get("amx_bf16") or able.get("avx512_bf16") else torch.float32
+        cpu = torch.device("cpu")
+        return arithmetic(torch.bfloat16, cpu) if torch.device(device) == cpu else torch.float32
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in known:
         raise UsageError(f"an encoder computes in 'auto', 'float32' or 'bfloat16', not {dtype!r}.")

@@ -1,13 +1,12 @@
 """A decoder's layers as bare matrix products, with few passes over memory between them: how segments are read faster.
 
-Owns the arithmetic of one layer shape (norm, rotary attention, norm, gated MLP: Llama and what is built like it) and
-the number format it runs in. Attention, taps and caches are those of every other pass. Knows no model by name: a model
+Owns the arithmetic of one layer shape (norm, rotary attention, norm, gated MLP: Llama and what is built like it).
+Attention, taps and caches are those of every other pass. Knows no model by name: a model
 is recognised by its parts, and only ``Passes`` allows this, after holding it against the model's own forward.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,40 +17,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import TAP, Tap, attend
 from longctx.backend.narrow import narrow, product
-from longctx.backend.trial import seconds
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj"}
-_FASTER = 1.2  # how many times as fast another format must be: it costs a conversion of the weights
 _ROWS = 512  # rows worked on at a time: enough for the products, few enough for what is between them to stay in caches
-_TRIAL = 1024  # width of the trial's layer
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 class Unlike(Exception):
     """The model is not built of the layers that are known here; the text says what differs."""
-
-
-def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The format in which this processor multiplies numbers of ``dtype`` fastest without losing any of their bits.
-
-    Found by trying: float32 is twice as fast as bfloat16 on some x86 processors and four times slower on others, which
-    no list of instructions tells. The format of the weights stays where the other wins by little.
-    """
-    if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
-        return dtype
-    return torch.float32 if _FASTER * _seconds(torch.float32) < _seconds(dtype) else dtype
-
-
-@functools.cache  # a fact about the processor
-def _seconds(dtype: torch.dtype) -> float:
-    """What one product of the size of a small layer takes."""
-    rows, weight = torch.ones(_TRIAL // 2, _TRIAL, dtype=dtype), torch.ones(_TRIAL, _TRIAL, dtype=dtype)
-    return seconds(lambda: F.linear(rows, weight))
 
 
 @dataclass(frozen=True, slots=True)

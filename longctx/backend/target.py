@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import PACK, ROWS, alone, installed
 from longctx.backend.borrowed import held
-from longctx.backend.lean import Lean, arithmetic
+from longctx.backend.lean import Lean
 from longctx.backend.narrow import narrow
 from longctx.backend.packs import PackCache
 from longctx.backend.passes import Passes
