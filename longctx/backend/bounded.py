@@ -6,6 +6,7 @@ Owns the joint attention over both, and the count of what was read. Knows no met
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 from weakref import WeakSet
 
@@ -29,6 +30,11 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         self.number, self.policy, self.meter = number, context.policy, meter
         self.waiting = False
         self.valid: Tensor | None = None  # bool [batch, tokens] of a pass with padding, context included
+        self.latest: tuple[int, Choice] | None = None  # of the last pass, if it was of one token: its slot
+
+    def copied(self, other: Fork) -> None:
+        super().copied(other)
+        self.latest = other.latest if isinstance(other, Bounded) else None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.waiting = True
@@ -71,6 +77,7 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
                 weights(mask, start, stop, count, groups, blocks),
                 self._padding(position, batch, blocks),
                 groups,
+                self._before(position, count, batch),
             )
             joined = self._joined(asked, blocks, Part(*(apart(one, groups, blocks) for one in new)))
             outs.append(beside(joined, groups, blocks).to(query.dtype).reshape(batch, heads, stop - start, -1))
@@ -91,18 +98,27 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
             found[:, block] = behind if self.valid is None else behind + (~self.valid[:, : position - behind]).sum(-1)
         return found.view(-1, 1, 1)
 
+    def _before(self, position: int, count: int, batch: int) -> Choice | None:
+        """The choice of the pass before this one, where both are of one token for each of the same texts."""
+        if count > 1 or self.latest is None or self.latest[0] != position - 1:
+            return None
+        choice = self.latest[1]
+        return None if choice.slots is not None and len(choice.slots) != batch else choice
+
     def _joined(self, asked: Asked, blocks: int, new: Part) -> Tensor:
         held = self.held
         if held.index is None:  # the context has no token yet
             return merge([new])
         choice = self.policy.choose(held.index, asked)
+        self.latest = (asked.position, choice) if asked.rows.shape[2] == asked.groups else None
         read = _read(held, choice, asked)
         parts = [read, new]
         unread = choice.unread
         if unread is not None and unread.out is not None:
             parts.append(Part(unread.out, unread.log))
         joined = merge(parts)
-        if not bool(torch.isfinite(joined).all()):
+        least, most = joined.aminmax()
+        if not math.isfinite(least) or not math.isfinite(most):  # either is no number where any is none
             raise ModelError(
                 f"the attention of layer {self.number} gave numbers that are not finite at position {asked.position}. "
                 f"Load the model in a wider dtype, such as float32."

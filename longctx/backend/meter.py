@@ -37,7 +37,8 @@ class Meter:
         if choice.slots is None:
             self._read += blocks * slots
         else:
-            mean = choice.slots.shape[2] if choice.read is None else float(choice.read.float().sum(2).mean())
+            batch, kv_heads, most = choice.slots.shape
+            mean = most if choice.read is None else int(choice.read.sum()) / (batch * kv_heads)
             self._read += blocks * mean
         self._calls += blocks
         known = torch.logaddexp(read.log, new.log)
@@ -84,7 +85,7 @@ class Meter:
 
 def _share(unread: Tensor, known: Tensor) -> Tensor:
     """The share of the attention that is not read, both parts given as logarithms."""
-    return (unread - torch.logaddexp(unread, known)).exp()
+    return (unread - known).sigmoid()
 
 
 def _mean(total: float, count: int) -> float | None:

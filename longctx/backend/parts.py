@@ -64,11 +64,10 @@ def causal_part(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Part
 
 def merge(parts: list[Part]) -> Tensor:
     """The attention over the keys of all ``parts`` together, float32 [batch, kv_heads, rows, dim]."""
-    logs = torch.stack([p.log for p in parts])
-    weights = (logs - logs.logsumexp(0)).exp()
-    out = parts[0].out * weights[0].unsqueeze(-1)
-    for index in range(1, len(parts)):
-        out = out + parts[index].out * weights[index].unsqueeze(-1)
+    weights = torch.stack([p.log for p in parts]).softmax(0).unsqueeze(-1)
+    out = parts[0].out * weights[0]
+    for one, weight in zip(parts[1:], weights[1:], strict=True):
+        out = torch.addcmul(out, one.out, weight)
     return out
 
 

@@ -39,6 +39,11 @@ def ends(slots: int, sinks: int, recent: int, device: torch.device) -> Tensor:
     return torch.cat((torch.arange(sinks, device=device), torch.arange(slots - recent, slots, device=device)))
 
 
+def at_ends(states: Tensor, sinks: int, recent: int) -> Tensor:
+    """``states`` [kv_heads, slots, dim] at these."""
+    return torch.cat((states[:, :sinks], states[:, states.shape[1] - recent :]), 1)
+
+
 def best(scores: Tensor, count: int, sinks: int, recent: int) -> Tensor:
     """The first ``sinks``, the last ``recent`` and the best others, ``count`` slots in all and in ascending order.
 

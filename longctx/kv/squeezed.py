@@ -35,7 +35,8 @@ class Squeezed:
     for all layers and heads (2411.09688, section 3), set so that on the context's last queries ``budget`` is read in
     the mean; single passes may read more. ``levels=2`` looks at groups of clusters first and at the clusters of the
     better half of them then. ``sinks`` and ``recent`` slots are always read. ``clusters`` are for each key: None means
-    0.1, and in the paper's mode 0.05, as published.
+    0.1, and in the paper's mode 0.05, as published. One choice serves ``steps`` passes of one token; what it leaves out
+    is estimated anew in each.
     """
 
     lossless: ClassVar[bool] = False
@@ -51,6 +52,7 @@ class Squeezed:
     levels: int = 1
     segment: int = 2048
     iterations: int = 5
+    steps: int = 1
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "squeezed")
@@ -63,6 +65,10 @@ class Squeezed:
             raise BadOption(
                 f"sinks={self.sinks} and recent={self.recent} must not be negative, and segment={self.segment} and "
                 f"iterations={self.iterations} at least 1."
+            )
+        if self.steps < 1 or (self.steps > 1 and self.levels == 2):
+            raise BadOption(
+                f"steps={self.steps} must be at least 1, and 1 with levels=2, where each pass looks at other clusters."
             )
 
     @property
@@ -104,35 +110,51 @@ class Squeezed:
         return [replace(index, tensors={**index.tensors, "threshold": threshold}) for index in indices]
 
     def choose(self, index: Index, asked: Asked) -> Choice:
-        own = index.tensors
-        forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
+        own, before = index.tensors, asked.before
         look = _visited(own, asked) if self.levels == 2 else _all(own)
-        first = _scores(asked, look.means, own["centre"]) + look.logs[:, :, None]
-        second = first if asked.softcap is not None else first + _spread(look.spreads, asked)
+        first = _scores(asked, look.means, own["centre"]).add_(look.logs[:, :, None])
+        second = first if asked.softcap is not None else _spread(look.spreads, asked).add_(first)
+        if before is not None and before.note is not None and before.age + 1 < self.steps:
+            return replace(before, unread=self._unread(look, first, second, before.note), age=before.age + 1)
+        forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
         shares, log = _softmax(first if self.mode == "paper" else second)
         norm = look.joined(log)
         if self.mode == "paper":
             likely = _pooled(shares, log - norm, asked).log() - look.logs
             taken = (likely > own["threshold"]) & (look.sizes > 0)
         else:
-            known = scores(asked.rows, asked.keys[:, forced], asked.scale, asked.softcap).logsumexp(-1)
+            known = self._known(asked)
             norm = torch.logaddexp(norm, known)
             likely = _pooled(shares, log - norm, asked)
-            before = pooled((known - norm).exp().unsqueeze(-1), asked) if self.mass < 1 else None
-            taken = self._taken(likely, look.sizes, before, index.budget - len(forced))
+            held = pooled((known - norm).exp().unsqueeze(-1), asked) if self.mass < 1 else None
+            taken = self._taken(likely, look.sizes, held, index.budget - len(forced))
         if look.others is None and bool((taken | (look.sizes == 0)).all()):
             return EVERYTHING
         slots, read = _ranges.members(taken, look.starts, look.sizes)
         slots, read = _ranges.behind(forced, slots, read)
-        # shares of what is left are taken anew: beside what is read they may be too small to be told from nothing
-        gone = taken[:, :, None].to(first.dtype).mul_(LOWEST / 2)  # to be added: a mask spread over rows takes longer
+        # to be added: a mask spread over rows takes longer
+        gone = taken[:, :, None].to(first.dtype).mul_(LOWEST / 2)
+        return Choice(slots, read, self._unread(look, first, second, gone), note=gone if self.steps > 1 else None)
+
+    def _unread(self, look: _Look, first: Tensor, second: Tensor, gone: Tensor) -> Unread:
+        """What is left of the clusters' masses in either order, which are used up, where ``gone`` hides what is read.
+
+        Shares of what is left are taken anew: beside what is read they may be too small to be told from nothing.
+        """
         if second is not first:
             second.add_(gone)
         shares, left = _softmax(first.add_(gone))
         log, wide = look.joined(left), look.joined(left if second is first else _softmax(second)[1])
         if self.mode == "paper":
-            return Choice(slots, read, Unread(log, wide=wide))
-        return Choice(slots, read, Unread(log, look.said(shares, left, log), wide))
+            return Unread(log, wide=wide)
+        return Unread(log, look.said(shares, left, log), wide)
+
+    def _known(self, asked: Asked) -> Tensor:
+        """The logarithm of the mass of what is always read, float32 [batch, kv_heads, rows]."""
+        if not self.sinks + self.recent:
+            return torch.full(asked.rows.shape[:-1], LOWEST, device=asked.rows.device)
+        always = _ranges.at_ends(asked.keys, self.sinks, self.recent)
+        return _softmax(scores(asked.rows, always, asked.scale, asked.softcap))[1]
 
     def _taken(self, likely: Tensor, sizes: Tensor, read: Tensor | None, room: int) -> Tensor:
         """Clusters by the likelihood of one of their keys, within ``room`` slots.
@@ -218,8 +240,8 @@ def _scores(asked: Asked, means: Tensor, centre: Tensor) -> Tensor:
     """
     narrow = asked.rows.dtype == means.dtype == torch.bfloat16
     rows, means = (asked.rows, means) if narrow else (asked.rows.float(), means.float())
-    logits = (rows @ means.transpose(-1, -2)).float() + asked.rows.float() @ centre.transpose(-1, -2)
-    return capped(logits * asked.scale, asked.softcap)
+    logits = (rows @ means.transpose(-1, -2)).float().add_(asked.rows.float() @ centre.transpose(-1, -2))
+    return capped(logits.mul_(asked.scale), asked.softcap)
 
 
 def _window(layer: LayerKeys, found: Mapping[str, Tensor], centre: Tensor) -> Tensor:
@@ -250,7 +272,9 @@ def _softmax(log: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pooled(shares: Tensor, weight: Tensor, asked: Asked) -> Tensor:
     """``pooled`` shares [batch, kv_heads, rows, some], each row of them times the exponential of ``weight``."""
-    return pooled(shares * weight.exp().unsqueeze(-1), asked)
+    each = weight.exp().unsqueeze(2)
+    each = each / shares.shape[2] if asked.weights is None else each * asked.weights.transpose(2, 3)
+    return (each @ shares).squeeze(2)
 
 
 def _log(sizes: Tensor) -> Tensor:
