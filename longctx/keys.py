@@ -99,7 +99,8 @@ class Choice:
 
     ``slots`` None: all that are stored. ``read`` marks the real ones, where KV heads read different numbers of slots.
     ``places`` are the positions where the chosen keys shall seem to stand; None: where they are. ``age`` passes have
-    read the same slots before this one; ``note`` is the policy's own, for one that reads them once more.
+    read the same slots before this one; ``note`` is the policy's own, for one that reads them once more, and None where
+    none will.
     """
 
     slots: Tensor | None = None  # long [batch, kv_heads, chosen]

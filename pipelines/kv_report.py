@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .paired import interval
-from .rows import Row, read
+from .rows import Row, read, where_and_when
 
 PAGE = "kv.md"
 
@@ -171,10 +171,9 @@ def _bounds(rows: Sequence[Row]) -> list[str]:
 
 
 def _head(path: Path, rows: Sequence[Row]) -> str:
-    made, dates = rows[-1]["made_with"], sorted({row["date"] for row in rows})
-    settings = "; ".join(f"{name} {value}" for name, value in made.items() if name != "options")
-    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
-    return f"\n## {path.stem}\n\n{settings}. {rows[-1]['machine']}; {when}.\n"
+    made_with = rows[-1]["made_with"].items()
+    settings = "; ".join(f"{name} {value}" for name, value in made_with if name != "options")
+    return f"\n## {path.stem}\n\n{settings}. {where_and_when(rows)}.\n"
 
 
 def _by(rows: Sequence[Row], name: str) -> dict[str, list[Row]]:

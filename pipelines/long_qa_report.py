@@ -17,6 +17,7 @@ from longctx.errors import ArtifactError
 
 from .long_qa_rows import complete
 from .paired import interval, mcnemar
+from .rows import where_and_when
 
 Row = dict[str, Any]
 Cell = tuple[str, int | None]  # system and budget
@@ -52,15 +53,12 @@ def _row(path: Path, number: int, line: bytes) -> Row:
 def _model(rows: Sequence[Row]) -> list[str]:
     first = rows[0]
     asked = {(row["document"], row["question"]) for row in rows}
-    dates = sorted({row["date"] for row in rows})
     lines = [
         f"\n## {first['model']}\n",
         f"{len(asked)} of {first['population']} questions (seed {first['seed']}), on "
         f"{len({row['document'] for row in rows})} documents. Model fingerprint {first['fingerprint']}, window "
         f"{first['window']:,}; longctx {first['longctx']}, torch {first['torch']}, transformers "
-        f"{first['transformers']}; {first['machine']}; {dates[0]}"
-        + (f" to {dates[-1]}" if len(dates) > 1 else "")
-        + f". Settings: {_settings(first['configuration'])}.\n",
+        f"{first['transformers']}; {where_and_when(rows)}. Settings: {_settings(first['configuration'])}.\n",
     ]
     return [*lines, *_means(rows), *_seconds(rows), *_pairs(rows), *_tasks(rows)]
 

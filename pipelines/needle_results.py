@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import needle_report
+from .rows import where_and_when
 
 Row = Mapping[str, Any]
 
@@ -34,12 +35,11 @@ def _files(results: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 def _page(name: str, rows: Sequence[Row]) -> list[str]:
-    first, made = rows[0], rows[0]["made_with"]
-    dates = sorted({row["date"] for row in rows if "date" in row})
-    way = "all facts of a length and seed in one text" if made["together"] else "each fact in a text of its own"
+    made_with = rows[0]["made_with"]
+    way = "all facts of a length and seed in one text" if made_with["together"] else "each fact in a text of its own"
     lines = [
-        f"**{made['model']}**, {made.get('dtype', 'a server')}, {way}, {made['depths']} depths; {first['machine']}, "
-        f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, longctx {made['longctx']}, torch {made['torch']}.",
+        f"**{made_with['model']}**, {made_with.get('dtype', 'a server')}, {way}, {made_with['depths']} depths; "
+        f"{where_and_when(rows)}, longctx {made_with['longctx']}, torch {made_with['torch']}.",
         "",
         "| task | under test | tokens | budget | rows | kept [95 %] | said [95 %] | seconds a question |",
         "|---|---|--:|--:|--:|--:|--:|--:|",

@@ -127,8 +127,16 @@ def here_and_now() -> Row:
 def _processor(about: Path = Path("/proc/cpuinfo")) -> list[str]:
     """What the processor calls itself, where the system says so: two of one instruction set differ by factors."""
     lines = about.read_text(encoding="utf-8", errors="replace").splitlines() if about.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return [re.sub(r"\((?:R|TM)\)| @.*|[^\w. +-]", "", name) for name in names[:1] if name]
+    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    plain = [" ".join(re.sub(r"\((?:R|TM)\)| @.*|[^\w. +-]", "", name, flags=re.IGNORECASE).split()) for name in names]
+    return [name for name in plain[:1] if name]
+
+
+def where_and_when(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Where and when ``rows`` were made, such as ``x86_64, Linux, 2 cores; 2026-11-25 to 2026-11-26``."""
+    machines = dict.fromkeys(row["machine"] for row in rows if "machine" in row)
+    dates = sorted({row["date"] for row in rows if "date" in row})
+    return "; ".join([*machines, " to ".join(dict.fromkeys((*dates[:1], *dates[-1:])))])
 
 
 def read(path: Path) -> list[Row]:

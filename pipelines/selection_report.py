@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .rows import where_and_when
+
 Row = dict[str, Any]
 _ORDER = ("loogle", "qmsum", "xquad", "nq", "needles")
 _WITHOUT_MODEL = (
@@ -105,13 +107,10 @@ def _model(rows: Sequence[Row]) -> list[str]:
     budgets = sorted({row["budget"] for row in rows if row["budget"]})
     sets = [name for name in _ORDER if any(row["set"] == name for row in rows)]
     selectors = list(dict.fromkeys(row["selector"] for row in rows))
-    dates = sorted({row["date"] for row in rows})
     lines = [
         f"\n## {first['model']}\n",
         f"Model fingerprint {first['fingerprint']}, longctx {first['longctx']}, torch {first['torch']}, transformers "
-        f"{first['transformers']}; {first['machine']}; {dates[0]}"
-        + (f" to {dates[-1]}" if len(dates) > 1 else "")
-        + ". Share of the evidence kept, in points.\n",
+        f"{first['transformers']}; {where_and_when(rows)}. Share of the evidence kept, in points.\n",
         "| selector | " + " | ".join(f"{s} {b}" for s in sets for b in budgets) + " | n |",
         "|---|" + "--:|" * (len(sets) * len(budgets) + 1),
     ]

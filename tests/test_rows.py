@@ -92,6 +92,8 @@ def test_two_runs_do_not_add_to_one_file(tmp_path: Path) -> None:
     [
         ("processor\t: 0\nmodel name\t: Intel(R) Core(TM) i7-8565U CPU @ 1.80GHz\n", ["Intel Core i7-8565U CPU"]),
         ("model name\t: AMD EPYC 9B45\nmodel name\t: AMD EPYC 9B45\n", ["AMD EPYC 9B45"]),
+        ("model name\t: AMD Athlon(tm)  64 X2\n", ["AMD Athlon 64 X2"]),
+        ("model name\t: (R)\n", []),
         ("processor\t: 0\nCPU part\t: 0xd40\n", []),
         (None, []),
     ],
@@ -102,3 +104,12 @@ def test_a_row_names_the_processor_where_the_system_does(tmp_path: Path, about: 
         file.write_text(about)
     assert module._processor(file) == named
     assert ", ".join(module._processor()) in module.here_and_now()["machine"]
+
+
+def test_rows_of_several_machines_and_days_name_them_all() -> None:
+    one, other = (
+        {"machine": "x86_64, 2 cores", "date": "2026-01-02"},
+        {"machine": "arm64, 8 cores", "date": "2026-01-01"},
+    )
+    assert module.where_and_when([one, one]) == "x86_64, 2 cores; 2026-01-02"
+    assert module.where_and_when([one, {}, other]) == "x86_64, 2 cores; arm64, 8 cores; 2026-01-01 to 2026-01-02"

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from longctx.backend.blocks import BLOCK, apart, beside, seen, spans, together, weights
 from longctx.backend.forks import Context, Fork, Held, Window
 from longctx.backend.meter import Meter
-from longctx.backend.parts import Part, causal_part, fold, merge, part
+from longctx.backend.parts import Part, causal_part, fold, merge, part, with_sinks
 from longctx.errors import CacheError, ModelError
 from longctx.keys import EVERYTHING, Asked, Choice, KVReport
 
@@ -30,11 +30,15 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         self.number, self.policy, self.meter = number, context.policy, meter
         self.waiting = False
         self.valid: Tensor | None = None  # bool [batch, tokens] of a pass with padding, context included
-        self.latest: tuple[int, Choice] | None = None  # of the last pass, if it was of one token: its slot
+        self.latest: tuple[int, Choice] | None = None  # a choice to be used again: of which slot's pass
 
     def copied(self, other: Fork) -> None:
         super().copied(other)
         self.latest = other.latest if isinstance(other, Bounded) else None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.latest = None  # the rows are of other texts than those that chose
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.waiting = True
@@ -65,7 +69,7 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
             else:
                 new = part(rows, key, value, scale, known, softcap)
             if sinks is not None:
-                new = _with_sinks(new, sinks, kv_heads, stop - start)
+                new = with_sinks(new, sinks, kv_heads, stop - start)
             position = self.get_seq_length() - count + stop - 1
             asked = Asked(
                 apart(rows, groups, blocks),
@@ -83,6 +87,8 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
             outs.append(beside(joined, groups, blocks).to(query.dtype).reshape(batch, heads, stop - start, -1))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
         self.meter.end(self.number)
+        if count > 1:
+            self.latest = None
         return out
 
     def _padding(self, position: int, batch: int, blocks: int) -> Tensor | int:
@@ -110,7 +116,7 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         if held.index is None:  # the context has no token yet
             return merge([new])
         choice = self.policy.choose(held.index, asked)
-        self.latest = (asked.position, choice) if asked.rows.shape[2] == asked.groups else None
+        self.latest = None if choice.note is None else (asked.position, choice)
         read = _read(held, choice, asked)
         parts = [read, new]
         unread = choice.unread
@@ -290,10 +296,3 @@ def _gathered(states: Tensor, slots: Tensor) -> Tensor:
     heads = torch.arange(kv_heads, device=slots.device)[:, None] * count
     rows = states.reshape(kv_heads * count, dim)
     return rows.index_select(0, (slots + heads).reshape(-1)).view(*slots.shape, dim)
-
-
-def _with_sinks(new: Part, sinks: Tensor, kv_heads: int, rows: int) -> Part:
-    """A part with the sinks of its heads in the denominator; they say nothing."""
-    per_row = sinks.float().view(1, kv_heads, -1, 1).expand(-1, -1, -1, rows).reshape(1, kv_heads, -1)
-    log = torch.logaddexp(new.log, per_row)
-    return Part(new.out * (new.log - log).exp().unsqueeze(-1), log)

@@ -36,8 +36,8 @@ class Encoder:
     """A loaded sentence encoder.
 
     ``temperature`` is TempScale's tau: below 1 it sharpens every attention layer; vectors made with different
-    temperatures are not comparable. ``dtype="auto"`` computes in bfloat16 where that is not slower
-    (a CPU is tried) and in float32 elsewhere; weights stay float32 either way.
+    temperatures are not comparable. ``dtype="auto"`` computes in bfloat16, but in float32 where a CPU is clearly faster
+    in it (it is tried) or another device has no bfloat16; weights stay float32 either way.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Encoder:
     def fingerprint(self) -> str:
         """A hash of what a vector depends on: weights, tokenizer, modules, window and temperature.
 
-        Not the dtype, which moves a vector by less than a thousandth: stored vectors serve on other processors.
+        Not the dtype, which changes the cosine of two vectors by about a thousandth: stored ones serve on other
+        processors.
         """
         if not self._fingerprint:
             self._fingerprint = self._hash()
@@ -184,12 +185,12 @@ def _window(model: SentenceTransformer) -> int:
 
 
 def _dtype(dtype: str, device: str) -> torch.dtype:
-    """float32 or bfloat16; "auto" is bfloat16 where that is not slower."""
+    """float32 or bfloat16; "auto" is bfloat16 but where a CPU is clearly faster in float32."""
     if dtype == "auto":
         if device.startswith("cuda"):
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-        cpu = torch.device("cpu")
-        return arithmetic(torch.bfloat16, cpu) if torch.device(device) == cpu else torch.float32
+        where = torch.device(device)
+        return arithmetic(torch.bfloat16, where) if where.type == "cpu" else torch.float32
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if dtype not in known:
         raise UsageError(f"an encoder computes in 'auto', 'float32' or 'bfloat16', not {dtype!r}.")

@@ -77,6 +77,13 @@ def fold(query: Tensor, kv_heads: int) -> Tensor:
     return query.reshape(batch, kv_heads, heads // kv_heads * rows, dim)
 
 
+def with_sinks(one: Part, sinks: Tensor, kv_heads: int, rows: int) -> Part:
+    """A part with the ``sinks`` [heads] in the denominator; they say nothing."""
+    per_row = sinks.float().view(1, kv_heads, -1, 1).expand(-1, -1, -1, rows).reshape(1, kv_heads, -1)
+    log = torch.logaddexp(one.log, per_row)
+    return Part(one.out * (one.log - log).exp().unsqueeze(-1), log)
+
+
 def _explicit(
     query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None, softcap: float | None
 ) -> Part:
