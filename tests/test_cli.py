@@ -200,6 +200,8 @@ def test_the_doctor_counts_layers_and_heads_without_weights(model: Path, tmp_pat
     assert (found["heads"], found["kv_heads"], found["head_dim"], found["window"]) == (4, 2, 16, 4096)
     assert found["kv_bytes_per_token"] == 2 * 2 * 2 * 16 * 4
     assert found["weight_bytes"] == 4 * found["parameters"]
+    tables = 2 * found["vocabulary"] * found["hidden"]  # in front and behind: a tiny Llama does not tie them
+    assert found["layer_parameters"] == found["parameters"] - tables
     assert set(found["abilities"].values()) == {""}
     shown = call("doctor", str(tmp_path)).stdout
     assert "2 full attention; 4 heads, 2 for keys and values" in shown and "chat template" in shown

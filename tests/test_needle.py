@@ -440,7 +440,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     tiny.save(tmp_path / "model", num_hidden_layers=2)
     (tmp_path / "fast.toml").write_text('calibration = "none"\nencoder = "none"\nsegment_tokens = 128\nbudget = 150\n')
-    monkeypatch.setattr(forecast, "speed_of", lambda dtype: forecast.Speed(1e9, 1e9))
+    monkeypatch.setattr(forecast, "speed_of", lambda dtype, reading: forecast.Speed(1e9, 1e9, 1e9))
     return tmp_path
 
 
@@ -505,6 +505,22 @@ def test_a_dry_run_tells_what_it_takes_and_makes_no_row(folder: Path) -> None:
     assert found[1]["peak_bytes"] >= found[0]["peak_bytes"] > 0 and found[1]["seconds"] > found[0]["seconds"] > 0
     assert found[1]["refused"] == ["full"]
     assert not (folder / "out").exists()
+
+
+def test_the_models_own_forward_is_forecast_in_its_own_format_and_reading_in_the_faster(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(operations: float, stock: float, *words: str) -> float:
+        speed = forecast.Speed(operations, stock, 1e15)
+        monkeypatch.setattr(forecast, "speed_of", lambda dtype, reading: speed)
+        ran = call("--lengths", "500", *words, "--dry-run", "--json", *COMMON)
+        return float(json.loads(ran.stdout)["forecast"][0]["seconds"])
+
+    for words in (("--plain", "full"), ("--selector", "bm25"), ("--selector", "xl3m")):
+        slower = seconds(1e9, 1e9, *words)
+        in_stock, in_fast = seconds(1e9, 4e9, *words), seconds(4e9, 1e9, *words)
+        fast, slow = (in_stock, in_fast) if words[0] == "--plain" else (in_fast, in_stock)
+        assert fast == pytest.approx(slower / 4, rel=0.01) and slow == pytest.approx(slower)
 
 
 def test_a_dry_run_counts_the_rows_of_a_server_beside_those_of_the_model(folder: Path) -> None:

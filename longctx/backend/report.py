@@ -31,12 +31,15 @@ from longctx.protocols import Progress
 class Report:
     """``reading_dtype`` is the format in which segments are read, which may be wider than that of the weights.
 
+    ``layer_parameters`` are those that every token is multiplied by: the tables of tokens, in front and behind, not.
+
     ``abilities`` maps what the library does to the reason why this model cannot; an empty reason means it can.
     """
 
     name: str
     architecture: str
     parameters: int
+    layer_parameters: int
     weight_bytes: int
     dtype: str
     reading_dtype: str
@@ -91,10 +94,12 @@ def report(
     template, frame_tokens, why_not_asked = _template(tokenizer)
     why_not_lean = why_not_asked or _why_not(lambda: _lean(model))
     reading = model.dtype if why_not_lean else arithmetic(model.dtype, target)
+    tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings()) if table}
     return Report(
         name=name,
         architecture=type(model).__name__,
         parameters=sum(weight.numel() for weight in model.parameters()),
+        layer_parameters=sum(weight.numel() for weight in model.parameters() if id(weight) not in tables),
         weight_bytes=sum(weight.nbytes for weight in model.parameters()),
         dtype=str(model.dtype).removeprefix("torch."),
         reading_dtype=str(reading).removeprefix("torch."),

@@ -23,16 +23,19 @@ if TYPE_CHECKING:
     from longctx.backend.report import Report
 
 _SHARE = 0.5  # of the matrix products' speed that a whole model reaches: norms, attention and small kernels take time
-_ENCODER_PARAMETERS = 22_000_000  # of the embedded sentence encoder
-_ENCODER_SLOWER = 4  # it computes in float32
+_ENCODER_PARAMETERS = 10_600_000  # in the layers of the embedded sentence encoder, which computes in the faster format
 _SIDE, _ROWS, _ROUNDS, _LEAST_SECONDS = 2048, 512, 5, 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What this machine does in a second: operations of large matrix products, bytes of weights for one row."""
+    """What this machine does in a second: operations of large matrix products, bytes of weights for one row.
+
+    ``stock`` operations are in the format of the weights, which the model's own forward keeps to.
+    """
 
     operations: float
+    stock: float
     weight_bytes: float
 
 
@@ -63,7 +66,8 @@ def forecast(
     That of servers is never known.
     """
     found = []
-    speed = measure() if model is not None and model.device == "cpu" else Speed(math.inf, math.inf)
+    speed = measure() if model is not None and model.device == "cpu" else Speed(math.inf, math.inf, math.inf)
+    plainly = dataclasses.replace(speed, operations=speed.stock)
     for length, texts, questions in lengths:
         rows = questions * (len(selectors) + len(plain) + servers)
         work = Work(length, texts, rows, texts * length, None, None)
@@ -84,7 +88,7 @@ def forecast(
             whole = plan(model, read, dataclasses.replace(settings, selector="all"))
             peaks.append(whole.peak + _activations(model, read) - _activations(model, min(read, _piece())))
             attention = 2.0 * sum(model.layers.values()) * model.heads * model.head_dim * read**2
-            seconds += questions * (attention / (_SHARE * speed.operations) + _said(model, read, settings, speed))
+            seconds += questions * (attention / (_SHARE * speed.stock) + _said(model, read, settings, plainly))
         found.append(dataclasses.replace(work, peak_bytes=max(peaks), seconds=seconds or None, refused=tuple(refused)))
     return found
 
@@ -106,14 +110,15 @@ def show(works: Sequence[Work], screen: Screen, say: Callable[[str], None]) -> N
         raise DoesNotFit(f"{needs}, and {size(free or 0)} are free. Leave these lengths out, or free some memory.")
 
 
-def speed_of(dtype: str) -> Speed:
-    """Two matrix products of the model's dtype, in processor time, which other work does not lengthen."""
+def speed_of(dtype: str, reading: str) -> Speed:
+    """Matrix products in the format ``reading`` and in that of the weights, in processor time.
+
+    Other work does not lengthen that.
+    """
     import torch
 
-    weight = torch.randn(_SIDE, _SIDE).to(getattr(torch, dtype))
-
-    def best(rows: int) -> float:
-        inputs = torch.randn(rows, _SIDE).to(weight.dtype)
+    def best(rows: int, kind: str) -> float:
+        inputs, weight = (torch.randn(size, _SIDE).to(getattr(torch, kind)) for size in (rows, _SIDE))
         took = []
         for _ in range(_ROUNDS):
             started = time.process_time()
@@ -121,7 +126,8 @@ def speed_of(dtype: str) -> Speed:
             took.append((time.process_time() - started) / torch.get_num_threads())
         return max(min(took), _LEAST_SECONDS)
 
-    return Speed(2.0 * _ROWS * _SIDE**2 / best(_ROWS), weight.nbytes / best(1))
+    fast, stock = (2.0 * _ROWS * _SIDE**2 / best(_ROWS, kind) for kind in (reading, dtype))
+    return Speed(fast, stock, _SIDE**2 * getattr(torch, dtype).itemsize / best(1, dtype))
 
 
 def duration(seconds: float) -> str:
@@ -145,8 +151,7 @@ def _selecting(model: Report, settings: Settings, length: int, texts: int, quest
         read = questions * _tokens_read(settings, length, segment) if _READS.get(name, True) else 0
     seconds = _read(model, read, speed) + questions * _said(model, settings.budget, settings, speed)
     if _ENCODES.get(name, True) and not model.abilities["embeds text (auto, dense)"]:
-        operations = 2.0 * _ENCODER_PARAMETERS * texts * length
-        seconds += operations * _ENCODER_SLOWER / (_SHARE * speed.operations)
+        seconds += 2.0 * _ENCODER_PARAMETERS * texts * length / (_SHARE * speed.operations)
     return seconds
 
 
@@ -156,4 +161,4 @@ def _said(model: Report, prompt: int, settings: Settings, speed: Speed) -> float
 
 
 def _read(model: Report, tokens: int, speed: Speed) -> float:
-    return 2.0 * model.parameters * tokens / (_SHARE * speed.operations)
+    return 2.0 * model.layer_parameters * tokens / (_SHARE * speed.operations)

@@ -183,11 +183,11 @@ def _hash_of(tokenizer: Any) -> str:
 def _forecast(grids: Any, grid: Any, asked: Asked, settings: Settings, screen: Screen) -> list[forecast.Work]:
     local = bool(asked.selectors or asked.plain)
     model = report(settings, screen) if local else None
-    dtype = model.dtype if model is not None else ""
+    formats = ("", "") if model is None else (model.dtype, model.reading_dtype)
     counted = [(length, *grids.counted(grid)) for length in grid.lengths]
     servers = 0 if asked.endpoint is None else 1
     return forecast.forecast(
-        model, counted, asked.selectors, asked.plain, servers, settings, lambda: forecast.speed_of(dtype)
+        model, counted, asked.selectors, asked.plain, servers, settings, lambda: forecast.speed_of(*formats)
     )
 
 
