@@ -123,8 +123,7 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         if unread is not None and unread.out is not None:
             parts.append(Part(unread.out, unread.log))
         joined = merge(parts)
-        least, most = joined.aminmax()
-        if not math.isfinite(least) or not math.isfinite(most):  # either is no number where any is none
+        if not math.isfinite(joined.abs().amax()):  # which is no number where any is none
             raise ModelError(
                 f"the attention of layer {self.number} gave numbers that are not finite at position {asked.position}. "
                 f"Load the model in a wider dtype, such as float32."
