@@ -59,8 +59,7 @@ class Asked:
 
     ``position`` counts the slots before the last row; ``padding`` of them hold no token and have no position. ``keys``
     are those of the stored slots, for policies that look at them all. ``weights`` say how much each row counts in a
-    choice that rows share; None: all the same. ``groups`` query heads look at each KV head. ``before`` is the choice of
-    the last pass, where that was of one token for each of the same texts, this one is too and follows it directly.
+    choice that rows share; None: all the same. ``groups`` query heads look at each KV head.
     """
 
     rows: Tensor  # [batch, kv_heads, groups * queries, dim]
@@ -72,7 +71,6 @@ class Asked:
     weights: Tensor | None = None  # float32 [batch, 1, groups * queries, 1]
     padding: Tensor | int = 0  # long [batch, 1, 1]
     groups: int = 1
-    before: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,17 +96,13 @@ class Choice:
     """The slots that one pass reads, for every KV head.
 
     ``slots`` None: all that are stored. ``read`` marks the real ones, where KV heads read different numbers of slots.
-    ``places`` are the positions where the chosen keys shall seem to stand; None: where they are. ``age`` passes have
-    read the same slots before this one; ``note`` is the policy's own, for one that reads them once more, and None where
-    none will.
+    ``places`` are the positions where the chosen keys shall seem to stand; None: where they are.
     """
 
     slots: Tensor | None = None  # long [batch, kv_heads, chosen]
     read: Tensor | None = None  # bool [batch, kv_heads, chosen]
     unread: Unread | None = None
     places: Tensor | None = None  # long [batch, kv_heads, chosen]
-    age: int = 0
-    note: Tensor | None = None
 
 
 EVERYTHING = Choice()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from longctx.backend.blocks import BLOCK, together
 from longctx.backend.bounded import Bounded
 from longctx.backend.forks import Context, Held
 from longctx.backend.meter import Meter
-from longctx.keys import Asked, Choice, Index, LayerKeys, Unread
+from longctx.keys import Choice, Index, LayerKeys, Unread
 from longctx.kv.full import Full
 from longctx.kv.squeezed import Squeezed
 
@@ -193,43 +192,3 @@ def test_so_many_blocks_go_together_as_memory_holds_and_on_a_cpu_one() -> None:
     assert [together(rows, slots) for slots in (0, 32_000, 128_000, 1_000_000)] == [4, 4, 2, 1]
     assert together(rows.expand(8, -1, -1, -1), 32_000) == 1
     assert together(torch.empty(1, 14, 256, 64), 32_000) == 1
-
-
-class Asking(Full):
-    """Reads two slots and notes what it is told of the pass before."""
-
-    told: ClassVar[list[Choice | None]] = []
-
-    def choose(self, index: Index, asked: Asked) -> Choice:
-        self.told.append(asked.before)
-        slots = torch.tensor([0, 1]).expand(len(asked.rows), KV_HEADS, 2)
-        return Choice(slots, age=len(self.told), note=slots)
-
-
-def test_a_policy_is_told_of_the_choice_before_where_one_token_follows_another() -> None:
-    held = Held(tensors(KV_HEADS, 9, DIM, seed=0), tensors(KV_HEADS, 9, DIM, seed=1), Index(9, 2))
-    context, told = Context(9, (held,), Asking()), Asking.told
-    told.clear()
-    layer = Bounded(0, held, context, Meter(9))
-
-    def ages(layer: Bounded, rows: int, batch: int = 1) -> int | None:
-        """The age of the choice that the pass is told of; every pass makes one of its own number."""
-        new = tensors(batch, KV_HEADS, rows, DIM, seed=len(told))
-        keys, values = layer.update(new, new)
-        layer.attend(tensors(batch, 2 * KV_HEADS, rows, DIM, seed=5), keys, values, None, SCALE, None, None)
-        before = told[-1]
-        return None if before is None else before.age
-
-    rows = (3, 1, 1, 1, BLOCK + 1, 1, 1)  # the last block of a longer pass has a row, and is no pass of one token
-    assert [ages(layer, count) for count in rows] == [None, None, 2, 3, None, None, 7]
-    branch = Bounded(0, held, context, Meter(9))
-    branch.copied(layer)
-    assert ages(branch, 1) == 8 and ages(layer, 1) == 8
-    layer.crop(-1)
-    assert ages(layer, 1) is None
-    layer.rewind()
-    assert ages(layer, 1) is None and ages(layer, 1) == 12
-    layer.batch_repeat_interleave(2)
-    assert ages(layer, 1, batch=2) is None and ages(layer, 1, batch=2) == 14
-    layer.reorder_cache(torch.tensor([1, 0]))
-    assert ages(layer, 1, batch=2) is None, "the rows are of other texts than those that chose"

@@ -24,6 +24,7 @@ KINDS = {
     "selection": ALWAYS | {"transformers", "fingerprint", "sha256"},
     "needle": ALWAYS | {"transformers", "haystack_sha256"},
 }
+ENGINES = {"llama-cpp-python"}  # peers that run without torch say their own release in its place
 LONGEST = 200  # characters of a value that is a name, a hash or a configuration
 LONGEST_ANSWER = 1_000
 WORDS = 12  # a value of so many words is a text
@@ -63,7 +64,8 @@ def faults(kind: str, row: dict[str, Any], strangers: set[str]) -> Iterator[str]
     known = {**made.get("versions", {}), **row.get("versions", {}), **row.get("recipe", {})}
     known |= row.get("program", {}).get("versions", {})  # of a grid's row, whose method may be another program
     known |= {name: value for name, value in {**made, **row}.items() if name not in known or value is not None}
-    if lacking := KINDS.get(kind, ALWAYS) - {name for name, value in known.items() if value not in (None, "")}:
+    said = {name for name, value in known.items() if value not in (None, "")}
+    if lacking := KINDS.get(kind, ALWAYS) - said - ({"torch"} if ENGINES & said else set()):
         yield f"it does not say {', '.join(sorted(lacking))}"
     if not re.fullmatch(r"20\d\d-\d\d-\d\d", str(known.get("date"))):
         yield f"its date is {known.get('date')!r}"

@@ -30,15 +30,6 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         self.number, self.policy, self.meter = number, context.policy, meter
         self.waiting = False
         self.valid: Tensor | None = None  # bool [batch, tokens] of a pass with padding, context included
-        self.latest: tuple[int, Choice] | None = None  # a choice to be used again: of which slot's pass
-
-    def copied(self, other: Fork) -> None:
-        super().copied(other)
-        self.latest = other.latest if isinstance(other, Bounded) else None
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self.latest = None  # the rows are of other texts than those that chose
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.waiting = True
@@ -81,14 +72,11 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
                 weights(mask, start, stop, count, groups, blocks),
                 self._padding(position, batch, blocks),
                 groups,
-                self._before(position, count, batch),
             )
             joined = self._joined(asked, blocks, Part(*(apart(one, groups, blocks) for one in new)))
             outs.append(beside(joined, groups, blocks).to(query.dtype).reshape(batch, heads, stop - start, -1))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
         self.meter.end(self.number)
-        if count > 1:
-            self.latest = None
         return out
 
     def _padding(self, position: int, batch: int, blocks: int) -> Tensor | int:
@@ -104,19 +92,11 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
             found[:, block] = behind if self.valid is None else behind + (~self.valid[:, : position - behind]).sum(-1)
         return found.view(-1, 1, 1)
 
-    def _before(self, position: int, count: int, batch: int) -> Choice | None:
-        """The choice of the pass before this one, where both are of one token for each of the same texts."""
-        if count > 1 or self.latest is None or self.latest[0] != position - 1:
-            return None
-        choice = self.latest[1]
-        return None if choice.slots is not None and len(choice.slots) != batch else choice
-
     def _joined(self, asked: Asked, blocks: int, new: Part) -> Tensor:
         held = self.held
         if held.index is None:  # the context has no token yet
             return merge([new])
         choice = self.policy.choose(held.index, asked)
-        self.latest = None if choice.note is None else (asked.position, choice)
         read = _read(held, choice, asked)
         parts = [read, new]
         unread = choice.unread

@@ -35,8 +35,7 @@ class Squeezed:
     for all layers and heads (2411.09688, section 3), set so that on the context's last queries ``budget`` is read in
     the mean; single passes may read more. ``levels=2`` looks at groups of clusters first and at the clusters of the
     better half of them then. ``sinks`` and ``recent`` slots are always read. ``clusters`` are for each key: None means
-    0.1, and in the paper's mode 0.05, as published. One choice serves ``steps`` passes of one token; what it leaves out
-    is estimated anew in each.
+    0.1, and in the paper's mode 0.05, as published.
     """
 
     lossless: ClassVar[bool] = False
@@ -52,7 +51,6 @@ class Squeezed:
     levels: int = 1
     segment: int = 2048
     iterations: int = 5
-    steps: int = 1
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "squeezed")
@@ -65,10 +63,6 @@ class Squeezed:
             raise BadOption(
                 f"sinks={self.sinks} and recent={self.recent} must not be negative, and segment={self.segment} and "
                 f"iterations={self.iterations} at least 1."
-            )
-        if self.steps < 1 or (self.steps > 1 and self.levels == 2):
-            raise BadOption(
-                f"steps={self.steps} must be at least 1, and 1 with levels=2, where each pass looks at other clusters."
             )
 
     @property
@@ -110,12 +104,10 @@ class Squeezed:
         return [replace(index, tensors={**index.tensors, "threshold": threshold}) for index in indices]
 
     def choose(self, index: Index, asked: Asked) -> Choice:
-        own, before = index.tensors, asked.before
+        own = index.tensors
         look = _visited(own, asked) if self.levels == 2 else _all(own)
         first = _scores(asked, look.means, own["centre"]).add_(look.logs[:, :, None])
         second = first if asked.softcap is not None else _spread(look.spreads, asked).add_(first)
-        if before is not None and before.note is not None and before.age + 1 < self.steps:
-            return replace(before, unread=self._unread(look, first, second, before.note), age=before.age + 1)
         forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
         shares, log = _softmax(first if self.mode == "paper" else second)
         norm = look.joined(log)
@@ -126,28 +118,21 @@ class Squeezed:
             known = self._known(asked)
             norm = torch.logaddexp(norm, known)
             likely = _pooled(shares, log - norm, asked)
-            held = pooled((known - norm).exp().unsqueeze(-1), asked) if self.mass < 1 else None
-            taken = self._taken(likely, look.sizes, held, index.budget - len(forced))
+            before = pooled((known - norm).exp().unsqueeze(-1), asked) if self.mass < 1 else None
+            taken = self._taken(likely, look.sizes, before, index.budget - len(forced))
         if look.others is None and bool((taken | (look.sizes == 0)).all()):
             return EVERYTHING
         slots, read = _ranges.members(taken, look.starts, look.sizes)
         slots, read = _ranges.behind(forced, slots, read)
-        # to be added: a mask spread over rows takes longer
-        gone = taken[:, :, None].to(first.dtype).mul_(LOWEST / 2)
-        return Choice(slots, read, self._unread(look, first, second, gone), note=gone if self.steps > 1 else None)
-
-    def _unread(self, look: _Look, first: Tensor, second: Tensor, gone: Tensor) -> Unread:
-        """What is left of the clusters' masses in either order, which are used up, where ``gone`` hides what is read.
-
-        Shares of what is left are taken anew: beside what is read they may be too small to be told from nothing.
-        """
+        # shares of what is left are taken anew: beside what is read they may be too small to be told from nothing
+        gone = taken[:, :, None].to(first.dtype).mul_(LOWEST / 2)  # to be added: a mask spread over rows takes longer
         if second is not first:
             second.add_(gone)
         shares, left = _softmax(first.add_(gone))
         log, wide = look.joined(left), look.joined(left if second is first else _softmax(second)[1])
         if self.mode == "paper":
-            return Unread(log, wide=wide)
-        return Unread(log, look.said(shares, left, log), wide)
+            return Choice(slots, read, Unread(log, wide=wide))
+        return Choice(slots, read, Unread(log, look.said(shares, left, log), wide))
 
     def _known(self, asked: Asked) -> Tensor:
         """The logarithm of the mass of what is always read, float32 [batch, kv_heads, rows]."""
