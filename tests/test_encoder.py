@@ -230,7 +230,7 @@ def test_the_dtype_is_the_one_this_processor_is_quicker_in(
     half: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arithmetic, "_seconds", lambda tried: half if tried == torch.bfloat16 else 1.0)
-    assert Encoder().dtype == dtype
+    assert Encoder(device="cpu").dtype == dtype
 
 
 def test_an_unknown_dtype_is_refused() -> None:

@@ -24,7 +24,8 @@ KINDS = {
     "selection": ALWAYS | {"transformers", "fingerprint", "sha256"},
     "needle": ALWAYS | {"transformers", "haystack_sha256"},
 }
-ENGINES = {"llama-cpp-python"}  # peers that run without torch say their own release in its place
+# What rows of a peer that runs without torch say in its place: its own release, and the hash of the file it reads.
+ENGINES = {"llama-cpp-python": {"llama-cpp-python", "gguf_sha256"}}
 LONGEST = 200  # characters of a value that is a name, a hash or a configuration
 LONGEST_ANSWER = 1_000
 WORDS = 12  # a value of so many words is a text
@@ -64,8 +65,12 @@ def faults(kind: str, row: dict[str, Any], strangers: set[str]) -> Iterator[str]
     known = {**made.get("versions", {}), **row.get("versions", {}), **row.get("recipe", {})}
     known |= row.get("program", {}).get("versions", {})  # of a grid's row, whose method may be another program
     known |= {name: value for name, value in {**made, **row}.items() if name not in known or value is not None}
-    said = {name for name, value in known.items() if value not in (None, "")}
-    if lacking := KINDS.get(kind, ALWAYS) - said - ({"torch"} if ENGINES & said else set()):
+    wanted = KINDS.get(kind, ALWAYS)
+    for engine, instead in ENGINES.items():
+        if engine in row.get("program", {}).get("versions", {}):
+            wanted = (wanted - {"torch"}) | instead
+            known["gguf_sha256"] = row["program"].get("gguf_sha256")
+    if lacking := wanted - {name for name, value in known.items() if value not in (None, "")}:
         yield f"it does not say {', '.join(sorted(lacking))}"
     if not re.fullmatch(r"20\d\d-\d\d-\d\d", str(known.get("date"))):
         yield f"its date is {known.get('date')!r}"
@@ -153,3 +158,15 @@ def test_packed_rows_are_read(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "selection-a.jsonl.gz", "wt") as file:
         file.write(json.dumps(good()) + "\n")
     assert list(rows(tmp_path / "selection-a.jsonl.gz")) == [good()]
+
+
+def test_a_peer_without_torch_says_its_release_and_its_file_instead() -> None:
+    row = {"machine": "x86_64, 2 cores", "date": "2026-11-27", "longctx": "0.1.0", "model": "embedded"}
+    program = {"versions": {"llama-cpp-python": "0.3.36"}, "gguf_sha256": "b179c952"}
+    assert not list(faults("llama", {**row, "program": program}, set()))
+    for lacking, without in (
+        ("torch", {"versions": {"another": "1"}, "gguf_sha256": "b179c952"}),
+        ("llama-cpp-python", {**program, "versions": {"llama-cpp-python": ""}}),
+        ("gguf_sha256", {"versions": program["versions"]}),
+    ):
+        assert list(faults("llama", {**row, "program": without}, set())) == [f"it does not say {lacking}"]

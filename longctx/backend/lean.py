@@ -1,8 +1,9 @@
 """A decoder's layers as bare matrix products, with few passes over memory between them: how segments are read faster.
 
 Owns the arithmetic of one layer shape (norm, rotary attention, norm, gated MLP: Llama and what is built like it).
-Attention, taps and caches are those of every other pass. Knows no model by name: a model
-is recognised by its parts, and only ``Passes`` allows this, after holding it against the model's own forward.
+Attention, taps and caches are those of every other pass, and the number format is ``arithmetic``'s choice. Knows no
+model by name: a model is recognised by its parts, and only ``Passes`` allows this, after holding it against the model's
+own forward.
 """
 
 from __future__ import annotations

@@ -257,9 +257,7 @@ def _softmax(log: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pooled(shares: Tensor, weight: Tensor, asked: Asked) -> Tensor:
     """``pooled`` shares [batch, kv_heads, rows, some], each row of them times the exponential of ``weight``."""
-    each = weight.exp().unsqueeze(2)
-    each = each / shares.shape[2] if asked.weights is None else each * asked.weights.transpose(2, 3)
-    return (each @ shares).squeeze(2)
+    return pooled(shares * weight.exp().unsqueeze(-1), asked)
 
 
 def _log(sizes: Tensor) -> Tensor:
