@@ -9,6 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from longctx import kv
+    from longctx.compiled import CompiledDocument
+    from longctx.documents.limits import Limits
     from longctx.documents.reader import read
     from longctx.drafts import Generation
     from longctx.errors import LongctxError
@@ -21,9 +24,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Answer": "longctx.types",
     "Citation": "longctx.types",
+    "CompiledDocument": "longctx.compiled",
     "Document": "longctx.types",
     "Event": "longctx.types",
     "Generation": "longctx.drafts",
+    "Limits": "longctx.documents.limits",
     "LongctxError": "longctx.errors",
     "Page": "longctx.types",
     "Reader": "longctx.reader",
@@ -31,6 +36,7 @@ _HOMES = {
     "Selection": "longctx.types",
     "Step": "longctx.types",
     "generate": "longctx.generation",
+    "kv": "longctx.kv",
     "read": "longctx.documents.reader",
     "speculative": "longctx.generation",
 }
@@ -38,9 +44,11 @@ _HOMES = {
 __all__ = [
     "Answer",
     "Citation",
+    "CompiledDocument",
     "Document",
     "Event",
     "Generation",
+    "Limits",
     "LongctxError",
     "Page",
     "Reader",
@@ -48,6 +56,7 @@ __all__ = [
     "Selection",
     "Step",
     "generate",
+    "kv",
     "read",
     "speculative",
 ]
@@ -56,7 +65,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'longctx' has no attribute {name!r}")
-    found = getattr(importlib.import_module(_HOMES[name]), name)
+    home = importlib.import_module(_HOMES[name])
+    found = home if name == "kv" else getattr(home, name)  # kv is a module of public names
     globals()[name] = found
     return found
 

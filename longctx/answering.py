@@ -6,7 +6,7 @@ Wiring between the loop and the reader. Knows no document and no selector.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,10 +28,10 @@ from longctx.stacks import Drafters, resolve
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one answer was asked for."""
+    """What one answer was asked for; without ``budget_tokens``, the usual number of them."""
 
     question: str
-    budget_tokens: int
+    budget_tokens: int | None
     selector: str | Selector
     max_new_tokens: int = 0
     temperature: float = 0.0
@@ -60,10 +60,12 @@ class Said:
     warnings: tuple[str, ...] = ()
     lossless: bool = True
     read: KVReport | None = None  # what was read of a bounded cache
+    copied: Sequence[Mapping[str, Any]] = ()  # what of the documents was copied: see ``Origins.copies``
 
     def facts(self) -> dict[str, Any]:
         """The counts as they stand in a trace."""
-        return self.stats.facts() | ({} if self.read is None else {"kv": asdict(self.read)})
+        kv = {} if self.read is None else {"kv": asdict(self.read)}
+        return self.stats.facts() | {"copied": list(self.copied)} | kv
 
 
 def answer(

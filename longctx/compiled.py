@@ -66,14 +66,15 @@ class CompiledDocument:
         finally:
             self._progress = before
 
-    def prepare(self, progress: Progress | None = None) -> None:
-        """Afterwards everything that questions share is worked out: index, embeddings, segments while memory lasts."""
+    def prepare(self, progress: Progress | None = None, *, segments: bool = True) -> None:
+        """Afterwards what questions share is worked out: index, embeddings, ``segments`` as far as memory goes."""
         with self.reporting(progress):
             self.lexical("")
             if self.can_embed:
                 self.vectors()
-            for _ in self.read(range(len(self.segments))):
-                pass
+            if segments:
+                for _ in self.read(range(len(self.segments))):
+                    pass
 
     @property
     def tokens(self) -> int:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from longctx.backend.model import Loaded
-from longctx.backend.probe import Probe
+from longctx.backend.probe import Probe, bytes_per_token
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
-from longctx.errors import CacheError
+from longctx.errors import BadOption, CacheError, ModelError
 from longctx.indexing import documents_of, encode
 from longctx.memory import Memory
 from longctx.protocols import Progress
@@ -56,14 +56,27 @@ class Compiler:
         encoded, units, warnings = encode(documents_of(documents), self._tokens.encode, self._cutting.splitter, report)
         return self._book(encoded, units, group(units, self._cutting.segment_tokens), warnings, report)
 
-    def store(
-        self, book: CompiledDocument, path: Path, segment_kv: str, segment_form: str, report: Progress | None
+    def compile(
+        self, documents: Source, path: Path | None, segment_kv: str, segment_form: str, report: Progress | None
     ) -> CompiledDocument:
-        """``book`` as it is in files afterwards, with what saving did."""
-        saved = book.save(path, segment_kv=segment_kv, segment_form=segment_form, progress=report)
-        stored = self.load(path, "lazy", report)
-        stored.saved = saved
-        return stored
+        """What ``Reader.compile`` says: all that questions share worked out, in memory or in the files of ``path``."""
+        if path is None and (segment_kv, segment_form) != ("auto", "exact"):
+            raise BadOption(
+                f"segment_kv={segment_kv!r} and segment_form={segment_form!r} say how files hold segments: give path=, "
+                f"or leave them out."
+            )
+        book = self.index(documents, report)
+        if path is not None:
+            saved = book.save(path, segment_kv=segment_kv, segment_form=segment_form, progress=report)
+            stored = self.load(path, "lazy", report)
+            stored.saved = saved
+            return stored
+        try:
+            held = book.tokens * bytes_per_token(self._probe().model) <= self._memory_bytes
+        except ModelError:  # its layers cannot be read by segments: a question that needs them says so
+            held = False
+        book.prepare(report, segments=held)
+        return book
 
     def load(self, path: Path, verify: Verify, report: Progress | None) -> CompiledDocument:
         """The document stored at ``path``. Raises ArtifactError where it is damaged or another model's."""

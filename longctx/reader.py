@@ -16,7 +16,7 @@ from typing import Any
 from longctx import plugins, selecting
 from longctx.answering import Request, Said, answer
 from longctx.backend.model import Loaded, from_pretrained, wrap
-from longctx.backend.probe import Probe, bytes_per_token
+from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
 from longctx.cite import cite
 from longctx.compiled import CompiledDocument
@@ -26,6 +26,7 @@ from longctx.contexts import Kept, Policy, reach
 from longctx.cut import joined
 from longctx.errors import BadOption, EmptyInput
 from longctx.generation import guarantee
+from longctx.origins import Origins
 from longctx.protocols import Progress, Selector
 from longctx.resources import Calibrator, Encoders
 from longctx.room import Room
@@ -34,7 +35,6 @@ from longctx.store.artifact import Verify
 from longctx.storing import Cutting
 from longctx.streaming import events
 from longctx.types import Answer, Event, Selection, Step
-from longctx.votes import votes
 
 SEGMENT_TOKENS = 512
 MEMORY_BYTES = 512 * 2**20
@@ -128,18 +128,15 @@ class Reader:
         segment_form: str = "exact",
         progress: bool | Progress = False,
     ) -> CompiledDocument:
-        """The documents tokenised, cut into units and indexed, and their segments read as far as memory allows.
+        """The documents tokenised, cut into units, indexed and embedded, and their segments read if all fit into memory
 
-        Every later question is answered from this work. With ``path`` it goes straight into files, whatever its size,
-        and what the path held of the same text is kept: see ``CompiledDocument.save``. Raises EmptyInput for a document
-        without text.
+        (``segment_memory_bytes``); else a question reads those that it needs. Every question is answered from this
+        work. With ``path`` all goes straight into files, whatever its size, and what the path held of the same text is
+        kept: see ``CompiledDocument.save``. Raises EmptyInput for a document without text and BadOption for
+        ``segment_kv`` or ``segment_form`` without ``path``.
         """
-        book = self._compiler.index(documents, self._report(progress))
-        if path is not None:
-            return self._compiler.store(book, Path(path), segment_kv, segment_form, self._report(progress))
-        if book.tokens * bytes_per_token(self.model) <= self._memory_bytes:
-            book.prepare(self._report(progress))
-        return book
+        place = None if path is None else Path(path)
+        return self._compiler.compile(documents, place, segment_kv, segment_form, self._report(progress))
 
     def load(self, path: str | Path, *, verify: Verify = "lazy") -> CompiledDocument:
         """The compiled document stored at ``path``, ready for questions.
@@ -154,15 +151,14 @@ class Reader:
         documents: Source,
         question: str,
         *,
-        budget_tokens: int = 2048,
+        budget_tokens: int | None = None,
         selector: str | Selector = "auto",
         progress: bool | Progress = False,
     ) -> Selection:
-        """The spans worth reading for ``question``: verbatim, in document order, within ``budget_tokens``."""
-        report = self._report(progress)
-        self._check(question, budget_tokens, 0, selector)
-        book = self._compiler.index(documents, report)
-        return self._select(book, Request(question, budget_tokens, selector), report)
+        """The spans worth reading for ``question``: verbatim, in document order, within ``budget_tokens`` (see ask)."""
+        report, request = self._report(progress), Request(question, budget_tokens, selector)
+        budget = self._check(request)
+        return self._select(self._compiler.index(documents, report), request, budget, report)
 
     def prompt(self, text: str, question: str) -> list[int]:
         """The ids that the model is given to answer ``question`` from ``text``, in its own chat template."""
@@ -178,7 +174,7 @@ class Reader:
         documents: Source,
         question: str,
         *,
-        budget_tokens: int = 2048,
+        budget_tokens: int | None = None,
         max_new_tokens: int = 128,
         selector: str | Selector = "auto",
         drafters: Drafters = "auto",
@@ -189,6 +185,7 @@ class Reader:
     ) -> Answer:
         """What the model says to ``question`` after reading the spans selected for it, with citations.
 
+        ``budget_tokens`` of text are selected: 2,048, or what the window holds of them beside question and answer.
         ``drafters`` make it say that in fewer passes and change nothing of it; ``[]`` decodes token by token. ``kv``
         bounds the keys that each token reads of the text; the text is read once for all questions about it.
         """
@@ -200,7 +197,7 @@ class Reader:
         documents: Source,
         question: str,
         *,
-        budget_tokens: int = 2048,
+        budget_tokens: int | None = None,
         max_new_tokens: int = 128,
         selector: str | Selector = "auto",
         drafters: Drafters = "auto",
@@ -221,11 +218,11 @@ class Reader:
         """Compile, select, decode, cite: each timed, and what it did kept in the trace."""
         question = request.question
         request.check()
-        self._check(question, request.budget_tokens, request.max_new_tokens, request.selector)
+        budget = self._check(request)
         times = [time.perf_counter()]
         book = self._compiler.index(documents, report)
         times.append(time.perf_counter())
-        selection = self._select(book, request, report)
+        selection = self._select(book, request, budget, report)
         times.append(time.perf_counter())
         prompt_tokens, said = 0, Said(NOTHING)
         read = len(selection.as_read)
@@ -237,8 +234,9 @@ class Reader:
             if request.kv is not None:
                 asked = len(self._frame.middle) + self._count(question) + len(self._frame.after)
                 context = self._kept(self.model, prompt[: len(prompt) - asked], request.kv, report)
-            weights = votes(self._tokens, book.documents, selection.as_read, prompt, len(self._frame.before))
-            said = answer(self.model, self._tokens, prompt, request, report, emit, context, weights)
+            origins = Origins(self._tokens, book.documents, selection.as_read, len(self._frame.before))
+            said = answer(self.model, self._tokens, prompt, request, report, emit, context, origins.votes(len(prompt)))
+            said = replace(said, copied=origins.copies(said.stats.copied))
         times.append(time.perf_counter())
         citations = cite(said.text, question, book.documents, selection.as_read, book.index.weight) if read else ()
         times.append(time.perf_counter())
@@ -265,7 +263,7 @@ class Reader:
         warnings = (*selection.warnings, *said.warnings)
         return Answer(said.text, citations, selection, usage, timings, promise, warnings, trace)
 
-    def _select(self, book: CompiledDocument, request: Request, report: Progress | None) -> Selection:
+    def _select(self, book: CompiledDocument, request: Request, budget: int, report: Progress | None) -> Selection:
         """The selection of one request; everything at once is held against the window, as its length is known now."""
         question, selector = request.question, request.selector
         self._room.check_segment(self._count(question), book.longest_segment)
@@ -273,11 +271,13 @@ class Reader:
             selection = selecting.select(
                 book,
                 question,
-                request.budget_tokens,
+                budget,
                 selector,
                 self._count,
                 lambda: (*self._calibrator.take_warnings(), *book.take_warnings()),
             )
+        if selection.dropped_tokens and request.budget_tokens is None:
+            selection = replace(selection, warnings=(*selection.warnings, *self._room.few(budget)))
         if request.kv is not None:  # one order for all questions, so that the same spans are compressed once
             selection = replace(selection, order=())
         if selector == selecting.EVERYTHING:
@@ -285,12 +285,13 @@ class Reader:
             self._room.check_prompt(reach(request.kv, selection.tokens + fixed), request.max_new_tokens)
         return selection
 
-    def _check(self, question: str, budget_tokens: int, max_new_tokens: int, selector: str | Selector) -> None:
-        """What can be refused before any work is done."""
-        if not question.strip():
+    def _check(self, request: Request) -> int:
+        """The tokens of text to select, after what can be refused before any work is done."""
+        if not request.question.strip():
             raise EmptyInput("the question is empty.")
-        unbounded = selector == selecting.EVERYTHING  # the whole text has its own check, when its length is known
-        self._room.check(self._count(question), 1 if unbounded else budget_tokens, max_new_tokens)
+        # the whole text has a check of its own, when its length is known
+        wanted = 1 if request.selector == selecting.EVERYTHING else request.budget_tokens
+        return self._room.budget(self._count(request.question), wanted, request.max_new_tokens)
 
     def _count(self, text: str) -> int:
         return len(self._tokens.plain(text))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from longctx.errors import BadOption, DoesNotFit
 
+BUDGET_TOKENS = 2048  # of text that are selected where nothing else is said
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
@@ -21,6 +23,22 @@ class Room:
     def longest(self, question_tokens: int, max_new_tokens: int) -> int:
         """The largest budget that leaves room for the question and the answer; may be below 1."""
         return self.window - self.frame_tokens - question_tokens - max_new_tokens
+
+    def budget(self, question_tokens: int, budget_tokens: int | None, max_new_tokens: int) -> int:
+        """``budget_tokens``; where none are named, as many of the usual ones as fit. Raises what ``check`` raises."""
+        if budget_tokens is None:
+            budget_tokens = min(BUDGET_TOKENS, max(1, self.longest(question_tokens, max_new_tokens)))
+        self.check(question_tokens, budget_tokens, max_new_tokens)
+        return budget_tokens
+
+    def few(self, budget_tokens: int) -> tuple[str, ...]:
+        """A warning where ``budget_tokens``, which nobody named, are fewer than the usual ones."""
+        if budget_tokens >= BUDGET_TOKENS:
+            return ()
+        return (
+            f"the window of {self.window} tokens has room for {budget_tokens} of the text, not for the usual "
+            f"{BUDGET_TOKENS}: the answer may miss what stands elsewhere.",
+        )
 
     def check(self, question_tokens: int, budget_tokens: int, max_new_tokens: int) -> None:
         """Raises BadOption for numbers that can never be right and DoesNotFit for those that pass the window."""

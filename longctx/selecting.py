@@ -35,7 +35,7 @@ def select(
     """
     started = time.perf_counter()
     name = selector if isinstance(selector, str) else type(selector).__name__
-    warnings = [*book.warnings, *whole_document(question)]
+    warnings = [*book.warnings]
     if name == EVERYTHING:
         return _whole(book, started, name, warnings, count)
     method = plugins.resolve("selectors", selector)
@@ -43,6 +43,7 @@ def select(
         whole = _whole(book, started, name, warnings, count)
         if whole.tokens <= budget_tokens:
             return whole
+    warnings += whole_document(question)
     scores = method.score(question, book, budget_tokens)
     scored = time.perf_counter()
     warnings += [*scores.warnings, *late_warnings()]

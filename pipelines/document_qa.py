@@ -86,13 +86,12 @@ def run(
     only when something is left to answer.
     """
     made_with = {"configuration": dict(configuration), "documents": {d.id: _digest(d.text) for d in documents}}
-    done, whole = _held(out, questions, made_with)
+    done, failed, whole = _held(out, questions, made_with)
     left = [question for question in questions if question.id not in done]
     if not left:
-        return Outcome(len(done), len(done), 0)
+        return Outcome(len(done), len(done), failed)
     reader = make_reader()
     book = reader.compile(list(documents), progress=progress or False) if stored is None else reader.load(stored)
-    failed = 0
     with open(out, "r+b" if out.exists() else "xb") as file:
         file.truncate(whole)  # a row that was half written when the last run ended
         file.seek(whole)
@@ -130,8 +129,8 @@ def _answered(
         return {"error": {"kind": type(error).__name__, "message": str(error)}}
 
 
-def _held(out: Path, questions: Sequence[Question], made_with: Mapping[str, Any]) -> tuple[set[str], int]:
-    """The ids of the whole rows in ``out`` and the bytes they take."""
+def _held(out: Path, questions: Sequence[Question], made_with: Mapping[str, Any]) -> tuple[set[str], int, int]:
+    """The ids of the whole rows in ``out``, how many of them hold an error, and the bytes that all rows take."""
     if out.exists() and not out.is_file():
         raise UsageError(f"--out {str(out)!r} is not a regular file.")
     try:
@@ -139,13 +138,14 @@ def _held(out: Path, questions: Sequence[Question], made_with: Mapping[str, Any]
     except FileNotFoundError:
         if not out.absolute().parent.is_dir():
             raise UsageError(f"there is no folder {str(out.absolute().parent)!r} for {out.name!r}.") from None
-        return set(), 0
+        return set(), 0, 0
     whole = data.rfind(b"\n") + 1
     rest = data[whole:]
     if not (rest.startswith(_FIRST) or _FIRST.startswith(rest)):
         raise ArtifactError(f"{out} is not a file of answers. Name another --out; nothing was changed.")
     texts = {question.id: question.text for question in questions}
     done: set[str] = set()
+    failed: set[str] = set()
     for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
             row = json.loads(line)
@@ -162,7 +162,9 @@ def _held(out: Path, questions: Sequence[Question], made_with: Mapping[str, Any]
                 f"{out}, line {number} was made with other settings: {'; '.join(apart)}. Name another --out."
             )
         done.add(held["id"])
-    return done & texts.keys(), whole
+        if "error" in row:
+            failed.add(held["id"])
+    return done & texts.keys(), len(failed & texts.keys()), whole
 
 
 def _differences(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -17,9 +17,9 @@ from typing import Any
 
 import longctx
 from longctx import Reader
-from longctx.errors import BadOption
+from longctx.errors import ArtifactError, BadOption
 
-from .rows import alone, here_and_now
+from .rows import alone, differences, here_and_now, put, read
 from .selection_report import write_report
 from .selection_sets import Case, Question, cases, kept_share
 
@@ -86,8 +86,8 @@ def run_selection(
     label = Path(model).name
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"selection-{label}.jsonl"
-    done = {_key(row) for row in _read(path)}
     base = _base(reader, label) | ({"stored": stored} if stored else {})
+    done = {_key(row) for row in _held(path, base)}
     with alone(path), path.open("a", encoding="utf-8") as file:
         for case in cases(data, list(sets), seed, sample, needle_chars):
             with tempfile.TemporaryDirectory(prefix="longctx-eval-") as folder:
@@ -226,15 +226,26 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return (*(row[name] for name in names), row.get("stored"))
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """Rows of an earlier run; a last line cut short by an interruption is dropped from the file."""
+def _held(path: Path, base: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of an earlier run; a last line cut short by an interruption is dropped from the file.
+
+    Raises ArtifactError, before anything is written, for a row that other versions made: its figures are not to be
+    read beside those to come.
+    """
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        path.write_text("".join(lines[:-1]), encoding="utf-8")
-        lines.pop()
-    return [json.loads(line) for line in lines]
+    rows = read(path)
+    for number, row in enumerate(rows, 1):
+        now = {name: base[name] for name in ("longctx", "torch", "transformers")}
+        if apart := differences({name: row.get(name) for name in now}, now):
+            raise ArtifactError(
+                f"{path}, line {number} was made with other versions: {'; '.join(apart)}. Name another --out; nothing "
+                "was changed."
+            )
+    data = path.read_bytes()
+    if not data.endswith(b"\n"):
+        put(path, data[: data.rfind(b"\n") + 1])
+    return rows
 
 
 def _say(text: str) -> None:

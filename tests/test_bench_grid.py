@@ -231,3 +231,13 @@ def test_the_command_takes_a_name_or_a_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="Leave one of them out"):
         jobs.bench(str(tmp_path / "grid.toml"), tmp_path / "out", None, Settings(model="some/where"), screen)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_configuration_says_for_nothing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = Settings(model="m", kv="full", dtype="float32", limits={"pages": 3})
+    with pytest.raises(UsageError, match="cannot be read"):
+        jobs.bench(str(tmp_path / "none.toml"), tmp_path, None, settings, Screen(quiet=True))
+    assert "not used here, though the configuration has it: dtype, kv, limits." in capsys.readouterr().err
+    with pytest.raises(UsageError):
+        jobs.bench(str(tmp_path / "none.toml"), tmp_path, None, Settings(model="m"), Screen(quiet=True))
+    assert capsys.readouterr().err == ""

@@ -159,6 +159,21 @@ def test_the_answer_is_streamed_once_and_the_summary_counts_what_was_kept(model:
     assert "guarantee: approximate" in ran.stderr
 
 
+def test_an_answer_without_citations_shows_the_passages_it_was_made_from(model: Path, folder: Path) -> None:
+    answer = json.loads(asked(model, "story.txt", QUESTION, "--json").stdout)
+    assert not answer["citations"], "the tiny model says nothing that stands in the text"
+    shown = [line for line in asked(model, "story.txt", QUESTION).stdout.splitlines() if line.startswith("- ")]
+    best = sorted(answer["selection"]["spans"], key=lambda span: -span["score"])[: len(shown)]
+    text = story()
+    assert 1 <= len(shown) <= 3
+    for line, span in zip(shown, best, strict=True):
+        assert line.startswith(f"- story.txt chars {span['start']}-{span['end']} ")
+        assert line.endswith(" ".join(text[span["start"] : span["end"]].split())[-40:] + '"')
+    fast = ["--config", "fast.toml", "--max-new-tokens", "4", "--model", str(model)]
+    everything = call("ask", "story.txt", QUESTION, "--budget", "3k", *fast)
+    assert everything.exit_code == 0 and everything.stdout and "scored highest" not in everything.stdout
+
+
 def test_citations_are_numbered_with_page_offsets_and_quote() -> None:
     from longctx.commands.ask import _citation
     from longctx.types import Citation
@@ -224,6 +239,38 @@ def test_the_doctor_says_why_layers_cannot_be_read(tmp_path: Path) -> None:
     assert "0 (linear_attention)" in found["abilities"]["reads a bounded cache (kv policies)"]
 
 
+def test_a_plan_is_refused_where_asking_would_be(model: Path, folder: Path) -> None:
+    words = ("plan", str(model), "--tokens", "1M")
+    for selector, said in (("nosuch", "Known: auto"), ("bm25:foo=1", "Its options: neighbours")):
+        wrong = call(*words, "--selector", selector)
+        assert wrong.exit_code == 2 and said in " ".join(wrong.stderr.replace("│", " ").split())
+    whole = call(*words, "--selector", "all", "--json")
+    assert whole.exit_code == 3 and json.loads(whole.stdout)["fits"] is False
+    assert "window is 4096" in whole.stderr
+    assert call(*words, "--selector", "all", "--kv", "longheads").exit_code == 0
+    large = call(*words, "--budget", "8k")
+    assert large.exit_code == 3 and "budget_tokens=8000 leaves no room" in large.stderr
+    small = tiny.save(folder / "small", num_hidden_layers=2, max_position_embeddings=1024)
+    assert call("plan", str(small), "--tokens", "1M").exit_code == 0
+
+
+def test_the_limits_of_reading_stand_in_the_configuration(model: Path, folder: Path) -> None:
+    (folder / "long.html").write_text("<html><body>" + "<p>The kettle of Tobin is here.</p>" * 400 + "</body></html>")
+    fast = (folder / "fast.toml").read_text()
+    words = ("long.html", QUESTION, "--model", str(model), "--selector", "bm25", "--max-new-tokens", "2")
+    (folder / "tight.toml").write_text(fast + "[limits]\noutput_chars = 100\n")
+    refused = call("ask", *words, "--config", "tight.toml")
+    assert refused.exit_code == 1 and "output_chars under [limits]" in " ".join(refused.stderr.split())
+    (folder / "wide.toml").write_text(fast + "[limits]\noutput_chars = 100_000\n")
+    assert call("ask", *words, "--config", "wide.toml", "--json").exit_code == 0
+    for wrong, said in (("pagse = 1", "no key 'pagse'"), ("pages = -1", "pages=-1 must be a number above 0")):
+        (folder / "wrong.toml").write_text(f"[limits]\n{wrong}\n")
+        ran = call("ask", *words, "--config", "wrong.toml")
+        assert ran.exit_code == 2 and said in " ".join(ran.stderr.split())
+    (folder / "flat.toml").write_text("limits = 3\n")
+    assert "is not a table" in call("ask", *words, "--config", "flat.toml").stderr
+
+
 def test_the_doctor_names_the_layers_that_see_a_window(tmp_path: Path) -> None:
     tiny.save(tmp_path, "gemma3")
     found = json.loads(call("doctor", str(tmp_path), "--json").stdout)
@@ -251,9 +298,9 @@ def test_calibrating_keeps_the_file_that_readers_use(
 # --- plans ----------------------------------------------------------------------------------------------------------
 
 
-def planned(model: Path, *words: str) -> dict[str, Any]:
+def planned(model: Path, *words: str, code: int = 0) -> dict[str, Any]:
     ran = call("plan", str(model), "--json", *words)
-    assert ran.exit_code == 0, ran.stderr
+    assert ran.exit_code == code, ran.stderr
     found: dict[str, Any] = json.loads(ran.stdout)
     return found
 
@@ -273,14 +320,14 @@ def test_a_plan_grows_with_text_and_budget_and_its_parts_make_its_sum(model: Pat
 
 
 def test_a_plan_knows_the_bytes_of_every_kv_policy(model: Path) -> None:
-    found = planned(model, "--tokens", "100k", "--selector", "all")
+    found = planned(model, "--tokens", "100k", "--selector", "all", code=3)  # beyond the window, and told all the same
     full = found["kv_bytes"]["full"]
     assert set(found["kv_bytes"]) == set(plugins.names("kv")) and full == 100_000 * 512
     assert found["kv_bytes"]["squeezed"] > full > 4 * found["kv_bytes"]["snapkv"]
-    squeezed = planned(model, "--tokens", "100k", "--selector", "all", "--kv", "squeezed")
+    squeezed = planned(model, "--tokens", "100k", "--selector", "all", "--kv", "squeezed", code=3)
     indexed = squeezed["prompt_bytes"] - found["prompt_bytes"]
     assert 0 < indexed == pytest.approx(found["kv_bytes"]["squeezed"] - full, rel=0.01)
-    dropped = planned(model, "--tokens", "100k", "--selector", "all", "--kv", "snapkv")
+    dropped = planned(model, "--tokens", "100k", "--selector", "all", "--kv", "snapkv", code=3)
     assert dropped["prompt_bytes"] == found["prompt_bytes"]  # all is read before anything is dropped
     bounded = planned(model, "--tokens", "100k", "--selector", "all", "--kv", "lm_infinite:budget=1000")
     assert bounded["prompt_bytes"] < found["prompt_bytes"] / 20

@@ -83,7 +83,9 @@ def test_documents_are_added_and_removed_by_name(folder: Path, model: Path) -> N
     assert added["documents"] == 2 and added["tokens_read"] == added["tokens"] - first["tokens"]
     assert [d["id"] for d in told(call("inspect", "book.lctx", "--json"))["documents"]] == ["story.txt", "other.md"]
     (folder / "other.md").write_text("# Other\n\nIlse sold the lamp.\n")
-    told(call("compile", "other.md", "--add", "-o", "book.lctx", *with_model))
+    changed = call("compile", "other.md", "--add", "-o", "book.lctx", *with_model)
+    assert told(changed)["replaced"] == ["other.md"] and "other.md of book.lctx is replaced" in changed.stderr
+    assert told(call("compile", "other.md", "--add", "-o", "book.lctx", *with_model))["replaced"] == []
     left = told(call("compile", "--remove", "story.txt", "-o", "book.lctx", *with_model))
     assert (left["documents"], left["tokens_read"]) == (1, 0)
     wrong = call("compile", "--remove", "nobody", "-o", "book.lctx", "--model", str(model))
@@ -215,13 +217,13 @@ def cached(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setenv("LONGCTX_CACHE", str(folder / "cache"))
     stored: list[str] = []
-    real = Compiler.store
+    real = Compiler.compile
 
-    def counted(self: Any, book: Any, path: Path, *rest: Any) -> Any:
+    def counted(self: Any, documents: Any, path: Path, *rest: Any) -> Any:
         stored.append(path.name)
-        return real(self, book, path, *rest)
+        return real(self, documents, path, *rest)
 
-    monkeypatch.setattr(Compiler, "store", counted)
+    monkeypatch.setattr(Compiler, "compile", counted)
 
     def ask(*words: str) -> tuple[dict[str, Any], int]:
         before = len(stored)

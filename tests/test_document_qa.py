@@ -159,6 +159,11 @@ def test_a_question_that_cannot_be_asked_does_not_stop_the_others(out: Path) -> 
     outcome = run(out, reader, "who?", "what?", "where?")
     assert outcome.failed == 1 and reader.questions == ["who?", "what?", "where?"]
     assert rows(out)[1]["error"] == {"kind": "DoesNotFit", "message": "too long"}
+    again = run(out, Reader(), "who?", "what?", "where?")  # what failed has failed also where nothing is left to ask
+    assert (again.rows, again.skipped, again.failed) == (3, 3, 1)
+    more = run(out, Reader(), "who?", "what?", "where?", "when?")
+    assert (more.rows, more.skipped, more.failed) == (4, 3, 1)
+    assert run(out, Reader(), "who?").failed == 0  # of the questions that are asked
 
 
 def test_questions_are_rows_or_lines(tmp_path: Path) -> None:

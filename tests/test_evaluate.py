@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from longctx import Reader
-from longctx.errors import BadOption
+from longctx.errors import ArtifactError, BadOption
 from longctx.pipelines.evaluate import run_selection
 from longctx.pipelines.selection_report import write_figures, write_report
 from longctx.pipelines.selection_sets import Question, kept_share
@@ -50,6 +50,11 @@ def test_rows_are_made_once_and_an_interrupted_run_goes_on(data: Path, tmp_path:
     again = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(again) == len(rows) and again[:-1] == rows[:-1]
     assert "| bm25 | 100.0 | 100.0 | 1 |" in (tmp_path / "out" / "selection.md").read_text(encoding="utf-8")
+    path.write_text(path.read_text(encoding="utf-8").replace(f'"torch": "{rows[0]["torch"]}"', '"torch": "1.0"', 1))
+    before = path.read_bytes()
+    with pytest.raises(ArtifactError, match=r"line 1 was made with other versions: torch was '1\.0' and is"):
+        run_selection(data, str(model), tmp_path / "out", **grid)
+    assert path.read_bytes() == before
 
 
 def test_segments_from_files_stand_beside_those_just_read(

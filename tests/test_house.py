@@ -58,9 +58,9 @@ MAY_IMPORT = {
     "storing": VERBS | {"backend", "compiled", "overview", "store", "summaries", ""},  # wiring: a reader's store
     "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
     "indexing": VERBS,
+    "origins": NOUNS | {"backend", "cut", ""},
     "room": NOUNS,
     "saying": set(),
-    "votes": NOUNS | {"backend", "cut", ""},
     "selecting": VERBS | {"compiled", "cut", "plugins", "questions"},
     "streaming": VERBS,
     "backend": VERBS | {"kernels"},
@@ -76,9 +76,9 @@ MAY_IMPORT = {
     "stacks": VERBS | {"backend", "plugins"},
     "generation": WIRING,
     "reader": WIRING
-    | {"answering", "console", "contexts", "generation", "indexing", "room", "selecting", "streaming", "votes"},
+    | {"answering", "console", "contexts", "generation", "indexing", "room", "origins", "selecting", "streaming"},
     "plotting": NOUNS,
-    "commands": WIRING | {"console", "contexts", "generation", "plotting", "reader", ""},
+    "commands": WIRING | {"console", "contexts", "generation", "plotting", "reader", "room", ""},
     "cli": NOUNS | {"commands"},
     "__main__": {"cli"},
     "pipelines": {"", "types", "errors", "plugins", "kv"},  # longctx.kv is a door
@@ -198,6 +198,12 @@ def test_the_listed_packages_are_the_folders() -> None:
     found = {".".join(init.parent.relative_to(ROOT).parts) for init in PACKAGE.rglob("__init__.py")}
     found |= {".".join(("longctx", *init.parent.relative_to(ROOT).parts)) for init in PIPELINES.rglob("__init__.py")}
     assert settings["packages"] == sorted(found)
+
+
+def test_the_rooms_of_public_names_come_with_the_package() -> None:
+    code = "import longctx, sys; print('torch' in sys.modules, longctx.kv.__name__, 'kv' in dir(longctx))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False", "longctx.kv", "True"]
 
 
 def test_public_names_are_sorted_and_each_can_be_had() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from transformers import Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
 import longctx
 import longctx.reader as reader_module
@@ -42,6 +43,19 @@ def reader_of(family: str = "llama", window: int = WINDOW, template: str = "syst
     model = tiny.model(family, num_hidden_layers=2, max_position_embeddings=window)
     settings: dict[str, Any] = {"encoder": None, "calibration": None, "segment_tokens": 128} | options
     return Reader(model, tiny.tokenizer(template), **settings)
+
+
+def hybrid() -> PreTrainedModel:
+    """A layer that keeps its last inputs below one that keeps keys and values."""
+    torch.manual_seed(0)
+    small = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    kinds = ["conv", "full_attention"]
+    return Lfm2ForCausalLM(Lfm2Config(vocab_size=tiny.VOCAB, num_hidden_layers=2, layer_types=kinds, **small)).eval()
+
+
+def attentionless() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return MambaForCausalLM(MambaConfig(vocab_size=tiny.VOCAB, hidden_size=64, num_hidden_layers=2)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +146,46 @@ def test_nothing_relevant_gives_no_span_no_citation_and_no_pass_for_an_answer(re
 
 def test_a_question_about_the_whole_text_is_answered_with_a_warning(reader: Reader) -> None:
     assert "whole text" in reader.select(DOCUMENT, "Summarise it.", budget_tokens=90, selector="head").warnings[0]
+    for whole in (reader_of(window=4096).select(DOCUMENT, "Summarise it.", selector=name) for name in ("all", "bm25")):
+        assert whole.dropped_tokens == 0 and whole.warnings == ()
+
+
+def test_without_a_budget_a_small_window_gets_what_it_holds(reader: Reader) -> None:
+    longest = reader.longest_selection(QUESTION, 16)
+    long = Document.from_text(story(200, 100), id="long")
+    found = reader.ask(long, QUESTION, selector="bm25", max_new_tokens=16).selection
+    assert longest - 60 < found.tokens <= longest < 2048 and NEEDLE in found.text
+    assert f"window of {WINDOW} tokens has room for {longest} of the text" in found.warnings[-1]
+    short = reader.ask(Document.from_text(NEEDLE), QUESTION, selector="bm25", max_new_tokens=4)
+    assert short.selection.text == NEEDLE and short.warnings == ()
+    with pytest.raises(DoesNotFit, match=f"budget_tokens=2048 leaves no room.*{WINDOW} holds at most {longest}"):
+        reader.ask(long, QUESTION, budget_tokens=2048, selector="bm25", max_new_tokens=16)
+
+
+def test_what_is_compiled_is_indexed_also_where_memory_holds_no_segment() -> None:
+    book = reader_of(segment_memory_bytes=0).compile(DOCUMENT)
+    assert "index" in vars(book) and len(book.memory) == 0 == book.spent()
+    full = reader_of().compile(DOCUMENT)
+    assert len(full.memory) == len(full.segments) and full.spent() > 0
+
+
+def test_where_segments_go_is_said_only_of_files(reader: Reader) -> None:
+    with pytest.raises(BadOption, match="segment_kv='disk'.*give path="):
+        reader.compile(DOCUMENT, segment_kv="disk")
+    with pytest.raises(BadOption, match="segment_form='int8'"):
+        reader.compile(DOCUMENT, segment_form="int8")
+
+
+@pytest.mark.parametrize("make", [hybrid, attentionless])
+def test_models_whose_layers_have_no_keys_compile_and_are_asked(make: Any) -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.model_max_length = WINDOW
+    reader = Reader(make(), tokenizer, encoder=None, calibration=None, segment_tokens=128)
+    book = reader.compile(DOCUMENT)
+    assert "index" in vars(book) and len(book.memory) == 0
+    answer = reader.ask(book, QUESTION, budget_tokens=120, max_new_tokens=4)
+    assert NEEDLE in answer.selection.text
+    assert any("the model's own signals are not used" in warning for warning in answer.warnings)
 
 
 def test_a_unit_that_no_budget_holds_is_an_error_with_the_smallest_one(reader: Reader) -> None:
@@ -500,7 +554,12 @@ def test_spans_below_the_floor_are_kept_but_not_read_nor_cited(
     monkeypatch.setattr(
         reader_module, "cite", lambda said, question, documents, spans, weight: given.append(spans) or ()
     )
-    monkeypatch.setattr(reader_module, "votes", lambda tokens, documents, spans, *_: given.append(spans))
+    real = reader_module.Origins
+    monkeypatch.setattr(
+        reader_module,
+        "Origins",
+        lambda tokens, documents, spans, first: given.append(spans) or real(tokens, documents, spans, first),
+    )
     answer = reader_of().ask(TWICE, QUESTION, budget_tokens=300, selector=First(floor=floor), max_new_tokens=40)
     selection = answer.selection
     assert len(selection.spans) == 4 and len(selection.as_read) == read and selection.as_read[-1] == selection.spans[0]

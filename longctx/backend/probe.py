@@ -37,7 +37,9 @@ class Probe:
         self.model, self.tokens, self.fingerprint = model, tokens, fingerprint
         config = model.config.get_text_config(decoder=True)
         self.layers = int(config.num_hidden_layers)
-        self.heads = int(config.num_attention_heads)
+        self.heads = int(getattr(config, "num_attention_heads", 0) or 0)
+        if not self.heads:
+            raise ModelError("the model has no attention heads, whose keys segments are read for.")
         self.kv_heads = int(getattr(config, "num_key_value_heads", None) or self.heads)
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         other = kinds - {"full_attention", "sliding_attention"}

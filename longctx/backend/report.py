@@ -140,8 +140,6 @@ def _template(tokenizer: Any) -> tuple[str, int, str]:
 
 def _read(model: PreTrainedModel, tokenizer: Any) -> None:
     """Raises ModelError where the model's layers cannot be read by segments."""
-    if not getattr(model.config.get_text_config(decoder=True), "num_attention_heads", 0):
-        raise ModelError("the model has no attention heads.")
     Probe(model, Tokens(tokenizer))
     with installed(model):
         pass

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from longctx.reader import Reader
 
 _QUOTE_CHARS = 240
+_SHOWN = 3  # passages in place of citations
 
 
 def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | None, cached: Cached) -> None:
@@ -35,7 +36,7 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
     for event in reader.stream(
         sources.open(reader, settings, screen, cached),
         question,
-        budget_tokens=settings.budget,
+        budget_tokens=settings.asked_budget,
         max_new_tokens=settings.max_new_tokens,
         selector=settings.selector,
         drafters=settings.stack(),
@@ -59,6 +60,8 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
         return
     for number, citation in enumerate(answer.citations, 1):
         screen.line(_citation(number, citation))
+    if not answer.citations:
+        _unsupported(screen, answer.selection, sources.documents)
     _summary(screen, answer)
 
 
@@ -69,7 +72,7 @@ def select(words: Sequence[str], settings: Settings, screen: Screen, plot: Path 
     selection = reader.select(
         sources.open(reader, settings, screen, cached),
         question,
-        budget_tokens=settings.budget,
+        budget_tokens=settings.asked_budget,
         selector=settings.selector,
         progress=screen.progress,
     )
@@ -98,12 +101,13 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
     for path in (questions, *map(Path, words)):
         if out.exists() and path.exists() and out.samefile(path):
             raise UsageError(f"--out {str(out)!r} is one of the files to read.")
-    sources = find(words)
+    sources = find(words, settings)
     configuration = dataclasses.asdict(settings)
     for key in (
         "segment_memory_bytes",
         "cache_bytes",
         "drafters",
+        "limits",
     ):  # change what is kept and how fast it goes, never an answer
         del configuration[key]
     outcome = pipeline.run(
@@ -114,7 +118,7 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
         configuration,
         stored=sources.stored,
         progress=screen.progress,
-        budget_tokens=settings.budget,
+        budget_tokens=settings.asked_budget,
         max_new_tokens=settings.max_new_tokens,
         selector=settings.selector,
         drafters=settings.stack(),
@@ -181,7 +185,7 @@ def _asked(words: Sequence[str], settings: Settings, plot: Path | None, cached: 
         from longctx import plotting
 
         plotting.check(plot)
-    sources = find(paths)
+    sources = find(paths, settings)
     if cached.wanted and sources.stored is not None:
         raise UsageError(f"--cache is for files: {str(sources.stored)!r} is compiled already.")
     return sources, question
@@ -202,10 +206,10 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def read_documents(paths: Sequence[str]) -> list[Document]:
+def read_documents(paths: Sequence[str], settings: Settings) -> list[Document]:
     from longctx.documents.reader import read
 
-    return read(list(paths))
+    return read(list(paths), limits=settings.reading_limits())
 
 
 class _Streamed:
@@ -229,6 +233,20 @@ class _Streamed:
 def _citation(number: int, citation: Citation) -> str:
     quote = one_line(citation.quote, _QUOTE_CHARS)
     return f'[{number}] {_place(citation)} "{quote}" score {citation.score:.2f}'
+
+
+def _unsupported(screen: Screen, selection: Selection, documents: Sequence[Document]) -> None:
+    """Where to look in place of citations: the passages that scored highest of those that the model read.
+
+    None where it read everything, which no score chose.
+    """
+    strongest = sorted(selection.as_read, key=lambda span: -span.score)[:_SHOWN] if selection.dropped_tokens else []
+    if strongest:
+        screen.line("no sentence that was read holds these words; the passages that scored highest:")
+    texts = {document.id: document.text for document in documents}
+    for span in strongest:
+        quote = one_line(texts[span.document_id][span.start : span.end], _QUOTE_CHARS)
+        screen.line(f'- {_place(span)} "{quote}"')
 
 
 def _place(span: Citation | SelectedSpan) -> str:

@@ -35,7 +35,8 @@ def compile_(
     check_place(out)
     place, form = _stored_as(out) if add or remove else ("auto", "exact")
     segment_kv, segment_form = segment_kv or place, segment_form or form
-    documents = _wanted(paths, out, add, remove)
+    documents, replaced = _wanted(paths, out, add, remove, settings)
+    screen.warn([f"{name} of {out} is replaced: its text is another now." for name in replaced])
     started = time.perf_counter()
     book = open_reader(settings, screen).compile(
         documents, path=out, segment_kv=segment_kv, segment_form=segment_form, progress=screen.progress
@@ -45,7 +46,7 @@ def compile_(
     seconds = time.perf_counter() - started
     if screen.json:
         counts = {"documents": len(documents), "tokens": book.tokens, "seconds": round(seconds, 3)}
-        screen.result({**saved.as_dict(), **counts})
+        screen.result({**saved.as_dict(), **counts, "replaced": replaced})
         return
     screen.line(f"{out}: {len(documents)} documents, {book.tokens:,} tokens, {size(saved.bytes)}")
     screen.note(
@@ -85,8 +86,14 @@ def _place(held: Manifest) -> str:
     return "none" if held.summaries is None else "summary"
 
 
-def _wanted(paths: Sequence[str], out: Path, add: bool, remove: Sequence[str]) -> list[Document]:
-    """The documents that the artifact shall hold, in order: those kept of it, then those of ``paths``."""
+def _wanted(
+    paths: Sequence[str], out: Path, add: bool, remove: Sequence[str], settings: Settings
+) -> tuple[list[Document], list[str]]:
+    """The documents that the artifact shall hold, in order: those kept of it, then those of ``paths``.
+
+    And the names of those whose text is another than what was held: files of one name in two folders are told apart
+    only where both are named at once.
+    """
     kept: dict[str, Document] = {}
     if add or remove:
         kept = {encoded.document.id: encoded.document for encoded in open_artifact(out).encoded}
@@ -94,12 +101,13 @@ def _wanted(paths: Sequence[str], out: Path, add: bool, remove: Sequence[str]) -
             raise UsageError(f"{out} holds no document {unknown[0]!r}. It holds: {', '.join(kept)}.")
     elif not paths:
         raise UsageError("name one or more files: longctx compile FILE... -o BOOK.lctx.")
-    documents = read_documents(paths) if paths else []
+    documents = read_documents(paths, settings) if paths else []
     kept = {name: document for name, document in kept.items() if name not in remove}
+    replaced = [d.id for d in documents if d.id in kept and kept[d.id].text != d.text]
     kept |= {document.id: document for document in documents}
     if not kept:
         raise UsageError(f"nothing would be left in {out}. Delete the folder instead.")
-    return list(kept.values())
+    return list(kept.values()), replaced
 
 
 def _size(stored: SegmentKV | Summaries | None) -> int:

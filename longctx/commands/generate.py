@@ -19,7 +19,7 @@ def generate(prompt: Path, document: Path | None, stop: Sequence[str], settings:
     """What is wrong with the files or the names is raised before a model is loaded."""
     check_drafters(settings)
     text = _read(prompt)
-    copied = read_documents([str(document)])[0] if document is not None else None
+    copied = read_documents([str(document)], settings)[0] if document is not None else None
     from longctx.backend.model import from_pretrained
     from longctx.backend.tokens import Tokens
     from longctx.generation import generate as run

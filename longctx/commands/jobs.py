@@ -27,7 +27,32 @@ _BENCHES = {
 }
 _FOLDERS = {"kv"}  # benchmarks whose data is a folder
 # Settings that rows name by themselves, that an evaluation has no use for, or that change what is kept alone.
-_NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "drafters", "kv", "segment_memory_bytes")
+_NOT_WRITTEN = (
+    "selector",
+    "budget",
+    "max_new_tokens",
+    "temperature",
+    "seed",
+    "drafters",
+    "kv",
+    "segment_memory_bytes",
+    "limits",
+)
+
+
+# What an evaluation of answers makes of a configuration; a selector has a warning of its own.
+_USED = (
+    "model",
+    "dtype",
+    "device",
+    "selector",
+    "splitter",
+    "encoder",
+    "calibration",
+    "segment_tokens",
+    "segment_memory_bytes",
+    "temperature",
+)
 
 
 def list_suites() -> None:
@@ -46,6 +71,7 @@ def evaluate(
     if not data.is_dir():
         raise UsageError(f"--data {str(data)!r} is not a folder.")
     if suite == _SELECTION:
+        _say_unused(settings, ("model",), screen)
         run = _pipeline("evaluate").run_selection
         _done(run(data, settings.model, out, quiet=screen.quiet, sample=sample, **grid), screen)
         return
@@ -54,6 +80,7 @@ def evaluate(
         raise BadOption(f"temperature={settings.temperature} is not for eval, whose answers are greedy. Leave it out.")
     if settings.selector != Settings().selector and "systems" not in grid:
         screen.warn([f"selector={settings.selector!r} of the configuration is not used: name it with --system."])
+    _say_unused(settings, _USED, screen)
     written = {name: value for name, value in dataclasses.asdict(settings).items() if name not in _NOT_WRITTEN}
     dry = grid.pop("dry_run", False)
     job = _pipeline("long_qa").Job(suite, data, out, written, sample=sample, **grid)
@@ -71,6 +98,7 @@ def bench(
     ``sets`` are settings of a benchmark's own, as "name=value". Raises UsageError for data that it has no use for and
     BadOption for a setting that it does not have.
     """
+    _say_unused(settings, ("model",), screen)
     if name.endswith(".toml"):
         if data is not None or sets:
             raise UsageError("a grid names its own data and settings; it takes no --data and no --set.")
@@ -89,6 +117,14 @@ def bench(
     if data is not None:
         given["data"] = data
     _done(run(settings.model, out, **given), screen)
+
+
+def _say_unused(settings: Settings, used: Sequence[str], screen: Screen) -> None:
+    """Warn of what a configuration says and this job has no use for."""
+    default = dataclasses.asdict(Settings())
+    given = [name for name, value in dataclasses.asdict(settings).items() if value != default[name]]
+    if unused := [name for name in given if name not in used]:
+        screen.warn([f"not used here, though the configuration has it: {', '.join(unused)}."])
 
 
 def _suites() -> list[str]:

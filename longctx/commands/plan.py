@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longctx import plugins
+from longctx.commands.ask import check
 from longctx.commands.models import report
 from longctx.commands.process import free_bytes
 from longctx.commands.screen import Screen, size
 from longctx.commands.settings import Settings
 from longctx.errors import DoesNotFit, UsageError
+from longctx.room import Room
 from longctx.store import manifest, sizes
 
 if TYPE_CHECKING:
@@ -71,8 +73,10 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
     """Show the plan. Raises DoesNotFit when this machine has less free memory than the peak."""
     if tokens < 1:
         raise UsageError(f"--tokens {tokens} must be at least 1.")
+    check(settings)
     model = report(settings, screen)
     made = plan(model, tokens, settings)
+    why = beyond_window(model, tokens, settings)
     kept = stored(model, tokens)
     if screen.json:
         parts = {f"{name.replace(' ', '_')}_bytes": value for name, value in made.parts.items()}
@@ -86,7 +90,7 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
                 "above_loaded_bytes": made.above,
                 "peak_bytes": made.peak,
                 "free_bytes": made.free,
-                "fits": made.fits,
+                "fits": made.fits and not why,
                 "stored": dataclasses.asdict(kept),
                 "kv_bytes": made.kv,
             }
@@ -110,6 +114,25 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
             f"{tokens:,} tokens with {model.name} need {size(made.peak)}, and {size(made.free or 0)} are free. "
             f"Free some memory, use a smaller model, or lower segment_memory_bytes in the configuration."
         )
+    if why:
+        raise DoesNotFit(why)
+
+
+def beyond_window(model: Report, tokens: int, settings: Settings) -> str:
+    """Why no prompt of this plan fits the window, as ``ask`` would say it; empty where one does."""
+    from longctx.contexts import reach
+
+    whole = settings.selector.partition(":")[0] == "all"
+    room = Room(model.window, model.frame_tokens, 0)
+    try:
+        if whole:
+            prompt = tokens + model.frame_tokens + _QUESTION
+            room.check_prompt(reach(settings.policy(), prompt), settings.max_new_tokens)
+        elif tokens > settings.budget:
+            room.budget(_QUESTION, settings.asked_budget, settings.max_new_tokens)
+    except DoesNotFit as error:
+        return str(error)
+    return ""
 
 
 def plan(model: Report, tokens: int, settings: Settings) -> Plan:
@@ -123,7 +146,9 @@ def plan(model: Report, tokens: int, settings: Settings) -> Plan:
     encodes = scored and _ENCODES.get(selector, True) and not model.abilities["embeds text (auto, dense)"]
     read = _tokens_read(settings, tokens, segment) if scored and _READS.get(selector, True) else 0
     units = tokens // _UNIT + 1
-    prompt = model.frame_tokens + _QUESTION + (tokens if whole else min(tokens, settings.budget))
+    room = model.window - model.frame_tokens - _QUESTION - settings.max_new_tokens
+    budget = settings.budget if settings.asked_budget else min(settings.budget, max(1, room))
+    prompt = model.frame_tokens + _QUESTION + (tokens if whole else min(tokens, budget))
     parts = {
         "runtime": _RUNTIME + model.vocabulary * _VOCABULARY,
         "weights": model.weight_bytes,

@@ -10,13 +10,17 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from longctx.errors import BadOption, UsageError
 
+if TYPE_CHECKING:
+    from longctx.documents.limits import Limits
+
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmM]?)")
+_TABLE = "Mapping[str, Any]"
 _FACTOR = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -40,6 +44,12 @@ class Settings:
     segment_tokens: int | None = None
     segment_memory_bytes: int | None = None
     cache_bytes: int = 10_000_000_000
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def asked_budget(self) -> int | None:
+        """Tokens of text to keep; None where that is the default, which gives way to a small window."""
+        return None if self.budget == Settings().budget else self.budget
 
     def stack(self) -> str | list[str]:
         """The drafters by name: ``a+b:option=value`` is two of them, ``none`` is no one."""
@@ -50,6 +60,15 @@ class Settings:
     def policy(self) -> str | None:
         """The KV policy by name; None where the cache is not bounded."""
         return None if self.kv == "none" else self.kv
+
+    def reading_limits(self) -> Limits:
+        """What reading one file may cost. Raises BadOption for a limit that there is not or that is no number."""
+        from longctx.documents.limits import Limits
+
+        known = [field.name for field in dataclasses.fields(Limits)]
+        if unknown := [name for name in self.limits if name not in known]:
+            raise BadOption(f"[limits]: no key {unknown[0]!r}. Known: {', '.join(known)}.")
+        return Limits(**self.limits)
 
     def reader_options(self) -> dict[str, Any]:
         """What ``Reader`` is made with; a key that was not given is left to the reader's own default."""
@@ -107,7 +126,8 @@ def _value(path: Path, key: str, value: Any, known: Mapping[str, str]) -> Any:
             return count(value)
         except ValueError as error:
             raise BadOption(f"{path}: {key}: {error}.") from error
-    kinds: tuple[type, ...] = {"str": (str,), "float": (int, float)}.get(wanted, (int,))
+    kinds: tuple[type, ...] = {"str": (str,), "float": (int, float), _TABLE: (dict,)}.get(wanted, (int,))
     if not isinstance(value, kinds) or isinstance(value, bool):
-        raise BadOption(f"{path}: {key}={value!r} is not {wanted.removesuffix(' | None')}.")
+        name = "a table" if wanted == _TABLE else wanted.removesuffix(" | None")
+        raise BadOption(f"{path}: {key}={value!r} is not {name}.")
     return value

@@ -53,13 +53,13 @@ class Sources:
         return opened(reader, self.documents, settings, cached.segment_kv, screen)
 
 
-def find(paths: Sequence[str]) -> Sources:
+def find(paths: Sequence[str], settings: Settings) -> Sources:
     """Files, read; or one artifact, opened. Raises UsageError for a mixture and ArtifactError for a damaged one."""
     stored = [path for path in paths if is_stored(path)]
     if not stored:
         from longctx.documents.reader import read
 
-        return Sources(read(list(paths)))
+        return Sources(read(list(paths), limits=settings.reading_limits()))
     if len(paths) > 1:
         raise UsageError(
             f"{stored[0]!r} is a compiled document, which is asked alone. Several documents go into one with "

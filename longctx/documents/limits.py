@@ -9,7 +9,7 @@ from longctx.errors import BadOption, ParseLimit
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds for reading one file; every one can be overridden: ``Limits(seconds=300, pages=20_000)``.
+    """Bounds for reading one file; every one can be overridden: ``longctx.Limits(seconds=300, pages=20_000)``.
 
     ``memory_bytes`` is the address space of the parser's process (enforced where the system can: Linux and most
     other Unixes) and does not count text that is read without a parser. ``zip_ratio`` holds for archives that expand
@@ -40,5 +40,6 @@ def over(limits: Limits, file: str, option: str, what: str, value: str = "") -> 
     found = f", found {value}" if value else ""
     return ParseLimit(
         f"{file}: {what} (limit {option}={bound:,}{found}). "
-        f"If you trust this file, raise it: read(path, limits=Limits({option}=...))."
+        f"If you trust this file, raise it: longctx.read(path, limits=longctx.Limits({option}=...)), or {option} under "
+        "[limits] in the file of --config."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+import tomllib
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_pages_and_output_are_limited(save: Save, make_pdf: Make) -> None:
         read(path, limits=Limits(output_chars=14))
 
 
-@pytest.mark.parametrize("algorithm", ["RC4-40", "RC4-128"])
+@pytest.mark.parametrize("algorithm", ["RC4-40", "RC4-128", "AES-128", "AES-256-R5", "AES-256"])
 def test_an_encrypted_pdf_says_so(save: Save, make_pdf: Make, algorithm: str) -> None:
     def encrypted(user: str) -> bytes:
         writer = pypdf.PdfWriter(clone_from=io.BytesIO(make_pdf(["secret"])))
@@ -122,21 +123,22 @@ def test_an_encrypted_pdf_says_so(save: Save, make_pdf: Make, algorithm: str) ->
     assert read(save("b.pdf", encrypted(""))).text == "secret"  # opens without asking, as in every viewer
 
 
-def test_strong_encryption_names_the_missing_package(save: Save, make_pdf: Make) -> None:
-    pytest.importorskip("pypdf")
-    try:
-        import cryptography  # noqa: F401
-    except ImportError:
-        pass
-    else:
-        pytest.skip("cryptography is installed")
-    keys = b"/O <%s> /U <%s> /OE <%s> /UE <%s> /Perms <%s>" % (b"0" * 96, b"0" * 96, b"0" * 64, b"0" * 64, b"0" * 32)
-    crypt = b"/CF << /StdCF << /CFM /AESV3 /Length 32 >> >> /StmF /StdCF /StrF /StdCF"
-    encrypt = b"<< /Filter /Standard /V 5 /R 6 /Length 256 /P -4 %s %s >>" % (keys, crypt)
-    made = make_pdf(["secret"], more=[encrypt])
-    made = made.replace(b"/Root 1 0 R", b"/Root 1 0 R /Encrypt 6 0 R /ID [<00> <00>]")
-    with pytest.raises(MissingExtra, match=r"cryptography.*longctx-hf\[documents\]"):
-        read(save("a.pdf", made))
+def test_a_missing_parser_is_named_with_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from longctx.documents import _pdf
+    from longctx.documents._outcome import MissingParser
+    from longctx.documents.process import _result
+
+    def lacking(file: object) -> None:
+        raise pypdf.errors.DependencyError("cryptography>=3.1 is required for AES algorithm")
+
+    monkeypatch.setattr(pypdf, "PdfReader", lacking)
+    with pytest.raises(MissingParser, match="cryptography"):
+        _pdf.parse(io.BytesIO(b"%PDF-"), Limits())
+    with pytest.raises(MissingExtra, match=r"reading a\.pdf.*cryptography.*longctx-hf\[documents\]"):
+        _result({"status": "missing", "package": "cryptography"}, "a.pdf", Limits())
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    # the line that is named brings the package
+    assert any(line.startswith("pypdf[crypto]") for line in project["optional-dependencies"]["documents"])
 
 
 def test_a_truncated_pdf_is_an_error_or_says_what_was_repaired(save: Save, make_pdf: Make) -> None:

@@ -1,0 +1,74 @@
+"""Where the tokens of a prompt stand in the documents: for votes of drafters, and for saying what an answer copied.
+
+Owns the way from a token of the joined spans to a character of a document, and the scale of votes. Knows no method and
+no drafter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from longctx import cut
+from longctx.backend.tokens import Tokens
+from longctx.types import Document, SelectedSpan
+
+_MOST = 2.0  # standard deviations that are told apart
+
+
+class Origins:
+    """The text of ``spans`` as they come, whose first token is number ``first`` of a prompt."""
+
+    def __init__(
+        self, tokens: Tokens, documents: Sequence[Document], spans: Sequence[SelectedSpan], first: int
+    ) -> None:
+        texts = {document.id: document.text for document in documents}
+        raw = [texts[span.document_id][span.start : span.end] for span in spans]
+        joined = cut.joined(documents, spans)
+        self._spans, self._first = spans, first
+        self._lengths = [len(piece) for piece in cut.pieces(documents, spans)]
+        steps = np.cumsum([0, *(length + len(cut.SEPARATOR) for length in self._lengths)])
+        self._starts = steps[:-1]  # of every span in the joined text
+        self._places = [
+            span.start + len(text) - len(text.lstrip("\r\n")) for span, text in zip(spans, raw, strict=True)
+        ]
+        begins = tokens.encode(Document.from_text(joined)).token_starts
+        self._begins = np.append(begins, len(joined))  # of every token, and the end of the last
+
+    def votes(self, count: int) -> NDArray[np.float32] | None:
+        """One factor for every one of the ``count`` tokens of the prompt: how much it counts as a source of copies.
+
+        A span's tokens count exp(z), z being its score in standard deviations from the spans' mean; all others count 1.
+        None where the spans' scores say nothing: one span, or all alike.
+        """
+        scores = np.array([span.score for span in self._spans])
+        spread = float(scores.std()) if len(scores) > 1 and np.isfinite(scores).all() else 0.0
+        if not spread:
+            return None
+        factors = np.exp(np.clip((scores - scores.mean()) / spread, -_MOST, _MOST))
+        found = np.ones(count, dtype=np.float32)
+        own = found[self._first : self._first + len(self._begins) - 1]
+        own[:] = factors[np.searchsorted(self._starts, self._begins[: len(own)], side="right") - 1]
+        return found
+
+    def copies(self, runs: Iterable[tuple[int, int, int]]) -> list[dict[str, Any]]:
+        """What of ``runs`` (first new token, first token of the prompt, how many) was copied from the documents.
+
+        Each as ``document_id``, ``start`` and ``end`` in characters, ``new`` (the answer's first such token) and
+        ``tokens``; a run over two spans is two, and what was copied from around the text is left out.
+        """
+        return [piece for run in runs for piece in self._pieces(*run)]
+
+    def _pieces(self, new: int, place: int, count: int) -> Iterator[dict[str, Any]]:
+        first = place - self._first
+        for span, start, length, own in zip(self._spans, self._starts, self._lengths, self._places, strict=True):
+            bounds = np.searchsorted(self._begins[:-1], (start, start + length))
+            a, b = max(first, int(bounds[0])), min(first + count, int(bounds[1]))
+            if a < b:
+                begin = own + int(self._begins[a] - start)
+                end = own + min(length, int(self._begins[b] - start))
+                where = {"document_id": span.document_id, "start": begin, "end": end}
+                yield {**where, "new": new + a - first, "tokens": b - a}
