@@ -19,10 +19,10 @@ from longctx.backend.attaching import attached
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.compressing import kinds
 from longctx.backend.forks import Context, Held
-from longctx.backend.model import model_fingerprint
+from longctx.backend.model import model_fingerprint, stated_window
 from longctx.backend.rotary import turns
 from longctx.backend.slots import windows
-from longctx.errors import ArtifactError, BadOption, CacheError, EmptyInput, UsageError
+from longctx.errors import ArtifactError, BadOption, CacheError, DoesNotFit, EmptyInput, UsageError
 from longctx.keys import Index
 from longctx.kv import _files
 from longctx.protocols import KVPolicy, Progress
@@ -137,8 +137,10 @@ def compress(
     """The context of ``input_ids`` [tokens] or [1, tokens], read once by ``model`` and bounded by ``policy``.
 
     A policy takes ``budget=``, the slots that a KV head reads, or ``keep=``, a share of the context turned into such a
-    count here. ``allow_partial`` leaves layers that cannot be compressed as they are. Raises BadOption for an
-    impossible budget or a padded context, and ModelError for layers that cannot be compressed, by name.
+    count here. A context that the budget holds, or of which the share is no more than what is always read, is read
+    whole, and the warnings say so. ``allow_partial`` leaves layers that cannot be compressed as they are. Raises
+    BadOption for an impossible budget or a padded context, ModelError for layers that cannot be compressed, by name,
+    and DoesNotFit where a policy that bounds the reading too has no budget for a context beyond the model's window.
     """
     ids = row_of(input_ids)
     if attention_mask is not None:
@@ -169,7 +171,10 @@ def chosen(
     budget = method.slots(tokens)
     warnings = _partial(found)
     if not method.lossless and budget >= tokens:
-        warnings += (f"all {tokens} tokens of the context are read: the budget of {budget} slots holds them.",)
+        short = method.shortfall(tokens)
+        if short and method.grows and tokens > (stated_window(model) or tokens):
+            raise DoesNotFit(f"{short} But they pass the model's window of {stated_window(model)}. Give budget=.")
+        warnings += (short or f"all {tokens} tokens of the context are read: the budget of {budget} slots holds them.",)
         method = plugins.load("kv", "full")
     if "full_attention" not in found:
         warnings += ("no layer of the model sees more than a window: there was nothing to compress.",)
@@ -203,12 +208,13 @@ def load(path: str | Path, model: Any) -> CompressedContext:
     return CompressedContext(Context(len(ids), layers, policy), ids, fingerprint, warnings)
 
 
-def reach(policy: Policy | None, tokens: int) -> int:
-    """How many of ``tokens`` the model attends to at their distance: what counts against its window."""
-    if policy is None:
-        return tokens
-    method: KVPolicy = plugins.resolve("kv", policy)
-    return min(tokens, method.slots(tokens)) if method.grows else tokens
+def reach(policy: Policy | None, tokens: int) -> tuple[int, str]:
+    """How many of ``tokens`` the model attends to at their distance: what counts against its window.
+
+    And why a policy that would bound them does not, where it does not.
+    """
+    method: KVPolicy = plugins.resolve("kv", policy or "full")
+    return (min(tokens, method.slots(tokens)), method.shortfall(tokens)) if method.grows else (tokens, "")
 
 
 class Kept:

@@ -159,6 +159,18 @@ def test_the_answer_is_streamed_once_and_the_summary_counts_what_was_kept(model:
     assert "guarantee: approximate" in ran.stderr
 
 
+def test_a_share_of_a_short_file_is_answered_with_a_warning_and_a_budget_that_small_is_refused(
+    model: Path, folder: Path
+) -> None:
+    (folder / "short.txt").write_text(NEEDLE * 4)
+    whole = ("short.txt", QUESTION, "--selector", "all", "--kv")
+    ran = call("ask", *whole, "squeezed:keep=0.125", "--model", str(model), "--max-new-tokens", "4")
+    assert ran.exit_code == 0, ran.stderr
+    assert "warning: squeezed: keep=0.125 is a budget of " in ran.stderr and "from 1,057 tokens on" in ran.stderr
+    ran = call("ask", *whole, "squeezed:budget=20", "--model", str(model), "--max-new-tokens", "4")
+    assert ran.exit_code == 2 and "always read" in ran.stderr
+
+
 def test_citations_are_numbered_with_page_offsets_and_quote() -> None:
     from longctx.commands.ask import _citation
     from longctx.types import Citation
@@ -285,6 +297,17 @@ def test_a_plan_knows_the_bytes_of_every_kv_policy(model: Path) -> None:
     bounded = planned(model, "--tokens", "100k", "--selector", "all", "--kv", "lm_infinite:budget=1000")
     assert bounded["prompt_bytes"] < found["prompt_bytes"] / 20
     assert call("plan", str(model), "--tokens", "1M", "--kv", "nonsense").exit_code == 2
+
+
+def test_a_plan_for_a_share_of_a_short_text_is_that_of_full_attention_and_says_so(model: Path) -> None:
+    plain = planned(model, "--tokens", "400", "--selector", "all")
+    for policy in ("squeezed:keep=0.125", "longheads:keep=0.125", "lm_infinite:keep=0.01"):
+        found = planned(model, "--tokens", "400", "--selector", "all", "--kv", policy)
+        assert (found["prompt_bytes"], found["kv_bytes"]) == (plain["prompt_bytes"], plain["kv_bytes"])
+        assert "worth it from" in found["warnings"][0] and plain["warnings"] == []
+    shown = call("plan", str(model), "--tokens", "400", "--selector", "all", "--kv", "squeezed:keep=0.125")
+    assert shown.exit_code == 0 and "not above the 132" in shown.stderr
+    assert call("plan", str(model), "--tokens", "400", "--selector", "all", "--kv", "squeezed:budget=90").exit_code == 2
 
 
 def test_a_plan_that_does_not_fit_is_shown_and_ends_with_3(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

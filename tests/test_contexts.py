@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig, Qwen3NextConfig
 
 import longctx
 import longctx.kv
-from longctx.errors import ArtifactError, BadOption, CacheError, EmptyInput, ModelError, UsageError
+from longctx.errors import ArtifactError, BadOption, CacheError, DoesNotFit, EmptyInput, ModelError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = torch.randint(4, 470, (1, 90), generator=torch.Generator().manual_seed(0))
@@ -296,7 +296,10 @@ def test_contexts_that_cannot_be() -> None:
     with pytest.raises(BadOption, match=r"\(1, 5\) is not that of 90"):
         longctx.kv.compress(model, IDS, attention_mask=torch.ones(1, 5))
     with pytest.raises(BadOption, match="not above the 132"):
-        longctx.kv.compress(model, IDS.repeat(1, 10), "squeezed:keep=0.1")
+        longctx.kv.compress(model, IDS.repeat(1, 10), "squeezed:budget=90")
+    for share in ("0", "1.5"):
+        with pytest.raises(BadOption, match="is no share"):
+            longctx.kv.compress(model, IDS, f"squeezed:keep={share}")
     with pytest.raises(BadOption, match="piece_tokens=0"):
         longctx.kv.compress(model, IDS, piece_tokens=0)
 
@@ -305,6 +308,22 @@ def test_a_context_within_the_budget_is_read_whole_and_says_so() -> None:
     model = tiny.model("llama")
     held = longctx.kv.compress(model, IDS[0, :CONTEXT].tolist())
     assert held.policy.lossless and "all 70 tokens" in held.warnings[0]
+
+
+def test_a_share_that_is_right_for_long_texts_only_reads_a_short_one_whole_and_says_the_numbers() -> None:
+    held = longctx.kv.compress(tiny.model("llama"), IDS, "squeezed:keep=0.125")
+    assert held.policy.lossless and held.warnings == (
+        "squeezed: keep=0.125 is a budget of 12 slots of 90 tokens, not above the 132 that are always read (sinks and "
+        "recent): all 90 are read. The share is worth it from 1,057 tokens on.",
+    )
+
+
+def test_beyond_the_window_nothing_is_read_whole_in_place_of_a_policy_that_bounds_the_reading() -> None:
+    model = tiny.model("llama", max_position_embeddings=64)
+    for policy in ("longheads:keep=0.125,window=16", "lm_infinite:keep=0.1"):
+        with pytest.raises(DoesNotFit, match=r"not above the .* worth it from .* model's window of 64"):
+            longctx.kv.compress(model, IDS, policy)
+        assert longctx.kv.compress(model, IDS[:, :60], policy).policy.lossless
 
 
 def hybrid() -> Any:

@@ -73,6 +73,31 @@ def test_a_text_beyond_the_window_needs_a_policy_that_bounds_the_reading_too() -
         assert answer.usage["prompt_tokens"] > 600 and answer.guarantee == "approximate"
 
 
+def test_a_share_of_a_text_that_is_too_short_for_it_is_plain_attention_with_a_warning() -> None:
+    asked = reader()
+    plain = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=16)
+    answer = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=16, kv="squeezed:keep=0.125")
+    assert (answer.text, answer.guarantee) == (plain.text, "exact")
+    assert len(answer.warnings) == 1 and "keep=0.125 is a budget of " in answer.warnings[0]
+    assert "not above the 132" in answer.warnings[0] and "worth it from 1,057 tokens on" in answer.warnings[0]
+    enough = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=16, kv="squeezed:keep=0.5")
+    assert enough.guarantee == "approximate" and not enough.warnings
+
+
+def test_beyond_the_window_a_share_that_is_no_budget_is_refused_with_its_numbers() -> None:
+    asked = Reader(
+        tiny.model("llama", max_position_embeddings=600),
+        tiny.tokenizer("system"),
+        encoder=None,
+        calibration=None,
+        segment_tokens=100,
+    )
+    with pytest.raises(
+        DoesNotFit, match=r"window is 600\. longheads: keep=0\.1 is a budget of .* worth it from 7,671 "
+    ):
+        asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv="longheads:keep=0.1")
+
+
 def test_policies_that_are_none_are_refused_before_anything_is_read() -> None:
     with pytest.raises(UnknownMethod, match="no kv named 'nonsense'"):
         reader().ask(DOC, QUESTION, kv="nonsense")
