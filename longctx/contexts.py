@@ -224,11 +224,14 @@ class Kept:
         self._key: tuple[Any, ...] = ()
         self._context: CompressedContext | None = None
 
-    def __call__(self, model: Any, ids: Sequence[int], policy: Policy, progress: Progress | None) -> CompressedContext:
-        key = (tuple(ids), plugins.resolve("kv", policy))
+    def __call__(
+        self, model: Any, ids: Sequence[int], policy: Policy, allow_partial: bool, progress: Progress | None
+    ) -> CompressedContext:
+        key = (tuple(ids), plugins.resolve("kv", policy), allow_partial)
         if self._context is None or key != self._key:
             self._context = None  # before another one is made: two may not fit
-            self._context, self._key = compress(model, ids, policy, progress=progress), key
+            made = compress(model, ids, policy, allow_partial=allow_partial, progress=progress)
+            self._context, self._key = made, key
         return self._context
 
 

@@ -183,6 +183,7 @@ class Reader:
         selector: str | Selector = "auto",
         drafters: Drafters = "auto",
         kv: Policy | None = None,
+        allow_partial: bool = False,
         temperature: float = 0.0,
         seed: int | None = None,
         progress: bool | Progress = False,
@@ -191,8 +192,11 @@ class Reader:
 
         ``drafters`` make it say that in fewer passes and change nothing of it; ``[]`` decodes token by token. ``kv``
         bounds the keys that each token reads of the text; the text is read once for all questions about it.
+        ``allow_partial`` leaves layers that keep no keys as they are, which is a ModelError otherwise.
         """
-        request = Request(question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv)
+        request = Request(
+            question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv, allow_partial
+        )
         return self._answer(documents, request, self._report(progress), lambda text: None)
 
     def stream(
@@ -205,6 +209,7 @@ class Reader:
         selector: str | Selector = "auto",
         drafters: Drafters = "auto",
         kv: Policy | None = None,
+        allow_partial: bool = False,
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Iterator[Event]:
@@ -212,7 +217,9 @@ class Reader:
 
         Work stops within one batch when the caller stops listening.
         """
-        request = Request(question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv)
+        request = Request(
+            question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv, allow_partial
+        )
         return events(lambda report, emit: self._answer(documents, request, report, emit))
 
     def _answer(
@@ -236,7 +243,8 @@ class Reader:
             context = None
             if request.kv is not None:
                 asked = len(self._frame.middle) + self._count(question) + len(self._frame.after)
-                context = self._kept(self.model, prompt[: len(prompt) - asked], request.kv, report)
+                text = prompt[: len(prompt) - asked]
+                context = self._kept(self.model, text, request.kv, request.allow_partial, report)
             weights = votes(self._tokens, book.documents, selection.as_read, prompt, len(self._frame.before))
             said = answer(self.model, self._tokens, prompt, request, report, emit, context, weights)
         times.append(time.perf_counter())
@@ -245,14 +253,7 @@ class Reader:
         names = ("compile", "select", "decode", "cite")
         timings = {f"{name}_seconds": b - a for name, a, b in zip(names, times, times[1:], strict=False)}
         timings["total_seconds"] = times[-1] - times[0]
-        usage = {
-            "document_tokens": book.tokens,
-            "selected_tokens": selection.tokens,
-            "dropped_tokens": selection.dropped_tokens,
-            "selection_tokens_read": selection.tokens_read,
-            "prompt_tokens": prompt_tokens,
-            "new_tokens": said.tokens,
-        }
+        usage = said.usage(book.tokens, selection, prompt_tokens)
         trace = (
             Step("compile", timings["compile_seconds"], {"units": len(book.units), "segments": len(book.segments)}),
             *selection.trace,

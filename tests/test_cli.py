@@ -171,6 +171,25 @@ def test_a_share_of_a_short_file_is_answered_with_a_warning_and_a_budget_that_sm
     assert ran.exit_code == 2 and "always read" in ran.stderr
 
 
+def test_a_flag_and_a_key_allow_layers_that_keep_no_keys(folder: Path) -> None:
+    tiny.hybrid().save_pretrained(folder / "hybrid")
+    tiny.tokenizer("system").save_pretrained(folder / "hybrid")
+    (folder / "partial.toml").write_text('calibration = "none"\nencoder = "none"\nkv_partial = true\n')
+    words = ["ask", "story.txt", QUESTION, "--selector", "all", "--kv", "squeezed:budget=200", "--max-new-tokens", "4"]
+    words += ["--model", "hybrid", "--dtype", "float32"]
+    refused = call(*words, "--config", "fast.toml")
+    assert refused.exit_code == 1 and "0 (linear_attention)" in refused.stderr and "--kv-partial" in refused.stderr
+    flag, key = call(*words, "--config", "fast.toml", "--kv-partial"), call(*words, "--config", "partial.toml")
+    for ran in (flag, key):
+        assert ran.exit_code == 0 and "left as they are: 0 (linear_attention)" in ran.stderr, ran.stderr
+    assert flag.stdout == key.stdout
+    (folder / "questions.jsonl").write_text(json.dumps({"question": QUESTION}) + "\n")
+    many = ["ask", "story.txt", "--questions", "questions.jsonl", "--out", "answers.jsonl", *words[3:]]
+    ran = call(*many, "--config", "partial.toml")
+    row = json.loads((folder / "answers.jsonl").read_text())
+    assert ran.exit_code == 0 and "error" not in row and "kv_partial" not in row["configuration"], ran.stderr
+
+
 def test_citations_are_numbered_with_page_offsets_and_quote() -> None:
     from longctx.commands.ask import _citation
     from longctx.types import Citation
@@ -358,6 +377,7 @@ def write_bad_files(folder: Path) -> None:
     (folder / "folder").mkdir()
     (folder / "unknown.toml").write_text("bugdet = 100\n")
     (folder / "wrong.toml").write_text("budget = true\n")
+    (folder / "perhaps.toml").write_text("kv_partial = 1\n")
     (folder / "broken.toml").write_text("budget = \n")
     for name, extra in (("nomodel", None), ("pickled", "pytorch_model.bin"), ("remote", "model.safetensors")):
         (folder / name).mkdir()
@@ -402,6 +422,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["story.txt", QUESTION, "--plot", "nowhere/looked.png"], 2, "no folder"),
     (["story.txt", QUESTION, "--config", "unknown.toml"], 2, "Did you mean 'budget'?"),
     (["story.txt", QUESTION, "--config", "wrong.toml"], 2, "is not int"),
+    (["story.txt", QUESTION, "--config", "perhaps.toml"], 2, "kv_partial=1 is not bool"),
     (["story.txt", QUESTION, "--config", "broken.toml"], 2, "not TOML"),
     (["story.txt", QUESTION, "--config", "missing.toml"], 2, "cannot be read"),
     (["story.txt", QUESTION, "--questions", "fast.toml"], 2, "go together"),

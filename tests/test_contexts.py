@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, GptOssConfig, Qwen3NextConfig
+from transformers import AutoModelForCausalLM, GptOssConfig
 
 import longctx
 import longctx.kv
@@ -326,19 +326,8 @@ def test_beyond_the_window_nothing_is_read_whole_in_place_of_a_policy_that_bound
         assert longctx.kv.compress(model, IDS[:, :60], policy).policy.lossless
 
 
-def hybrid() -> Any:
-    config = Qwen3NextConfig(
-        vocab_size=480, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=32,
-        shared_expert_intermediate_size=32, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16,
-        linear_value_head_dim=16, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
-
-
 def test_layers_that_keep_no_keys_are_named_and_left_alone_only_where_allowed(tmp_path: Path) -> None:
-    model = hybrid()
+    model = tiny.hybrid()
     with pytest.raises(ModelError, match=r"0 \(linear_attention\), 1 \(linear_attention\), 2"):
         compressed(model)
     context = longctx.kv.compress(model, IDS[:, :CONTEXT], "full", allow_partial=True, piece_tokens=32)

@@ -27,7 +27,10 @@ _BENCHES = {
 }
 _FOLDERS = {"kv"}  # benchmarks whose data is a folder
 # Settings that rows name by themselves, that an evaluation has no use for, or that change what is kept alone.
-_NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "drafters", "kv", "segment_memory_bytes")
+_NOT_WRITTEN = (
+    "selector", "budget", "max_new_tokens", "temperature", "seed", "drafters", "kv", "kv_partial",
+    "segment_memory_bytes",
+)  # fmt: skip
 
 
 def list_suites() -> None:

@@ -34,6 +34,7 @@ class Settings:
     seed: int | None = None
     drafters: str = "auto"
     kv: str = "none"
+    kv_partial: bool = False
     splitter: str = "auto"
     encoder: str = "auto"
     calibration: str = "auto"
@@ -107,7 +108,7 @@ def _value(path: Path, key: str, value: Any, known: Mapping[str, str]) -> Any:
             return count(value)
         except ValueError as error:
             raise BadOption(f"{path}: {key}: {error}.") from error
-    kinds: tuple[type, ...] = {"str": (str,), "float": (int, float)}.get(wanted, (int,))
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    kinds: tuple[type, ...] = {"str": (str,), "float": (int, float), "bool": (bool,)}.get(wanted, (int,))
+    if not isinstance(value, kinds) or isinstance(value, bool) is not (wanted == "bool"):
         raise BadOption(f"{path}: {key}={value!r} is not {wanted.removesuffix(' | None')}.")
     return value
