@@ -24,8 +24,8 @@ from longctx.backend.rotary import turns
 from longctx.backend.slots import windows
 from longctx.errors import ArtifactError, BadOption, CacheError, DoesNotFit, EmptyInput, UsageError
 from longctx.keys import Index
-from longctx.kv import _files
 from longctx.protocols import KVPolicy, Progress
+from longctx.store import contexts as stored
 
 PIECE = 1024  # tokens of a context that are read in one pass
 _OWN = ("keys", "values", "stored", "slack")  # tensors of a stored layer that are not the policy's
@@ -98,9 +98,11 @@ class CompressedContext:
         return made
 
     def save(self, path: str | Path) -> None:
-        """Afterwards the folder ``path`` holds the context for ``longctx.kv.load``; an older one there is replaced.
+        """Afterwards the folder ``path`` holds the context for ``longctx.kv.load``; before that, what it held.
 
-        It holds the text as keys and token ids: who can read the folder can read the text.
+        There is no moment between the two, whenever the process ends. It holds the text as keys and token ids: who can
+        read the folder can read the text. Raises UsageError for a context or a place that cannot be, and ArtifactBusy
+        while another process writes there.
         """
         kept = [number for number, held in enumerate(self._context.layers) if held.kept is not None]
         if kept:
@@ -121,7 +123,7 @@ class CompressedContext:
             "warnings": self.warnings,
             "layers": layers,
         }
-        _files.write(Path(path), facts, [_tensors(held) for held in self._context.layers])
+        stored.write(Path(path), facts, [_tensors(held) for held in self._context.layers])
 
 
 def compress(
@@ -186,7 +188,7 @@ def load(path: str | Path, model: Any) -> CompressedContext:
 
     Raises ArtifactError for what is damaged, of another format, or was made by another model.
     """
-    facts, tensors = _files.read(Path(path))
+    facts, tensors = stored.read(Path(path))
     fingerprint = model_fingerprint(model)
     if facts.get("fingerprint") != fingerprint:
         raise ArtifactError(

@@ -398,20 +398,21 @@ def test_a_stored_context_is_for_its_own_model(tmp_path: Path) -> None:
         longctx.kv.load(tmp_path / "nothing", tiny.model("llama"))
 
 
-@pytest.mark.parametrize("name", ["context.json", "layer-0002.safetensors"])
+@pytest.mark.parametrize("name", ["context.json", "layer-*.safetensors"])
 @pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 0.999])
 def test_a_flipped_bit_is_found(tmp_path: Path, name: str, where: float) -> None:
     model, folder = saved(tmp_path)
-    data = bytearray((folder / name).read_bytes())
+    path = next(folder.glob(name))
+    data = bytearray(path.read_bytes())
     data[int(where * len(data))] ^= 4
-    (folder / name).write_bytes(bytes(data))
+    path.write_bytes(bytes(data))
     with pytest.raises(ArtifactError):
         longctx.kv.load(folder, model)
 
 
 def test_files_that_are_missing_cut_or_elsewhere_are_found(tmp_path: Path) -> None:
     model, folder = saved(tmp_path)
-    layer = folder / "layer-0001.safetensors"
+    layer = next(folder.glob("layer-*.safetensors"))
     data = layer.read_bytes()
     layer.write_bytes(data[:-1])
     with pytest.raises(ArtifactError, match="damaged"):
