@@ -101,8 +101,8 @@ class CompressedContext:
         """Afterwards the folder ``path`` holds the context for ``longctx.kv.load``; before that, what it held.
 
         There is no moment between the two, whenever the process ends. It holds the text as keys and token ids: who can
-        read the folder can read the text. Raises UsageError for a context or a place that cannot be, and ArtifactBusy
-        while another process writes there.
+        read the folder can read the text. Raises UsageError for a context or a place that cannot be, ArtifactBusy while
+        another process writes there, and DoesNotFit for a full disk.
         """
         kept = [number for number, held in enumerate(self._context.layers) if held.kept is not None]
         if kept:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -447,6 +449,25 @@ def test_a_manifest_that_was_written_anew_is_still_checked(tmp_path: Path) -> No
         (folder / "context.json").write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
         with pytest.raises(ArtifactError, match=said):
             longctx.kv.load(folder, model)
+
+
+def test_a_full_disk_is_said_with_numbers_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = saved(tmp_path)
+    held = compressed(model, "full")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for path in (folder, tmp_path / "another"):
+        with pytest.raises(
+            DoesNotFit, match=f"{path}.*No space left.* about {held.nbytes:,} bytes, and [0-9,]+ are free"
+        ):
+            held.save(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["context"]
+    assert not longctx.kv.load(folder, model).policy.lossless
 
 
 def test_an_older_context_is_replaced_and_other_folders_are_left_alone(tmp_path: Path) -> None:

@@ -38,26 +38,34 @@ def write(
 ) -> None:
     """Afterwards ``folder`` holds ``facts`` and ``layers``, or what it held before, whenever the process ends.
 
-    Raises UsageError for a place that holds something else and ArtifactBusy while another process writes there.
+    Raises UsageError for a place that holds something else, ArtifactBusy while another process writes there and
+    DoesNotFit for a full disk.
     """
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with folders.held(folder, _KIND, wait_seconds):
-        added: list[files.Entry] = []
-        try:
-            entries = []
-            for tensors in layers:
-                data = pack({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
-                entry, new = files.write(folder, "layer", data)
-                entries.append(entry)
-                added += [entry] if new else []
-            named = [dataclasses.asdict(entry) for entry in entries]
-            body = json.dumps({"format": _FORMAT, "version": _VERSION, "facts": facts, "files": named}, sort_keys=True)
-            files.replace(folder / FILE, _digest(body.encode()) + b"\n" + body.encode())
-            added.clear()
-        finally:
-            if added:  # and not published, unless the last step failed after the manifest was in its place
-                folders.take_back(folder, added, _named(folder))
-        folders.sweep(folder, _KIND, {entry.name for entry in entries})
+    size = sum(tensor.nbytes for tensors in layers for tensor in tensors.values())
+    with folders.fitting(folder, lambda: size):
+        folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with folders.held(folder, _KIND, wait_seconds):
+            _replace(folder, facts, layers)
+
+
+def _replace(folder: Path, facts: Mapping[str, Any], layers: Sequence[_Tensors]) -> None:
+    """The same inside the lock. What was added and is no part of a context is taken back."""
+    added: list[files.Entry] = []
+    try:
+        entries = []
+        for tensors in layers:
+            data = pack({name: tensor.contiguous().cpu() for name, tensor in tensors.items()})
+            entry, new = files.write(folder, "layer", data)
+            entries.append(entry)
+            added += [entry] if new else []
+        named = [dataclasses.asdict(entry) for entry in entries]
+        body = json.dumps({"format": _FORMAT, "version": _VERSION, "facts": facts, "files": named}, sort_keys=True)
+        files.replace(folder / FILE, _digest(body.encode()) + b"\n" + body.encode())
+        added.clear()
+    finally:
+        if added:  # the last step may have failed after the manifest was in its place
+            folders.take_back(folder, added, _named(folder))
+    folders.sweep(folder, _KIND, {entry.name for entry in entries})
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:

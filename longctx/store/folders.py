@@ -1,20 +1,22 @@
 """A folder that exists by one file of it and is changed by one process at a time.
 
-Owns its place, its lock, whose a name in it is and what is swept away. Knows neither what the files hold nor in which
-order they are written.
+Owns its place, its lock, whose a name in it is, what is swept away and what a full disk is to the user. Knows neither
+what the files hold nor in which order they are written.
 """
 
 from __future__ import annotations
 
+import errno
 import re
-from collections.abc import Collection, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from longctx.errors import ArtifactBusy, UsageError
+from longctx.errors import ArtifactBusy, DoesNotFit, UsageError
 from longctx.store import files
 
 LOCK = ".lock"
@@ -95,6 +97,22 @@ def _locked(folder: Path, wait_seconds: float) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def fitting(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
+    """A full disk inside becomes DoesNotFit, with the bytes that ``needed`` counts and those that are free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+        raise DoesNotFit(
+            f"{str(folder)!r} cannot be written whole ({error.strerror}): it takes about {needed():,} bytes, and "
+            f"{shutil.disk_usage(there).free:,} are free on its disk. Nothing half-written stays. Free some space "
+            f"there, or name another place."
+        ) from error
 
 
 def sweep(folder: Path, kind: Kind, kept: Collection[str]) -> None:

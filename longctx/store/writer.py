@@ -34,6 +34,8 @@ class Writer:
         self.folder = folder
         self.published: Manifest | None = None
         self.written_bytes = 0
+        self.expected_bytes = 0  # of all files, as far as the caller knows them
+        self._asked_bytes = 0
         self._wait, self._held = wait_seconds, ExitStack()
         self._known: dict[str, Entry] = {}
         self._added: list[Entry] = []
@@ -56,6 +58,11 @@ class Writer:
             self._take_back()
         self._held.close()
 
+    @property
+    def needed_bytes(self) -> int:
+        """About what all files take: what is expected, or what was to be added so far where that is more."""
+        return max(self.expected_bytes, self._asked_bytes)
+
     def known(self, key: str) -> Entry | None:
         """The file that was made from what ``key`` is a hash of, by this or an earlier process."""
         entry = self._known.get(key)
@@ -67,6 +74,7 @@ class Writer:
 
     def add(self, kind: str, data: bytes, key: str = "") -> Entry:
         """The file of ``data``, on the disk afterwards. With a ``key`` a later process finds it, published or not."""
+        self._asked_bytes += len(data)
         entry, new = files.write(self.folder, kind, data)
         if new:
             self._added.append(entry)
@@ -124,5 +132,7 @@ class Writer:
         except ArtifactError:
             kept = set()
         folders.take_back(self.folder, self._added, kept)
-        if not any(files.holds(self.folder, entry) for entry in self._known.values()):
-            (self.folder / JOURNAL).unlink(missing_ok=True)  # there is nothing to go on from
+        journal, left = self.folder / JOURNAL, self._journal().values()
+        unfinished = any(entry.name not in kept and files.holds(self.folder, entry) for entry in left)
+        if journal.is_file() and not journal.is_symlink() and not unfinished:
+            journal.unlink()  # there is nothing to go on from

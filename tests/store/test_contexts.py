@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from longctx.errors import ArtifactBusy, ArtifactError, UsageError
+from longctx.errors import ArtifactBusy, ArtifactError, DoesNotFit, UsageError
 from longctx.store import contexts, folders
 from longctx.store.contexts import FILE
 
@@ -130,6 +131,30 @@ def test_an_error_at_any_step_leaves_the_old_context_or_the_new_one_and_nothing_
         if done and found[-1] == NEW and step > 30:
             break
     assert done and before or "" in found and NEW in found
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("before", [OLD, None])
+def test_a_full_disk_says_the_bytes_and_nothing_half_written_stays(
+    tmp_path: Path, before: str | None, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = sum(tensor.nbytes for one in layers(NEW) for tensor in one.values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 5_000_000))  # type: ignore[attr-defined]
+    for step in range(1, 7):  # of writing: four layers, of which three are new to an old context
+        folder = tmp_path / str(step) / "deep" / "context"
+        if before is not None:
+            write(folder, before)
+        calls = Steps(step, OSError(number, os.strerror(number)), once=True)
+        with monkeypatch.context() as patched, pytest.raises(DoesNotFit) as caught:
+            patched.setattr(os, "fsync", calls(os.fsync))
+            write(folder, NEW)
+        said = str(caught.value)
+        assert str(folder) in said and os.strerror(number) in said and caught.value.exit_code == 3
+        assert f"about {size:,} bytes" in said and "5,000,000 are free" in said and "Free some space" in said
+        if before is None:
+            assert not folder.exists()
+        else:
+            assert whole(folder) == OLD and names(folder) == kept(folder)
 
 
 def test_two_writers_wait_for_one_another_and_one_that_waits_too_long_says_so(tmp_path: Path) -> None:
