@@ -24,6 +24,7 @@ from longctx.keys import KVReport
 from longctx.protocols import Progress, Selector
 from longctx.saying import say
 from longctx.stacks import Drafters, resolve
+from longctx.types import Selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Request:
     seed: int | None = None
     drafters: Drafters = ()
     kv: Policy | None = None
+    allow_partial: bool = False  # of kv
 
     def check(self) -> None:
         """Raises BadOption or UnknownMethod for what can be refused before any work is done."""
@@ -66,6 +68,17 @@ class Said:
         """The counts as they stand in a trace."""
         kv = {} if self.read is None else {"kv": asdict(self.read)}
         return self.stats.facts() | {"copied": list(self.copied)} | kv
+
+    def usage(self, document_tokens: int, selection: Selection, prompt_tokens: int) -> dict[str, int]:
+        """The tokens of each step on the way to the answer."""
+        return {
+            "document_tokens": document_tokens,
+            "selected_tokens": selection.tokens,
+            "dropped_tokens": selection.dropped_tokens,
+            "selection_tokens_read": selection.tokens_read,
+            "prompt_tokens": prompt_tokens,
+            "new_tokens": self.tokens,
+        }
 
 
 def answer(

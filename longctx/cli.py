@@ -38,12 +38,8 @@ Words = Annotated[list[str], typer.Argument(metavar='FILE... "QUESTION"', show_d
 @app.command()
 def ask(
     words: Words,
-    questions: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Many questions: all words are files then. Needs --out.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="One answer a row; goes on where it ended.")
-    ] = None,
+    questions: flags.Questions = None,
+    out: flags.Answers = None,
     model: flags.Model = None,
     selector: flags.Selector = None,
     budget: flags.Budget = None,
@@ -56,6 +52,7 @@ def ask(
     cache: flags.Cache = False,
     segment_kv: flags.CachedKV = "none",
     kv: flags.KV = None,
+    kv_partial: flags.KVPartial = None,
     config: flags.Config = None,
     plot: flags.Plot = None,
     json: flags.Json = False,
@@ -65,7 +62,7 @@ def ask(
     """Answer a question about files, with citations into them."""
     given = dict(
         model=model, selector=selector, budget=budget, dtype=dtype, device=device, max_new_tokens=max_new_tokens,
-        temperature=temperature, seed=seed, drafters=drafters, kv=kv,
+        temperature=temperature, seed=seed, drafters=drafters, kv=kv, kv_partial=kv_partial,
     )  # fmt: skip
     settings, screen = _begin(config, given, json, quiet, verbose)
     if (questions is None) != (out is None):

@@ -230,7 +230,7 @@ class CompiledDocument:
         summaries, in files that are mapped), ``"ram"`` (in files, and in memory once loaded), or ``"auto"`` (on disk
         where they are small enough). ``segment_form`` is ``"exact"`` or ``"int8"``, half as large or less.
         What the folder held of the same text is kept and not worked out again. Raises BadOption for other words,
-        UsageError for a path that holds something else, ArtifactBusy while another process writes there.
+        UsageError where something else is, ArtifactBusy while another process writes there, DoesNotFit for a full disk.
         """
         if self._save is None:
             raise CacheError("this document was made without a reader, so there is nothing to save it with.")

@@ -57,7 +57,7 @@ class Compiler:
         return self._book(encoded, units, group(units, self._cutting.segment_tokens), warnings, report)
 
     def compile(
-        self, documents: Source, path: Path | None, segment_kv: str, segment_form: str, report: Progress | None
+        self, documents: Source, path: str | Path | None, segment_kv: str, segment_form: str, report: Progress | None
     ) -> CompiledDocument:
         """What ``Reader.compile`` says: all that questions share worked out, in memory or in the files of ``path``."""
         if path is None and (segment_kv, segment_form) != ("auto", "exact"):
@@ -68,7 +68,7 @@ class Compiler:
         book = self.index(documents, report)
         if path is not None:
             saved = book.save(path, segment_kv=segment_kv, segment_form=segment_form, progress=report)
-            stored = self.load(path, "lazy", report)
+            stored = self.load(Path(path), "lazy", report)
             stored.saved = saved
             return stored
         try:

@@ -19,13 +19,13 @@ from longctx.backend.attaching import attached
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.compressing import kinds
 from longctx.backend.forks import Context, Held
-from longctx.backend.model import model_fingerprint
+from longctx.backend.model import beyond_window, model_fingerprint, stated_window
 from longctx.backend.rotary import turns
 from longctx.backend.slots import windows
-from longctx.errors import ArtifactError, BadOption, CacheError, EmptyInput, UsageError
+from longctx.errors import ArtifactError, BadOption, CacheError, DoesNotFit, EmptyInput, UsageError
 from longctx.keys import Index
-from longctx.kv import _files
 from longctx.protocols import KVPolicy, Progress
+from longctx.store import contexts as stored
 
 PIECE = 1024  # tokens of a context that are read in one pass
 _OWN = ("keys", "values", "stored", "slack")  # tensors of a stored layer that are not the policy's
@@ -98,9 +98,11 @@ class CompressedContext:
         return made
 
     def save(self, path: str | Path) -> None:
-        """Afterwards the folder ``path`` holds the context for ``longctx.kv.load``; an older one there is replaced.
+        """Afterwards the folder ``path`` holds the context for ``longctx.kv.load``; before that, what it held.
 
-        It holds the text as keys and token ids: who can read the folder can read the text.
+        There is no moment between the two, whenever the process ends. It holds the text as keys and token ids: who can
+        read the folder can read the text. Raises UsageError for a context or a place that cannot be, ArtifactBusy while
+        another process writes there, and DoesNotFit for a full disk.
         """
         kept = [number for number, held in enumerate(self._context.layers) if held.kept is not None]
         if kept:
@@ -121,7 +123,7 @@ class CompressedContext:
             "warnings": self.warnings,
             "layers": layers,
         }
-        _files.write(Path(path), facts, [_tensors(held) for held in self._context.layers])
+        stored.write(Path(path), facts, [_tensors(held) for held in self._context.layers])
 
 
 def compress(
@@ -137,8 +139,10 @@ def compress(
     """The context of ``input_ids`` [tokens] or [1, tokens], read once by ``model`` and bounded by ``policy``.
 
     A policy takes ``budget=``, the slots that a KV head reads, or ``keep=``, a share of the context turned into such a
-    count here. ``allow_partial`` leaves layers that cannot be compressed as they are. Raises BadOption for an
-    impossible budget or a padded context, and ModelError for layers that cannot be compressed, by name.
+    count here. A context that the budget holds, or of which the share is no more than what is always read, is read
+    whole, and the warnings say so. ``allow_partial`` leaves layers that cannot be compressed as they are. Raises
+    BadOption for an impossible budget or a padded context, ModelError for layers that cannot be compressed, by name,
+    and DoesNotFit where a policy that bounds the reading too has no budget for a context beyond the model's window.
     """
     ids = row_of(input_ids)
     if attention_mask is not None:
@@ -167,9 +171,12 @@ def chosen(
     method: KVPolicy = plugins.resolve("kv", policy)
     found = kinds(model, allow_partial and not method.grows)
     budget = method.slots(tokens)
-    warnings = _partial(found)
+    warnings = _partial(found) + (() if method.grows else beyond_window(model, tokens))
     if not method.lossless and budget >= tokens:
-        warnings += (f"all {tokens} tokens of the context are read: the budget of {budget} slots holds them.",)
+        short = method.shortfall(tokens)
+        if short and method.grows and tokens > (stated_window(model) or tokens):
+            raise DoesNotFit(f"{short} But they pass the model's window of {stated_window(model)}. Give budget=.")
+        warnings += (short or f"all {tokens} tokens of the context are read: the budget of {budget} slots holds them.",)
         method = plugins.load("kv", "full")
     if "full_attention" not in found:
         warnings += ("no layer of the model sees more than a window: there was nothing to compress.",)
@@ -181,7 +188,7 @@ def load(path: str | Path, model: Any) -> CompressedContext:
 
     Raises ArtifactError for what is damaged, of another format, or was made by another model.
     """
-    facts, tensors = _files.read(Path(path))
+    facts, tensors = stored.read(Path(path))
     fingerprint = model_fingerprint(model)
     if facts.get("fingerprint") != fingerprint:
         raise ArtifactError(
@@ -203,12 +210,13 @@ def load(path: str | Path, model: Any) -> CompressedContext:
     return CompressedContext(Context(len(ids), layers, policy), ids, fingerprint, warnings)
 
 
-def reach(policy: Policy | None, tokens: int) -> int:
-    """How many of ``tokens`` the model attends to at their distance: what counts against its window."""
-    if policy is None:
-        return tokens
-    method: KVPolicy = plugins.resolve("kv", policy)
-    return min(tokens, method.slots(tokens)) if method.grows else tokens
+def reach(policy: Policy | None, tokens: int) -> tuple[int, str]:
+    """How many of ``tokens`` the model attends to at their distance: what counts against its window.
+
+    And why a policy that would bound them does not, where it does not.
+    """
+    method: KVPolicy = plugins.resolve("kv", policy or "full")
+    return (min(tokens, method.slots(tokens)), method.shortfall(tokens)) if method.grows else (tokens, "")
 
 
 class Kept:
@@ -218,11 +226,14 @@ class Kept:
         self._key: tuple[Any, ...] = ()
         self._context: CompressedContext | None = None
 
-    def __call__(self, model: Any, ids: Sequence[int], policy: Policy, progress: Progress | None) -> CompressedContext:
-        key = (tuple(ids), plugins.resolve("kv", policy))
+    def __call__(
+        self, model: Any, ids: Sequence[int], policy: Policy, allow_partial: bool, progress: Progress | None
+    ) -> CompressedContext:
+        key = (tuple(ids), plugins.resolve("kv", policy), allow_partial)
         if self._context is None or key != self._key:
             self._context = None  # before another one is made: two may not fit
-            self._context, self._key = compress(model, ids, policy, progress=progress), key
+            made = compress(model, ids, policy, allow_partial=allow_partial, progress=progress)
+            self._context, self._key = made, key
         return self._context
 
 

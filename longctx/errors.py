@@ -58,7 +58,7 @@ class EmptyInput(UsageError):
 
 
 class DoesNotFit(LongctxError):
-    """The request needs more tokens or bytes than there are."""
+    """The request needs more tokens or bytes than there are: of the window, the memory or the disk."""
 
     exit_code = 3
 

@@ -256,7 +256,14 @@ class KVPolicy(Protocol):
         ...
 
     def slots(self, tokens: int) -> int:
-        """The most slots that a KV head reads of a context of ``tokens``. Raises BadOption for an impossible budget."""
+        """The most slots that a KV head reads of a context of ``tokens``; all of them where there is a ``shortfall``.
+
+        Raises BadOption for an impossible budget.
+        """
+        ...
+
+    def shortfall(self, tokens: int) -> str:
+        """Why the share that was asked for leaves no choice in so short a context, in words; empty where it does."""
         ...
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:

@@ -135,8 +135,7 @@ class Reader:
         kept: see ``CompiledDocument.save``. Raises EmptyInput for a document without text and BadOption for
         ``segment_kv`` or ``segment_form`` without ``path``.
         """
-        place = None if path is None else Path(path)
-        return self._compiler.compile(documents, place, segment_kv, segment_form, self._report(progress))
+        return self._compiler.compile(documents, path, segment_kv, segment_form, self._report(progress))
 
     def load(self, path: str | Path, *, verify: Verify = "lazy") -> CompiledDocument:
         """The compiled document stored at ``path``, ready for questions.
@@ -179,6 +178,7 @@ class Reader:
         selector: str | Selector = "auto",
         drafters: Drafters = "auto",
         kv: Policy | None = None,
+        allow_partial: bool = False,
         temperature: float = 0.0,
         seed: int | None = None,
         progress: bool | Progress = False,
@@ -188,8 +188,11 @@ class Reader:
         ``budget_tokens`` of text are selected: 2,048, or what the window holds of them beside question and answer.
         ``drafters`` make it say that in fewer passes and change nothing of it; ``[]`` decodes token by token. ``kv``
         bounds the keys that each token reads of the text; the text is read once for all questions about it.
+        ``allow_partial`` leaves layers that keep no keys as they are, which is a ModelError otherwise.
         """
-        request = Request(question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv)
+        request = Request(
+            question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv, allow_partial
+        )
         return self._answer(documents, request, self._report(progress), lambda text: None)
 
     def stream(
@@ -202,6 +205,7 @@ class Reader:
         selector: str | Selector = "auto",
         drafters: Drafters = "auto",
         kv: Policy | None = None,
+        allow_partial: bool = False,
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Iterator[Event]:
@@ -209,7 +213,9 @@ class Reader:
 
         Work stops within one batch when the caller stops listening.
         """
-        request = Request(question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv)
+        request = Request(
+            question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv, allow_partial
+        )
         return events(lambda report, emit: self._answer(documents, request, report, emit))
 
     def _answer(
@@ -233,7 +239,8 @@ class Reader:
             context = None
             if request.kv is not None:
                 asked = len(self._frame.middle) + self._count(question) + len(self._frame.after)
-                context = self._kept(self.model, prompt[: len(prompt) - asked], request.kv, report)
+                text = prompt[: len(prompt) - asked]
+                context = self._kept(self.model, text, request.kv, request.allow_partial, report)
             origins = Origins(self._tokens, book.documents, selection.as_read, len(self._frame.before))
             said = answer(self.model, self._tokens, prompt, request, report, emit, context, origins.votes(len(prompt)))
             said = replace(said, copied=origins.copies(said.stats.copied))
@@ -243,14 +250,7 @@ class Reader:
         names = ("compile", "select", "decode", "cite")
         timings = {f"{name}_seconds": b - a for name, a, b in zip(names, times, times[1:], strict=False)}
         timings["total_seconds"] = times[-1] - times[0]
-        usage = {
-            "document_tokens": book.tokens,
-            "selected_tokens": selection.tokens,
-            "dropped_tokens": selection.dropped_tokens,
-            "selection_tokens_read": selection.tokens_read,
-            "prompt_tokens": prompt_tokens,
-            "new_tokens": said.tokens,
-        }
+        usage = said.usage(book.tokens, selection, prompt_tokens)
         trace = (
             Step("compile", timings["compile_seconds"], {"units": len(book.units), "segments": len(book.segments)}),
             *selection.trace,

@@ -75,11 +75,16 @@ class Room:
                 f"{max(1, self.window - fixed)} or less, or shorten the question."
             )
 
-    def check_prompt(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        """Raises DoesNotFit when a whole prompt and its answer pass the window."""
+    def check_prompt(self, reached: tuple[int, str], max_new_tokens: int) -> None:
+        """Raises DoesNotFit when a whole prompt and its answer pass the window.
+
+        ``reached`` is how much of the prompt counts, and why that is all of it where a policy was to bound it.
+        """
+        prompt_tokens, why = reached
         if prompt_tokens + max_new_tokens > self.window:
             raise DoesNotFit(
                 f"the prompt has {prompt_tokens} tokens and {max_new_tokens} new ones are asked for, but the "
-                f"model's window is {self.window}. Lower budget_tokens or max_new_tokens, choose a selector other than "
-                f"'all', or read the text through kv='longheads', which holds what passes the window."
+                f"model's window is {self.window}. {f'{why} ' if why else ''}Lower budget_tokens or max_new_tokens, "
+                f"choose a selector other than 'all', or read the text through kv='longheads', which holds what passes "
+                f"the window."
             )

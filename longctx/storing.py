@@ -30,7 +30,7 @@ from longctx.compiled import PLAIN, CompiledDocument
 from longctx.errors import ArtifactError, ModelError
 from longctx.overview import deepest, glancing, lengths
 from longctx.protocols import Progress
-from longctx.store import segments, sizes, texts, vectors
+from longctx.store import folders, segments, sizes, texts, vectors
 from longctx.store.artifact import Artifact, Verify, open_artifact
 from longctx.store.files import Entry
 from longctx.store.manifest import (
@@ -96,8 +96,10 @@ class Storage:
     def save(self, book: CompiledDocument, path: Path, segment_kv: str, form: Form, progress: Progress | None) -> Saved:
         """``path`` holds ``book`` afterwards, or what it held before. What it held of the same text is taken over."""
         check_words(segment_kv, form)
-        with Writer(path) as writer, book.reporting(progress):
+        writer = Writer(path)
+        with folders.fitting(path, lambda: writer.needed_bytes), writer, book.reporting(progress):
             residency = self._residency(book, path, segment_kv, form)
+            writer.expected_bytes = self._expected(book, residency, form)
             documents = _documents(writer, book)
             embedded, units_embedded = self._vectors(writer, book)
             before = book.spent()
@@ -133,9 +135,18 @@ class Storage:
             self._probe()
         except ModelError:  # its segments cannot be read, so there is nothing to store
             return "none"
-        model = self._loaded.model
-        needed = sizes.segment_bytes(book.tokens, bytes_per_token(model), model.dtype.itemsize, form)
+        needed = self._segment_bytes(book, form)
         return "disk" if sizes.worth_storing(needed, shutil.disk_usage(path).free) else "none"
+
+    def _expected(self, book: CompiledDocument, residency: Residency, form: Form) -> int:
+        """What ``book`` takes in files beside its embeddings and summaries, which are small."""
+        text_bytes = sum(len(document.text.encode("utf-8", "surrogatepass")) for document in book.documents)
+        texts_alone = sizes.document_bytes(text_bytes, book.tokens, len(book.units))
+        return texts_alone + (self._segment_bytes(book, form) if residency in ("ram", "disk") else 0)
+
+    def _segment_bytes(self, book: CompiledDocument, form: Form) -> int:
+        model = self._loaded.model
+        return sizes.segment_bytes(book.tokens, bytes_per_token(model), model.dtype.itemsize, form)
 
     def _vectors(self, writer: Writer, book: CompiledDocument) -> tuple[Vectors | None, int]:
         """The embeddings of all units in files, and how many texts were embedded for it."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import longctx
+from longctx import plugins
 from longctx.errors import BadOption, DoesNotFit
 
 from .cases import Question
@@ -57,7 +58,7 @@ class Own:
             self._document = (asked["document"], longctx.Document.from_text(asked["text"], "document"))
         try:
             return kinds[self._kind](self._document[1], asked)
-        except (DoesNotFit, BadOption) as error:  # such as a share of a short text that is below what is always read
+        except (DoesNotFit, BadOption) as error:  # such as a budget that is below what is always read
             raise Refused(str(error)) from error
 
     def _selected(self, document: longctx.Document, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +87,8 @@ class Own:
         """The whole text read once, and of its keys what the policy reads for each token of the answer."""
         said, found = self._whole(document, asked, {"kv": self._spec})
         read = said.trace[-2].facts["kv"]
+        if short := plugins.resolve("kv", self._spec).shortfall(read["context_tokens"]):
+            raise Refused(short)  # a row of full attention under another name
         found["measured"] |= {"kept_tokens": round(read["read_keys"], 2), "context_tokens": read["context_tokens"]}
         found["unchanged"] = "every key was read" if read["read_keys"] >= read["context_tokens"] else None
         found["reused"], self._kept = self._kept == asked["document"], asked["document"]

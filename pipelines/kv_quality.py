@@ -77,8 +77,10 @@ def measured(bench: Bench, source: Source, missing: Mapping[str, Collection[str]
     for policy, questions in missing.items():
         started = time.perf_counter()
         try:
-            grows = plugins.resolve("kv", policy).grows
-            context = longctx.kv.compress(model, ids, policy) if grows else reading.compress(policy)
+            method = plugins.resolve("kv", policy)
+            if short := method.shortfall(len(ids)):  # a row of full attention under another name
+                raise BadOption(short)
+            context = longctx.kv.compress(model, ids, policy) if method.grows else reading.compress(policy)
         except BadOption as error:  # such as a budget that is below what is always read of a short document
             refused = {"error": {"kind": type(error).__name__, "message": str(error)}}
             yield from ({**about, "policy": policy, "question": q.id, **refused} for q in asked if q.id in questions)

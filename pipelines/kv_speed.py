@@ -17,7 +17,7 @@ from typing import Any
 import longctx
 import longctx.kv
 from longctx import plugins
-from longctx.errors import UsageError
+from longctx.errors import BadOption, UsageError
 
 from . import processes, python_reference
 
@@ -47,8 +47,13 @@ def grows(policy: str) -> bool:
 
 
 def slots(policy: str, tokens: int) -> int:
-    """The budget that a policy asks for, in slots of a KV head."""
-    return tokens if policy == STOCK else int(plugins.resolve("kv", policy).slots(tokens))
+    """The budget that a policy asks for, in slots of a KV head. Raises BadOption for a share that leaves no choice."""
+    if policy == STOCK:
+        return tokens
+    method = plugins.resolve("kv", policy)
+    if short := method.shortfall(tokens):
+        raise BadOption(short)
+    return int(method.slots(tokens))
 
 
 def options(policy: str) -> dict[str, Any]:

@@ -118,16 +118,16 @@ def test_stock_and_full_decode_the_same_tokens_behind_one_reading() -> None:
 def test_quality_asks_every_policy_what_the_full_cache_was_asked(
     folder: Path, paragraphs: Path, tmp_path: Path
 ) -> None:
-    tight = "squeezed:budget=10,sinks=4,recent=10"
+    tight, small = "squeezed:budget=10,sinks=4,recent=10", "lm_infinite:keep=0.01"
     asked: dict[str, Any] = {
-        "source": "xquad", "data": paragraphs, "contexts": (120, 200), "policies": (SQUEEZED, ENDS, tight),
+        "source": "xquad", "data": paragraphs, "contexts": (120, 200), "policies": (SQUEEZED, ENDS, tight, small),
         "sample": 3, "max_new_tokens": 5, "dtype": "float32", "audit": 1,
     }  # fmt: skip
     path = bench_kv.run_kv(str(folder), tmp_path, **asked)
     rows = rows_of(path)
-    assert {row["policy"] for row in rows} == {"full", SQUEEZED, ENDS, tight} and len(rows) == 2 * 3 * 4
+    assert {row["policy"] for row in rows} == {"full", SQUEEZED, ENDS, tight, small} and len(rows) == 2 * 3 * 5
     for row in rows:
-        if row["policy"] == tight:
+        if row["policy"] in (tight, small):  # a budget that is none, and a share that leaves no choice
             assert row["error"]["kind"] == "BadOption" and "score" not in row
         if row["policy"] == "full":
             assert row["same"] and abs(row["loss"]) < 1e-6 and row["read_share"] == 1

@@ -174,6 +174,37 @@ def test_an_answer_without_citations_shows_the_passages_it_was_made_from(model: 
     assert everything.exit_code == 0 and everything.stdout and "scored highest" not in everything.stdout
 
 
+def test_a_share_of_a_short_file_is_answered_with_a_warning_and_a_budget_that_small_is_refused(
+    model: Path, folder: Path
+) -> None:
+    (folder / "short.txt").write_text(NEEDLE * 4)
+    whole = ("short.txt", QUESTION, "--selector", "all", "--kv")
+    ran = call("ask", *whole, "squeezed:keep=0.125", "--model", str(model), "--max-new-tokens", "4")
+    assert ran.exit_code == 0, ran.stderr
+    assert "warning: squeezed: keep=0.125 is a budget of " in ran.stderr and "from 1,057 tokens on" in ran.stderr
+    ran = call("ask", *whole, "squeezed:budget=20", "--model", str(model), "--max-new-tokens", "4")
+    assert ran.exit_code == 2 and "always read" in ran.stderr
+
+
+def test_a_flag_and_a_key_allow_layers_that_keep_no_keys(folder: Path) -> None:
+    tiny.hybrid().save_pretrained(folder / "hybrid")
+    tiny.tokenizer("system").save_pretrained(folder / "hybrid")
+    (folder / "partial.toml").write_text('calibration = "none"\nencoder = "none"\nkv_partial = true\n')
+    words = ["ask", "story.txt", QUESTION, "--selector", "all", "--kv", "squeezed:budget=200", "--max-new-tokens", "4"]
+    words += ["--model", "hybrid", "--dtype", "float32"]
+    refused = call(*words, "--config", "fast.toml")
+    assert refused.exit_code == 1 and "0 (linear_attention)" in refused.stderr and "--kv-partial" in refused.stderr
+    flag, key = call(*words, "--config", "fast.toml", "--kv-partial"), call(*words, "--config", "partial.toml")
+    for ran in (flag, key):
+        assert ran.exit_code == 0 and "left as they are: 0 (linear_attention)" in ran.stderr, ran.stderr
+    assert flag.stdout == key.stdout
+    (folder / "questions.jsonl").write_text(json.dumps({"question": QUESTION}) + "\n")
+    many = ["ask", "story.txt", "--questions", "questions.jsonl", "--out", "answers.jsonl", *words[3:]]
+    ran = call(*many, "--config", "partial.toml")
+    row = json.loads((folder / "answers.jsonl").read_text())
+    assert ran.exit_code == 0 and "error" not in row and "kv_partial" not in row["configuration"], ran.stderr
+
+
 def test_citations_are_numbered_with_page_offsets_and_quote() -> None:
     from longctx.commands.ask import _citation
     from longctx.types import Citation
@@ -334,6 +365,17 @@ def test_a_plan_knows_the_bytes_of_every_kv_policy(model: Path) -> None:
     assert call("plan", str(model), "--tokens", "1M", "--kv", "nonsense").exit_code == 2
 
 
+def test_a_plan_for_a_share_of_a_short_text_is_that_of_full_attention_and_says_so(model: Path) -> None:
+    plain = planned(model, "--tokens", "400", "--selector", "all")
+    for policy in ("squeezed:keep=0.125", "longheads:keep=0.125", "lm_infinite:keep=0.01"):
+        found = planned(model, "--tokens", "400", "--selector", "all", "--kv", policy)
+        assert (found["prompt_bytes"], found["kv_bytes"]) == (plain["prompt_bytes"], plain["kv_bytes"])
+        assert "worth it from" in found["warnings"][0] and plain["warnings"] == []
+    shown = call("plan", str(model), "--tokens", "400", "--selector", "all", "--kv", "squeezed:keep=0.125")
+    assert shown.exit_code == 0 and "not above the 132" in shown.stderr
+    assert call("plan", str(model), "--tokens", "400", "--selector", "all", "--kv", "squeezed:budget=90").exit_code == 2
+
+
 def test_a_plan_that_does_not_fit_is_shown_and_ends_with_3(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("longctx.commands.plan.free_bytes", lambda: 50_000_000)
     ran = call("plan", str(model), "--tokens", "1M", "--json")
@@ -382,6 +424,7 @@ def write_bad_files(folder: Path) -> None:
     (folder / "folder").mkdir()
     (folder / "unknown.toml").write_text("bugdet = 100\n")
     (folder / "wrong.toml").write_text("budget = true\n")
+    (folder / "perhaps.toml").write_text("kv_partial = 1\n")
     (folder / "broken.toml").write_text("budget = \n")
     for name, extra in (("nomodel", None), ("pickled", "pytorch_model.bin"), ("remote", "model.safetensors")):
         (folder / name).mkdir()
@@ -426,6 +469,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["story.txt", QUESTION, "--plot", "nowhere/looked.png"], 2, "no folder"),
     (["story.txt", QUESTION, "--config", "unknown.toml"], 2, "Did you mean 'budget'?"),
     (["story.txt", QUESTION, "--config", "wrong.toml"], 2, "is not int"),
+    (["story.txt", QUESTION, "--config", "perhaps.toml"], 2, "kv_partial=1 is not bool"),
     (["story.txt", QUESTION, "--config", "broken.toml"], 2, "not TOML"),
     (["story.txt", QUESTION, "--config", "missing.toml"], 2, "cannot be read"),
     (["story.txt", QUESTION, "--questions", "fast.toml"], 2, "go together"),

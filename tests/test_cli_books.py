@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,18 @@ def test_a_plan_tells_the_bytes_of_each_place_and_form_before_the_work(folder: P
     assert plan["summary_bytes"] < 4 * held["summary_bytes"]
     shown = call("plan", str(model), "--tokens", "1M").stdout
     assert "--segment-kv summary" in shown and "--segment-kv disk" in shown and "--segment-form int8" in shown
+
+
+def test_compiling_on_a_full_disk_ends_with_3_and_the_numbers(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    ran = call("compile", "story.txt", "-o", "book.lctx", "--segment-kv", "disk", "--model", str(model))
+    assert ran.exit_code == 3 and "'book.lctx' cannot be written whole (No space left on device)" in ran.stderr
+    assert "bytes, and " in ran.stderr and "name another place" in ran.stderr and not (folder / "book.lctx").exists()
 
 
 @pytest.mark.parametrize(

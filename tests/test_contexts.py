@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, GptOssConfig, Qwen3NextConfig
+from transformers import AutoModelForCausalLM, GptOssConfig
 
 import longctx
 import longctx.kv
-from longctx.errors import ArtifactError, BadOption, CacheError, EmptyInput, ModelError, UsageError
+from longctx.errors import ArtifactError, BadOption, CacheError, DoesNotFit, EmptyInput, ModelError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = torch.randint(4, 470, (1, 90), generator=torch.Generator().manual_seed(0))
@@ -296,7 +298,10 @@ def test_contexts_that_cannot_be() -> None:
     with pytest.raises(BadOption, match=r"\(1, 5\) is not that of 90"):
         longctx.kv.compress(model, IDS, attention_mask=torch.ones(1, 5))
     with pytest.raises(BadOption, match="not above the 132"):
-        longctx.kv.compress(model, IDS.repeat(1, 10), "squeezed:keep=0.1")
+        longctx.kv.compress(model, IDS.repeat(1, 10), "squeezed:budget=90")
+    for share in ("0", "1.5"):
+        with pytest.raises(BadOption, match="is no share"):
+            longctx.kv.compress(model, IDS, f"squeezed:keep={share}")
     with pytest.raises(BadOption, match="piece_tokens=0"):
         longctx.kv.compress(model, IDS, piece_tokens=0)
 
@@ -307,19 +312,24 @@ def test_a_context_within_the_budget_is_read_whole_and_says_so() -> None:
     assert held.policy.lossless and "all 70 tokens" in held.warnings[0]
 
 
-def hybrid() -> Any:
-    config = Qwen3NextConfig(
-        vocab_size=480, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=32,
-        shared_expert_intermediate_size=32, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16,
-        linear_value_head_dim=16, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+def test_a_share_that_is_right_for_long_texts_only_reads_a_short_one_whole_and_says_the_numbers() -> None:
+    held = longctx.kv.compress(tiny.model("llama"), IDS, "squeezed:keep=0.125")
+    assert held.policy.lossless and held.warnings == (
+        "squeezed: keep=0.125 is a budget of 12 slots of 90 tokens, not above the 132 that are always read (sinks and "
+        "recent): all 90 are read. The share is worth it from 1,057 tokens on.",
+    )
+
+
+def test_beyond_the_window_nothing_is_read_whole_in_place_of_a_policy_that_bounds_the_reading() -> None:
+    model = tiny.model("llama", max_position_embeddings=64)
+    for policy in ("longheads:keep=0.125,window=16", "lm_infinite:keep=0.1"):
+        with pytest.raises(DoesNotFit, match=r"not above the .* worth it from .* model's window of 64"):
+            longctx.kv.compress(model, IDS, policy)
+        assert longctx.kv.compress(model, IDS[:, :60], policy).policy.lossless
 
 
 def test_layers_that_keep_no_keys_are_named_and_left_alone_only_where_allowed(tmp_path: Path) -> None:
-    model = hybrid()
+    model = tiny.hybrid()
     with pytest.raises(ModelError, match=r"0 \(linear_attention\), 1 \(linear_attention\), 2"):
         compressed(model)
     context = longctx.kv.compress(model, IDS[:, :CONTEXT], "full", allow_partial=True, piece_tokens=32)
@@ -390,20 +400,21 @@ def test_a_stored_context_is_for_its_own_model(tmp_path: Path) -> None:
         longctx.kv.load(tmp_path / "nothing", tiny.model("llama"))
 
 
-@pytest.mark.parametrize("name", ["context.json", "layer-0002.safetensors"])
+@pytest.mark.parametrize("name", ["context.json", "layer-*.safetensors"])
 @pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 0.999])
 def test_a_flipped_bit_is_found(tmp_path: Path, name: str, where: float) -> None:
     model, folder = saved(tmp_path)
-    data = bytearray((folder / name).read_bytes())
+    path = next(folder.glob(name))
+    data = bytearray(path.read_bytes())
     data[int(where * len(data))] ^= 4
-    (folder / name).write_bytes(bytes(data))
+    path.write_bytes(bytes(data))
     with pytest.raises(ArtifactError):
         longctx.kv.load(folder, model)
 
 
 def test_files_that_are_missing_cut_or_elsewhere_are_found(tmp_path: Path) -> None:
     model, folder = saved(tmp_path)
-    layer = folder / "layer-0001.safetensors"
+    layer = next(folder.glob("layer-*.safetensors"))
     data = layer.read_bytes()
     layer.write_bytes(data[:-1])
     with pytest.raises(ArtifactError, match="damaged"):
@@ -440,6 +451,25 @@ def test_a_manifest_that_was_written_anew_is_still_checked(tmp_path: Path) -> No
             longctx.kv.load(folder, model)
 
 
+def test_a_full_disk_is_said_with_numbers_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = saved(tmp_path)
+    held = compressed(model, "full")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for path in (folder, tmp_path / "another"):
+        with pytest.raises(
+            DoesNotFit, match=f"{path}.*No space left.* about {held.nbytes:,} bytes, and [0-9,]+ are free"
+        ):
+            held.save(path)
+    assert [path.name for path in tmp_path.iterdir()] == ["context"]
+    assert not longctx.kv.load(folder, model).policy.lossless
+
+
 def test_an_older_context_is_replaced_and_other_folders_are_left_alone(tmp_path: Path) -> None:
     model, folder = saved(tmp_path)
     held = compressed(model, "full")
@@ -451,3 +481,16 @@ def test_an_older_context_is_replaced_and_other_folders_are_left_alone(tmp_path:
     with pytest.raises(UsageError, match="left alone"):
         held.save(tmp_path / "mine")
     assert (tmp_path / "mine" / "text").read_text() == "mine"
+
+
+def test_a_context_beyond_the_window_is_read_with_a_warning_unless_distances_are_bounded() -> None:
+    model = tiny.model(max_position_embeddings=256)
+    ids = torch.randint(5, tiny.VOCAB, (1, 600), generator=torch.Generator().manual_seed(0))
+    for policy in ("full", "squeezed:keep=0.5", "snapkv:budget=300"):
+        (said,) = [
+            text for text in longctx.kv.compress(model, ids, policy=policy).warnings if "was trained with" in text
+        ]
+        assert "has 600 tokens and the model was trained with 256" in said
+    within = longctx.kv.compress(model, ids[:, :256], policy="full")
+    bounded = longctx.kv.compress(model, ids, policy="longheads:window=16,budget=128")
+    assert not [text for text in (*within.warnings, *bounded.warnings) if "was trained with" in text]

@@ -9,7 +9,7 @@ import tiny
 
 from longctx import Document, Reader
 from longctx.backend import compressing
-from longctx.errors import BadOption, DoesNotFit, UnknownMethod
+from longctx.errors import BadOption, DoesNotFit, ModelError, UnknownMethod
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXT = "the river of the north is in the street that was there before the winter. " * 30
@@ -71,6 +71,50 @@ def test_a_text_beyond_the_window_needs_a_policy_that_bounds_the_reading_too() -
     for kv in ("longheads:budget=300,window=32", "lm_infinite:budget=300"):
         answer = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv=kv)
         assert answer.usage["prompt_tokens"] > 600 and answer.guarantee == "approximate"
+
+
+def test_a_share_of_a_text_that_is_too_short_for_it_is_plain_attention_with_a_warning() -> None:
+    asked = reader()
+    plain = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=16)
+    answer = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=16, kv="squeezed:keep=0.125")
+    assert (answer.text, answer.guarantee) == (plain.text, "exact")
+    assert len(answer.warnings) == 1 and "keep=0.125 is a budget of " in answer.warnings[0]
+    assert "not above the 132" in answer.warnings[0] and "worth it from 1,057 tokens on" in answer.warnings[0]
+    enough = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=16, kv="squeezed:keep=0.5")
+    assert enough.guarantee == "approximate" and not enough.warnings
+
+
+def test_beyond_the_window_a_share_that_is_no_budget_is_refused_with_its_numbers() -> None:
+    asked = Reader(
+        tiny.model("llama", max_position_embeddings=600),
+        tiny.tokenizer("system"),
+        encoder=None,
+        calibration=None,
+        segment_tokens=100,
+    )
+    with pytest.raises(
+        DoesNotFit, match=r"window is 600\. longheads: keep=0\.1 is a budget of .* worth it from 7,671 "
+    ):
+        asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv="longheads:keep=0.1")
+
+
+def test_layers_that_keep_no_keys_are_left_alone_where_the_question_allows_it() -> None:
+    asked = Reader(tiny.hybrid(), tiny.tokenizer("system"), encoder=None, calibration=None)
+    options: dict[str, Any] = {"selector": "all", "max_new_tokens": 8}
+    plain = asked.ask(DOC, QUESTION, **options)
+    full = asked.ask(DOC, QUESTION, **options, kv="full", allow_partial=True)
+    assert full.text == plain.text and "2 (linear_attention)" in full.warnings[0]
+    options["kv"] = "squeezed:budget=200"
+    bounded = asked.ask(DOC, QUESTION, **options, allow_partial=True)
+    facts = next(step.facts for step in bounded.trace if step.name == "decode")["kv"]
+    assert 132 < facts["read_keys"] <= 200 and bounded.guarantee == "approximate"
+    assert "left as they are: 0 (linear_attention), 1" in bounded.warnings[0]
+    assert list(asked.stream(DOC, QUESTION, **options, allow_partial=True))[-1].text == bounded.text
+    for ask in (asked.ask, lambda *words, **given: list(asked.stream(*words, **given))):
+        with pytest.raises(ModelError, match=r"0 \(linear_attention\).* allow_partial=True .*--kv-partial"):
+            ask(DOC, QUESTION, **options)  # what was kept of the same text is not found here
+    with pytest.raises(ModelError, match="do not bound the reading"):
+        asked.ask(DOC, QUESTION, selector="all", kv="lm_infinite:budget=200", allow_partial=True)
 
 
 def test_policies_that_are_none_are_refused_before_anything_is_read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -622,6 +623,40 @@ def test_a_copy_shares_the_files_of_segments_instead_of_writing_them(stored: Pat
         assert path.samefile(stored / path.name)
     shutil.rmtree(near)
     assert reader_of().load(stored, verify="full").tokens > 0
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_full_disk_is_said_with_numbers_and_nothing_half_written_stays(
+    book: CompiledDocument, tmp_path: Path, before: bool, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = book.tokens * 2 * 2 * 2 * 16 * 4  # keys and values of two layers with two heads of 16 numbers
+    other, real = reader_of().compile(Document("story", TEXT[:400])), os.fsync
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 5_000_000))  # type: ignore[attr-defined]
+    for step in (2, 3, 7, 12, 20):  # a document, embeddings, journal and segments
+        folder = tmp_path / str(step)
+        if before:
+            other.save(folder, segment_kv="disk")
+        names, calls = sorted(tmp_path.rglob("*")), []
+
+        def full(handle: int, step: int = step, calls: list[int] = calls) -> None:
+            calls.append(handle)
+            if len(calls) >= step:
+                raise OSError(number, os.strerror(number))
+            real(handle)
+
+        with monkeypatch.context() as patched, pytest.raises(DoesNotFit) as caught:
+            patched.setattr(os, "fsync", full)
+            book.save(folder, segment_kv="disk")
+        said = str(caught.value)
+        assert str(folder) in said and os.strerror(number) in said and caught.value.exit_code == 3
+        needed = int(said.partition(" about ")[2].partition(" bytes")[0].replace(",", ""))
+        assert keys < needed < 1.5 * keys and "5,000,000 are free" in said and "Free some space" in said
+        assert sorted(tmp_path.rglob("*")) == names
+        if before:
+            assert reader_of().load(folder, verify="full").documents == other.documents
+    book.save(folder, segment_kv="disk")
+    assert reader_of().load(folder, verify="full").documents == book.documents
 
 
 def test_an_interrupted_compile_goes_on_where_it_ended(tmp_path: Path) -> None:

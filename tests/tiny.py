@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3NextConfig,
 )
 
 VOCAB = 480
@@ -94,6 +95,18 @@ def model(
             else:  # norms begin at one (Gemma's at zero) and biases at zero
                 weight.add_(0.1 * noise)
     return made.to(dtype)
+
+
+def hybrid() -> PreTrainedModel:
+    """A random model of four layers, of which the first three keep no keys but a state."""
+    made = Qwen3NextConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=32,
+        shared_expert_intermediate_size=32, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=16,
+        linear_value_head_dim=16, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(made, attn_implementation="sdpa").eval()
 
 
 @cache

@@ -37,7 +37,8 @@ def kinds(model: PreTrainedModel, partial: bool = False) -> list[str]:
         named = ", ".join(f"{number} ({kind})" for number, kind in other.items())
         raise ModelError(
             f"these layers of {type(model).__name__} keep no keys that could be chosen from: {named}. "
-            f"allow_partial=True leaves them as they are, for policies that do not bound the reading of the text too."
+            f"allow_partial=True (`longctx ask --kv-partial`) leaves them as they are, for policies that do not bound "
+            f"the reading of the text too."
         )
     return list(found)
 

@@ -89,16 +89,34 @@ def wrap(model: Any, tokenizer: Any, name: str = "") -> Loaded:
 
 def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """The trained length in tokens. Raises ModelError where neither configuration nor tokenizer states one."""
-    config = model.config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
+    if (stated := stated_window(model)) is not None:
+        return stated
     limit = getattr(tokenizer, "model_max_length", None)
     if isinstance(limit, int) and 0 < limit < _NO_LIMIT:
         return limit
     raise ModelError(
         f"{type(model).__name__} states no window; set config.max_position_embeddings to the trained length."
+    )
+
+
+def stated_window(model: PreTrainedModel) -> int | None:
+    """The trained length in tokens that the configuration states, or None."""
+    config = model.config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None
+
+
+def beyond_window(model: PreTrainedModel, tokens: int) -> tuple[str, ...]:
+    """A warning where a context of ``tokens`` is read at distances that the model was not trained for."""
+    trained = stated_window(model)
+    if trained is None or tokens <= trained:
+        return ()
+    return (
+        f"the context has {tokens} tokens and the model was trained with {trained}: what it says beyond them is not to "
+        f"be relied on. The policy longheads reads longer texts at distances that the model knows.",
     )
 
 

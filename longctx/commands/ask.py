@@ -41,6 +41,7 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
         selector=settings.selector,
         drafters=settings.stack(),
         kv=settings.policy(),
+        allow_partial=settings.kv_partial,
         temperature=settings.temperature,
         seed=settings.seed,
     ):
@@ -103,12 +104,8 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
             raise UsageError(f"--out {str(out)!r} is one of the files to read.")
     sources = find(words, settings)
     configuration = dataclasses.asdict(settings)
-    for key in (
-        "segment_memory_bytes",
-        "cache_bytes",
-        "drafters",
-        "limits",
-    ):  # change what is kept and how fast it goes, never an answer
+    # they change what is kept, how fast it goes and whether there is an answer, never what it is
+    for key in ("segment_memory_bytes", "cache_bytes", "drafters", "kv_partial", "limits"):
         del configuration[key]
     outcome = pipeline.run(
         lambda: open_reader(settings, screen),
@@ -123,6 +120,7 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
         selector=settings.selector,
         drafters=settings.stack(),
         kv=settings.policy(),
+        allow_partial=settings.kv_partial,
         temperature=settings.temperature,
         seed=settings.seed,
     )

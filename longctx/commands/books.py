@@ -11,9 +11,10 @@ from longctx.commands.ask import check, open_reader, read_documents
 from longctx.commands.screen import Screen, size
 from longctx.commands.settings import Settings
 from longctx.errors import ArtifactError, UsageError
+from longctx.store import folders
 from longctx.store.artifact import damaged, open_artifact
 from longctx.store.manifest import Manifest, SegmentKV, Summaries, check_words, load
-from longctx.store.writer import check_place
+from longctx.store.writer import KIND
 from longctx.types import Document
 
 _SHOWN = 20  # documents listed for people; --json has all
@@ -32,7 +33,7 @@ def compile_(
     """``out`` holds the compiled documents of ``paths`` afterwards; what it held of the same text is kept."""
     check(settings)
     check_words(segment_kv or "auto", segment_form or "exact")
-    check_place(out)
+    folders.check(out, KIND)
     place, form = _stored_as(out) if add or remove else ("auto", "exact")
     segment_kv, segment_form = segment_kv or place, segment_form or form
     documents, replaced = _wanted(paths, out, add, remove, settings)

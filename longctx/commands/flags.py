@@ -22,6 +22,12 @@ _READING = "Reading"
 _ANSWERING = "Answering"
 _TALK = "Output"
 
+Questions = Annotated[
+    Path | None, typer.Option(metavar="FILE.jsonl", help="Many questions: all words are files then. Needs --out.")
+]
+Answers = Annotated[
+    Path | None, typer.Option("--out", metavar="FILE.jsonl", help="One answer a row; goes on where it ended.")
+]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A hub id, a folder, or 'embedded' (the default).")]
 ModelName = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A hub id, a folder, or 'embedded'.")]
 Config = Annotated[Path | None, typer.Option(help="A TOML file with any of these settings.", metavar="longctx.toml")]
@@ -47,6 +53,12 @@ KV = Annotated[
     str | None,
     typer.Option(
         "--kv", help="none, or a policy: squeezed:keep=0.125; see `longctx list`.", rich_help_panel=_ANSWERING
+    ),
+]
+KVPartial = Annotated[
+    bool | None,
+    typer.Option(
+        "--kv-partial", help="With --kv: layers that keep no keys are left as they are.", rich_help_panel=_ANSWERING
     ),
 ]
 Seed = Annotated[int | None, typer.Option(help="Makes a temperature repeatable.", rich_help_panel=_ANSWERING)]

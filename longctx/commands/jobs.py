@@ -35,6 +35,7 @@ _NOT_WRITTEN = (
     "seed",
     "drafters",
     "kv",
+    "kv_partial",
     "segment_memory_bytes",
     "limits",
 )

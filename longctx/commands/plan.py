@@ -51,7 +51,8 @@ _READS = {"bm25": False, "head": False, "random": False, "all": False, "dense": 
 class Plan:
     """Bytes by purpose. ``loaded`` is the model by itself; ``above`` what asking adds at its peak.
 
-    ``kv`` is what keys, values and index of the whole text take by policy.
+    ``kv`` is what keys, values and index of the whole text take by policy; ``warnings`` say where the policy asked for
+    bounds nothing.
     """
 
     parts: Mapping[str, int]
@@ -59,6 +60,7 @@ class Plan:
     above: int
     free: int | None
     kv: Mapping[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     @property
     def peak(self) -> int:
@@ -93,6 +95,7 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
                 "fits": made.fits and not why,
                 "stored": dataclasses.asdict(kept),
                 "kv_bytes": made.kv,
+                "warnings": list(made.warnings),
             }
         )
     else:
@@ -109,6 +112,7 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
         full = tokens * model.kv_bytes_per_token
         trained = f"and the model was trained to {model.window:,} tokens" if tokens > model.window else ""
         screen.note(f"reading all of it at once would keep {size(full)} of keys and values {trained}".rstrip())
+        screen.warn(made.warnings)
     if not made.fits:
         raise DoesNotFit(
             f"{tokens:,} tokens with {model.name} need {size(made.peak)}, and {size(made.free or 0)} are free. "
@@ -149,6 +153,7 @@ def plan(model: Report, tokens: int, settings: Settings) -> Plan:
     room = model.window - model.frame_tokens - _QUESTION - settings.max_new_tokens
     budget = settings.budget if settings.asked_budget else min(settings.budget, max(1, room))
     prompt = model.frame_tokens + _QUESTION + (tokens if whole else min(tokens, budget))
+    short: str = plugins.load("kv", settings.policy() or "full").shortfall(prompt)
     parts = {
         "runtime": _RUNTIME + model.vocabulary * _VOCABULARY,
         "weights": model.weight_bytes,
@@ -162,7 +167,8 @@ def plan(model: Report, tokens: int, settings: Settings) -> Plan:
     during = parts["prompt"] + parts["prompt scratch"]
     kept = parts["text and index"] + parts["encoder"] + parts["segment memory"]
     loaded = parts["runtime"] + parts["weights"]
-    return Plan(parts, loaded, kept + max(parts["reading scratch"], during), free_bytes(), _policies(model, tokens))
+    above = kept + max(parts["reading scratch"], during)
+    return Plan(parts, loaded, above, free_bytes(), _policies(model, tokens), (short,) if short else ())
 
 
 def _keys(model: Report, tokens: int, policy: str | None) -> int:

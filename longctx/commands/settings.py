@@ -38,6 +38,7 @@ class Settings:
     seed: int | None = None
     drafters: str = "auto"
     kv: str = "none"
+    kv_partial: bool = False
     splitter: str = "auto"
     encoder: str = "auto"
     calibration: str = "auto"
@@ -126,8 +127,8 @@ def _value(path: Path, key: str, value: Any, known: Mapping[str, str]) -> Any:
             return count(value)
         except ValueError as error:
             raise BadOption(f"{path}: {key}: {error}.") from error
-    kinds: tuple[type, ...] = {"str": (str,), "float": (int, float), _TABLE: (dict,)}.get(wanted, (int,))
-    if not isinstance(value, kinds) or isinstance(value, bool):
+    kinds: dict[str, tuple[type, ...]] = {"str": (str,), "float": (int, float), "bool": (bool,), _TABLE: (dict,)}
+    if not isinstance(value, kinds.get(wanted, (int,))) or isinstance(value, bool) is not (wanted == "bool"):
         name = "a table" if wanted == _TABLE else wanted.removesuffix(" | None")
         raise BadOption(f"{path}: {key}={value!r} is not {name}.")
     return value

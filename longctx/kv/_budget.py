@@ -8,6 +8,7 @@ from longctx.errors import BadOption
 
 KEEP = 0.125  # of the context, where neither is given
 LEAST = 512  # slots that are read then at least: below it a choice saves nothing
+_LONGEST = 2**62  # tokens: no context is longer, whatever the share
 
 
 def check(budget: int | None, keep: float | None, name: str) -> None:
@@ -23,14 +24,40 @@ def check(budget: int | None, keep: float | None, name: str) -> None:
 def slots(tokens: int, budget: int | None, keep: float | None, forced: int, name: str) -> int:
     """Slots that a KV head reads of ``tokens``; of them ``forced`` are always the same (the first and the last).
 
-    Raises BadOption where a context that is longer leaves no choice.
+    All of them where a share leaves no choice, which ``shortfall`` says. Raises BadOption for a ``budget`` that leaves
+    none.
     """
-    count = budget
-    if count is None:
-        count = max(LEAST, math.ceil(KEEP * tokens)) if keep is None else math.ceil(keep * tokens)
-    if count < min(forced + 1, tokens):
-        raise BadOption(
-            f"{name}: a budget of {count} slots of {tokens} is not above the {forced} that are always read (sinks and "
-            f"recent). Raise it, or lower those."
-        )
-    return min(count, tokens)
+    count = _count(tokens, budget, keep)
+    if count >= min(forced + 1, tokens):
+        return min(count, tokens)
+    if budget is None:
+        return tokens
+    raise BadOption(
+        f"{name}: a budget of {count} slots of {tokens} is not above the {forced} that are always read (sinks and "
+        f"recent). Raise it, or lower those."
+    )
+
+
+def shortfall(tokens: int, budget: int | None, keep: float | None, forced: int, name: str) -> str:
+    """Why a share of so short a context is no budget, and from which length on it is one; empty where it is one."""
+    count = _count(tokens, budget, keep)
+    if budget is not None or count >= min(forced + 1, tokens):
+        return ""
+    share = KEEP if keep is None else keep
+    asked = f"keep={keep}" if keep is not None else f"the default (keep={KEEP}, at least {LEAST} slots)"
+    return (
+        f"{name}: {asked} is a budget of {count} slots of {tokens} tokens, not above the {forced} that are always read "
+        f"(sinks and recent): all {tokens} are read. The share is worth it from {_worth(share, forced):,} tokens on."
+    )
+
+
+def _count(tokens: int, budget: int | None, keep: float | None) -> int:
+    if budget is not None:
+        return budget
+    return max(LEAST, math.ceil(KEEP * tokens)) if keep is None else math.ceil(keep * tokens)
+
+
+def _worth(share: float, forced: int) -> int:
+    """The fewest tokens of which ``share`` is more than ``forced``, as ``_count`` rounds it."""
+    near = int(min(forced / share, _LONGEST))
+    return next((tokens for tokens in (near - 1, near, near + 1) if math.ceil(share * tokens) > forced), near + 2)

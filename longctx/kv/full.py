@@ -23,6 +23,9 @@ class Full:
     def slots(self, tokens: int) -> int:
         return tokens
 
+    def shortfall(self, tokens: int) -> str:
+        return ""
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         return Index(layer.tokens, budget)
 

@@ -45,6 +45,9 @@ class LmInfinite:
     def slots(self, tokens: int) -> int:
         return _budget.slots(tokens, self.budget, self.keep, self.sinks, "lm_infinite")
 
+    def shortfall(self, tokens: int) -> str:
+        return _budget.shortfall(tokens, self.budget, self.keep, self.sinks, "lm_infinite")
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         tokens, device = layer.tokens, layer.keys.device
         first = min(self.sinks, tokens, budget)

@@ -49,9 +49,19 @@ class LongHeads:
             raise BadOption(f"window={self.window} and page={self.page} must be at least 1.")
 
     def slots(self, tokens: int) -> int:
-        budget = _DEFAULT if self.budget is None and self.keep is None else self.budget
-        # the first chunk, the last whole one and the one that has begun
-        return _budget.slots(tokens, budget, self.keep, 3 * self.window - 1, "longheads")
+        return _budget.slots(tokens, self._counted, self.keep, self._forced, "longheads")
+
+    def shortfall(self, tokens: int) -> str:
+        return _budget.shortfall(tokens, self._counted, self.keep, self._forced, "longheads")
+
+    @property
+    def _counted(self) -> int | None:
+        return _DEFAULT if self.budget is None and self.keep is None else self.budget
+
+    @property
+    def _forced(self) -> int:
+        """The first chunk, the last whole one and the one that has begun."""
+        return 3 * self.window - 1
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         assert layer.turn is not None

@@ -35,6 +35,9 @@ class Oracle:
     def slots(self, tokens: int) -> int:
         return _budget.slots(tokens, self.budget, self.keep, self.sinks + self.recent, "oracle")
 
+    def shortfall(self, tokens: int) -> str:
+        return _budget.shortfall(tokens, self.budget, self.keep, self.sinks + self.recent, "oracle")
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         return Index(layer.tokens, budget)
 

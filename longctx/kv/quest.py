@@ -44,8 +44,15 @@ class Quest:
             )
 
     def slots(self, tokens: int) -> int:
-        forced = self.sinks + self.recent
-        return _budget.slots(tokens, self.budget, self.keep, forced + self.page - 1, "quest")
+        return _budget.slots(tokens, self.budget, self.keep, self._forced, "quest")
+
+    def shortfall(self, tokens: int) -> str:
+        return _budget.shortfall(tokens, self.budget, self.keep, self._forced, "quest")
+
+    @property
+    def _forced(self) -> int:
+        """Slots that are always read, and what may be missing to a page."""
+        return self.sinks + self.recent + self.page - 1
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         inner = layer.keys[:, self.sinks : layer.tokens - self.recent]

@@ -35,6 +35,9 @@ class Random:
     def slots(self, tokens: int) -> int:
         return _budget.slots(tokens, self.budget, self.keep, self.sinks + self.recent, "random")
 
+    def shortfall(self, tokens: int) -> str:
+        return _budget.shortfall(tokens, self.budget, self.keep, self.sinks + self.recent, "random")
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         generator = torch.Generator().manual_seed(self.seed * 4096 + layer.layer)
         drawn = torch.rand(len(layer.keys), layer.tokens, generator=generator)

@@ -42,6 +42,9 @@ class SnapKV:
     def slots(self, tokens: int) -> int:
         return _budget.slots(tokens, self.budget, self.keep, self.window, "snapkv")
 
+    def shortfall(self, tokens: int) -> str:
+        return _budget.shortfall(tokens, self.budget, self.keep, self.window, "snapkv")
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         kv_heads, tokens, _ = layer.keys.shape
         count = layer.queries.shape[1]

@@ -77,6 +77,9 @@ class Squeezed:
     def slots(self, tokens: int) -> int:
         return _budget.slots(tokens, self.budget, self.keep, self.sinks + self.recent, "squeezed")
 
+    def shortfall(self, tokens: int) -> str:
+        return _budget.shortfall(tokens, self.budget, self.keep, self.sinks + self.recent, "squeezed")
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         first, last = self.sinks, layer.tokens - self.recent
         stored, found = _clusters.clustered(

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 
 from longctx.errors import ArtifactError
 from longctx.store import manifest
-from longctx.store.writer import LOCK
+from longctx.store.folders import LOCK
 
 SUFFIX = ".lctx"
 _LEAVING = ".leaving"

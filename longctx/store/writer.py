@@ -1,52 +1,48 @@
 """The one process that changes an artifact: files are added one by one, and the manifest makes them the artifact.
 
-Owns the lock, the journal of what was added and not yet published, and what is swept away. A new version shares the
-files that did not change. A process that ends halfway leaves the old version as it was, and a journal from which the
-next one goes on.
+Owns the journal of what was added and not yet published. A new version shares the files that did not change. A process
+that ends halfway leaves the old version as it was, and a journal from which the next one goes on.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from contextlib import suppress
+import re
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from filelock import FileLock, Timeout
-
-from longctx.errors import ArtifactBusy, ArtifactError, UsageError, naming
-from longctx.store import files, manifest
+from longctx.errors import ArtifactError, naming
+from longctx.store import files, folders, manifest
 from longctx.store.files import Entry
 from longctx.store.manifest import JOURNAL, Manifest
 
-LOCK = ".lock"
-_WAIT_SECONDS = 30.0
+KIND = folders.Kind(
+    "a compiled document",
+    manifest.FILE,
+    ("document-", "vectors-", "segment-", "summary-"),
+    names=re.compile(re.escape(JOURNAL)),
+)
 
 
 class Writer:
     """Holds the lock of ``folder`` inside ``with``. ``published`` is the version there is; None: none, or damaged."""
 
-    def __init__(self, folder: Path, wait_seconds: float = _WAIT_SECONDS) -> None:
+    def __init__(self, folder: Path, wait_seconds: float = folders.WAIT_SECONDS) -> None:
         self.folder = folder
         self.published: Manifest | None = None
         self.written_bytes = 0
-        self._wait, self._lock = wait_seconds, FileLock(folder / LOCK)
+        self.expected_bytes = 0  # of all files, as far as the caller knows them
+        self._asked_bytes = 0
+        self._wait, self._held = wait_seconds, ExitStack()
         self._known: dict[str, Entry] = {}
         self._added: list[Entry] = []
 
     def __enter__(self) -> Self:
         """Raises UsageError where no artifact can be and ArtifactBusy while another process writes this one."""
-        check_place(self.folder)
-        self.folder.mkdir(exist_ok=True)
-        try:
-            self._lock.acquire(timeout=self._wait)
-        except Timeout as error:
-            raise ArtifactBusy(
-                f"another process has been writing {self.folder} for the {self._wait:.0f} s that were waited for it. "
-                f"Try again when it is done, or name another place."
-            ) from error
+        self._held.enter_context(folders.held(self.folder, KIND, self._wait))
         try:
             self.published = manifest.load(self.folder)
         except ArtifactError:
@@ -60,7 +56,12 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if isinstance(error, OSError):
             self._take_back()
-        self._lock.release()
+        self._held.close()
+
+    @property
+    def needed_bytes(self) -> int:
+        """About what all files take: what is expected, or what was to be added so far where that is more."""
+        return max(self.expected_bytes, self._asked_bytes)
 
     def known(self, key: str) -> Entry | None:
         """The file that was made from what ``key`` is a hash of, by this or an earlier process."""
@@ -73,6 +74,7 @@ class Writer:
 
     def add(self, kind: str, data: bytes, key: str = "") -> Entry:
         """The file of ``data``, on the disk afterwards. With a ``key`` a later process finds it, published or not."""
+        self._asked_bytes += len(data)
         entry, new = files.write(self.folder, kind, data)
         if new:
             self._added.append(entry)
@@ -89,12 +91,7 @@ class Writer:
         """The artifact is ``made`` afterwards, and files that are no part of it are gone."""
         manifest.publish(self.folder, made)
         self.published, self._added = made, []
-        kept = {entry.name for entry in made.entries()}
-        for path in self.folder.iterdir():
-            if path.name not in kept and _ours(path.name) and path.name not in (LOCK, manifest.FILE):
-                with suppress(OSError):  # a folder, or in use elsewhere: it is no part of the artifact and may stay
-                    path.unlink()
-        files.sync(self.folder)
+        folders.sweep(self.folder, KIND, {entry.name for entry in made.entries()})
 
     def _note(self, key: str, entry: Entry) -> None:
         """A line in the journal. It is written after the file it names, so that a line never promises too much."""
@@ -131,32 +128,11 @@ class Writer:
         What the manifest names stays: it may have been put in place just before the failure.
         """
         try:
-            kept = manifest.load(self.folder).entries()
+            kept = {entry.name for entry in manifest.load(self.folder).entries()}
         except ArtifactError:
-            kept = ()
-        for entry in self._added:
-            if entry not in kept:
-                (self.folder / entry.name).unlink(missing_ok=True)
-
-
-def check_place(folder: Path) -> None:
-    """Raises UsageError for a place where no artifact can be made: a file, a folder of other things, no parent."""
-    if not folder.absolute().parent.is_dir():
-        raise UsageError(f"there is no folder {str(folder.absolute().parent)!r} for {folder.name!r}.")
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UsageError(f"{str(folder)!r} is a file; a compiled document is a folder. Name another place.")
-    names = {path.name for path in folder.iterdir()}
-    if manifest.FILE not in names and (others := sorted(name for name in names if not _ours(name))):
-        raise UsageError(f"{str(folder)!r} holds other files ({others[0]!r:.80}). Name a place of its own.")
-
-
-def _ours(name: str) -> bool:
-    """Whether only an artifact has a file of that name."""
-    stem = name.removesuffix(files.DAMAGED)
-    part = stem.endswith(files.PART) and stem.startswith((manifest.FILE, *_KINDS))
-    return stem in (LOCK, JOURNAL, manifest.FILE) or part or files.NAME.fullmatch(stem) is not None
-
-
-_KINDS = ("document-", "vectors-", "segment-", "summary-")
+            kept = set()
+        folders.take_back(self.folder, self._added, kept)
+        journal, left = self.folder / JOURNAL, self._journal().values()
+        unfinished = any(entry.name not in kept and files.holds(self.folder, entry) for entry in left)
+        if journal.is_file() and not journal.is_symlink() and not unfinished:
+            journal.unlink()  # there is nothing to go on from

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -146,6 +147,61 @@ def test_impossible_budgets_are_refused_with_numbers(name: str) -> None:
 def test_a_budget_must_pass_what_is_always_read(name: str) -> None:
     with pytest.raises(BadOption, match="always read"):
         made(name, budget=2).slots(1000)
+
+
+def leaves_a_choice(name: str, tokens: int, count: int) -> bool:
+    """Whether a budget of ``count`` slots is taken for so many tokens; what a share comes to is held against it."""
+    try:
+        made(name, budget=count).slots(tokens)
+    except BadOption:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("keep", [0.05, 0.07, 0.1, 0.125, 0.3333, 1.0])
+@pytest.mark.parametrize("name", choosing())
+def test_a_share_that_leaves_no_choice_reads_everything_and_says_from_where_on_it_would(name: str, keep: float) -> None:
+    """What it says is held against every length from one token on, and against budgets of so many slots."""
+    policy = made(name, keep=keep)
+    too_short = [n for n in range(1, 600) if not leaves_a_choice(name, n, math.ceil(keep * n))]
+    assert [n for n in range(1, 600) if policy.shortfall(n)] == too_short
+    for tokens in too_short:
+        said = policy.shortfall(tokens)
+        count = math.ceil(keep * tokens)
+        assert policy.slots(tokens) == tokens
+        assert f"{name}: keep={keep} is a budget of {count} slots of {tokens} tokens, not above the " in said
+        assert f"worth it from {too_short[-1] + 1} tokens on" in said
+    assert name == "oracle" or keep == 1 or len(too_short) > 2
+
+
+@pytest.mark.parametrize("keep", [1e-9, 1e-19, 5e-324])
+def test_a_share_of_next_to_nothing_is_said_like_any_other(keep: float) -> None:
+    assert plugins.plugin("kv", "squeezed")(keep=keep).slots(1000) == 1000
+    assert "not above the 132" in plugins.plugin("kv", "squeezed")(keep=keep).shortfall(1000)
+
+
+def test_a_default_share_below_what_is_always_read_is_a_share_too() -> None:
+    policy = plugins.plugin("kv", "squeezed")(recent=1000)
+    assert policy.slots(3000) == 3000 and "at least 512 slots) is a budget of 512 slots" in policy.shortfall(3000)
+    first = min(n for n in range(3000, 10_000) if not policy.shortfall(n))
+    assert f"from {first:,} tokens on" in policy.shortfall(3000) and policy.slots(first) == 1005
+    with pytest.raises(BadOption, match="budget of 2048 slots"):  # a count of its own, and no share
+        plugins.plugin("kv", "longheads")(window=1024).slots(20_000)
+
+
+@pytest.mark.parametrize("name", sorted({*choosing()} - {"oracle"}))
+def test_a_context_that_a_share_leaves_no_choice_of_is_full_attention_with_a_warning(name: str) -> None:
+    model = tiny.model("llama")
+    policy = made(name, keep=0.02)
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], policy)
+    assert context.policy.lossless and context.warnings == (policy.shortfall(CONTEXT),)
+    with torch.inference_mode():
+        expected = model(IDS).logits[:, CONTEXT:]
+        with context.attached(model) as cache:
+            seen = model(IDS[:, CONTEXT:], past_key_values=cache).logits
+    torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    read = longctx.kv.read(model, IDS[:, :CONTEXT]).compress(policy)
+    assert read.policy.lossless and read.warnings == context.warnings
 
 
 @pytest.mark.parametrize("name", choosing())

@@ -17,8 +17,9 @@ import pytest
 from longctx.errors import ArtifactBusy, ArtifactError, UsageError
 from longctx.store import files, manifest
 from longctx.store.artifact import damaged, open_artifact
+from longctx.store.folders import LOCK
 from longctx.store.manifest import JOURNAL
-from longctx.store.writer import LOCK, Writer
+from longctx.store.writer import Writer
 
 HERE = Path(__file__).parent.parent
 OLD, NEW = "one\ntwo\nthree\nfour\n", "one\ntwo\nthree\nfive\nsix\n"
