@@ -198,11 +198,18 @@ def test_a_flag_and_a_key_allow_layers_that_keep_no_keys(folder: Path) -> None:
     for ran in (flag, key):
         assert ran.exit_code == 0 and "left as they are: 0 (linear_attention)" in ran.stderr, ran.stderr
     assert flag.stdout == key.stdout
+
+
+def test_answers_go_on_whether_or_not_layers_may_be_left_alone(model: Path, folder: Path) -> None:
+    """What may be left alone changes whether there is an answer, and never what it is."""
     (folder / "questions.jsonl").write_text(json.dumps({"question": QUESTION}) + "\n")
-    many = ["ask", "story.txt", "--questions", "questions.jsonl", "--out", "answers.jsonl", *words[3:]]
-    ran = call(*many, "--config", "partial.toml")
+    many = ("story.txt", "--questions", "questions.jsonl", "--out", "answers.jsonl", "--kv", "squeezed:budget=150")
+    for more in ((), ("--kv-partial",)):
+        ran = asked(model, *many, *more)
+        assert ran.exit_code == 0 and "1 rows" in ran.stdout, ran.output
+    assert "1 of them from before" in ran.stdout
     row = json.loads((folder / "answers.jsonl").read_text())
-    assert ran.exit_code == 0 and "error" not in row and "kv_partial" not in row["configuration"], ran.stderr
+    assert "error" not in row and "kv_partial" not in row["configuration"]
 
 
 def test_citations_are_numbered_with_page_offsets_and_quote() -> None:

@@ -48,7 +48,13 @@ def write(folder: Path, kind: str, data: bytes) -> tuple[Entry, bool]:
     except ArtifactError:  # damaged, and set aside by now
         there = False
     if not there:
-        replace(folder / entry.name, data)
+        before = os.path.lexists(folder / entry.name)  # and could not be read
+        try:
+            replace(folder / entry.name, data)
+        except OSError:
+            if not before:  # it may have had its name already
+                (folder / entry.name).unlink(missing_ok=True)
+            raise
     return entry, not there
 
 

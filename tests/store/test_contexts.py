@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ from longctx.errors import ArtifactBusy, ArtifactError, DoesNotFit, UsageError
 from longctx.store import contexts, folders
 from longctx.store.contexts import FILE
 
-ROOT = Path(__file__).parent.parent.parent
 STEPS = ("replace", "fsync", "unlink", "mkdir", "rmdir", "open")  # calls of os that change the disk or precede it
 OLD, NEW = "old", "new"
 
@@ -92,12 +89,13 @@ class Steps:
 def test_a_process_that_ends_at_any_step_leaves_the_old_context_or_the_new_one(
     tmp_path: Path, before: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    for step in range(1, 200):
-        folder = tmp_path / str(step)
+    found: list[str] = []
+    calls = Steps(0, Killed())
+    while calls.made >= calls.last:
+        folder, calls = tmp_path / str(len(found)), Steps(len(found) + 1, Killed())
         if before is not None:
             write(folder, before)
-        done = Steps(step, Killed()).write(folder, monkeypatch)  # nothing is tidied up behind it either
+        assert calls.write(folder, monkeypatch) == (calls.made < calls.last)  # and nothing is tidied up behind it
         try:
             found.append(whole(folder))
         except ArtifactError:
@@ -105,32 +103,27 @@ def test_a_process_that_ends_at_any_step_leaves_the_old_context_or_the_new_one(
             found.append("")
         write(folder, NEW)
         assert whole(folder) == NEW and names(folder) == kept(folder)
-        if done:
-            break
-    assert done and len(found) > 12
     switched = found.index(NEW)
-    assert found == [before or ""] * switched + [NEW] * (len(found) - switched) and 0 < switched < len(found) - 1
+    assert found == [before or ""] * switched + [NEW] * (len(found) - switched) and 12 < switched < len(found) - 1
 
 
 @pytest.mark.parametrize("before", [OLD, None])
 def test_an_error_at_any_step_leaves_the_old_context_or_the_new_one_and_nothing_half_written(
     tmp_path: Path, before: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    for step in range(1, 200):
-        folder = tmp_path / str(step)
+    found: list[str] = []
+    calls = Steps(0, Killed())
+    while calls.made >= calls.last:
+        error = OSError(errno.EIO, "Input/output error")
+        folder, calls = tmp_path / str(len(found)), Steps(len(found) + 1, error, once=True)
         if before is not None:
             write(folder, before)
-        done = Steps(step, OSError(errno.EIO, "Input/output error"), once=True).write(folder, monkeypatch)
-        if before is None and not (folder / FILE).exists():
-            assert not folder.exists()
-            found.append("")
-        else:
-            found.append(whole(folder))
-            assert names(folder) == kept(folder) or found[-1] == NEW  # what could not be swept may stay
-        if done and found[-1] == NEW and step > 30:
-            break
-    assert done and before or "" in found and NEW in found
+        ended = calls.write(folder, monkeypatch)
+        found.append(whole(folder) if folder.exists() else "")
+        assert found[-1] == NEW or (found[-1] == (before or "") and not ended)
+        # what cannot be swept once the new one is there may stay
+        assert found[-1] in ("", NEW) or names(folder) == kept(folder)
+    assert found.count(before or "") > 12 and found[-1] == NEW
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -180,21 +173,20 @@ def test_a_writer_whose_folder_was_taken_away_while_it_waited_makes_it_again(tmp
     assert whole(folder) == NEW and names(folder) == kept(folder)
 
 
-def test_three_processes_write_one_context_while_it_is_read(tmp_path: Path) -> None:
+def test_three_writers_write_one_context_while_it_is_read(tmp_path: Path) -> None:
     folder = tmp_path / "context"
     write(folder, "number 0")
-    code = (
-        f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(ROOT)!r}]\n"
-        "import importlib.util; from pathlib import Path\n"
-        f"spec = importlib.util.spec_from_file_location('own', {__file__!r})\n"
-        "own = importlib.util.module_from_spec(spec); spec.loader.exec_module(own)\n"
-        f"for i in range(8):\n    own.write(Path({str(folder)!r}), f'number {{sys.argv[1]}}{{i}}')"
-    )
-    children = [subprocess.Popen([sys.executable, "-c", code, str(n)]) for n in range(1, 4)]
+
+    def several(writer: int) -> None:
+        for number in range(8):
+            write(folder, f"number {writer}{number}")
+
     seen = set()
-    while any(child.poll() is None for child in children):
-        seen.add(whole(folder))
-    assert [child.wait() for child in children] == [0] * 3 and len(seen) > 1
+    with ThreadPoolExecutor(3) as pool:
+        writing = [pool.submit(several, writer) for writer in range(1, 4)]
+        while not all(one.done() for one in writing):
+            seen.add(whole(folder))
+    assert [one.result() for one in writing] == [None] * 3 and len(seen) > 1
     whole(folder)
     assert names(folder) == kept(folder)
 
