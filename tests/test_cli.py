@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from rich.text import Text
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import longctx
@@ -124,6 +126,22 @@ def test_listing_names_every_method_and_a_room_its_options() -> None:
     assert all(f"{name}: " in shown for name in plugins.names("selectors")) and "neighbours=0.0" in shown
     found = json.loads(call("list", "selectors", "--json").stdout)["selectors"]
     assert found["bm25"]["options"] == {"neighbours": ["float", 0.0]} and found["bm25"]["about"].startswith("BM25")
+def commands(group: Any) -> Iterator[Any]:
+    for command in group.commands.values():
+        yield command
+        yield from commands(command) if hasattr(command, "commands") else ()
+
+
+def test_no_help_text_loses_its_brackets() -> None:
+    """A bracket before a letter is a style to rich, and what stood in it was not shown."""
+    shown = 0
+    for command in commands(get_command(app)):
+        for text in (command.help, *(getattr(parameter, "help", None) for parameter in command.params)):
+            plain = Text.from_markup(text or "").plain
+            assert plain == (text or "").replace("\\[", "[") and not plain.endswith(" ."), (command.name, text)
+            shown += plain.count("[")
+    assert shown > 10
+    assert "be copied [the prompt]." in " ".join(call("generate", "--help").stdout.replace("│", " ").split())
 
 
 # --- results --------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ Systems = Annotated[
     typer.Option(
         "--system",
         metavar="NAME",
-        help="A selector, middle, closed_book or full; once for each [auto, bm25, dense, head and those three].",
+        help=r"A selector, middle, closed_book or full; once for each \[auto, bm25, dense, head and those three].",
         rich_help_panel=_LONG_QA,
     ),
 ]

@@ -1,4 +1,7 @@
-"""The flags that several commands share, spelled once. Knows their names and help, not what they do."""
+"""The flags that several commands share, spelled once. Knows their names and help, not what they do.
+
+A help text is markup of rich: a bracket before a letter is written ``\\[``, or it would be taken for a style.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,7 @@ SegmentKV = Annotated[
     str | None,
     typer.Option(
         metavar="WHERE",
-        help="Keys and values of segments: auto, none, summary, disk or ram [auto].",
+        help=r"Keys and values of segments: auto, none, summary, disk or ram \[auto].",
         rich_help_panel=_READING,
     ),
 ]
@@ -78,7 +81,7 @@ CachedKV = Annotated[
     ),
 ]
 SegmentForm = Annotated[
-    str | None, typer.Option(metavar="FORM", help="exact, or int8: half as large [exact].", rich_help_panel=_READING)
+    str | None, typer.Option(metavar="FORM", help=r"exact, or int8: half as large \[exact].", rich_help_panel=_READING)
 ]
 Plot = Annotated[
     Path | None, typer.Option(metavar="FILE.png", help="Draw where the model looked.", rich_help_panel=_TALK)
