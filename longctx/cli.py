@@ -38,12 +38,8 @@ Words = Annotated[list[str], typer.Argument(metavar='FILE... "QUESTION"', show_d
 @app.command()
 def ask(
     words: Words,
-    questions: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="Many questions: all words are files then. Needs --out.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE.jsonl", help="One answer a row; goes on where it ended.")
-    ] = None,
+    questions: flags.Questions = None,
+    out: flags.Answers = None,
     model: flags.Model = None,
     selector: flags.Selector = None,
     budget: flags.Budget = None,
@@ -128,7 +124,7 @@ def compile_(
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="BOOK.lctx")],
     verify: Annotated[bool, typer.Option("--verify", help="Check every file. Exit code 4: one is damaged.")] = False,
-    model: Annotated[str | None, typer.Option(hidden=True)] = None,
+    model: flags.NoModel = None,
     config: flags.Config = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -225,9 +221,9 @@ def plan(
 
 @app.command("eval")
 def evaluate(
-    suite: eval_flags.Suite,
-    data: eval_flags.Data,
-    out: eval_flags.Out,
+    suite: eval_flags.Suite = "",
+    data: eval_flags.Data = None,
+    out: eval_flags.Out = None,
     sample: eval_flags.Sample = 100,
     sets: eval_flags.Sets = "",
     full_sample: eval_flags.FullSample = 20,
@@ -251,9 +247,13 @@ def evaluate(
         sets=sets, full_sample=full_sample, paper_sample=paper_sample, stored=stored, systems=systems or None,
         budgets=budgets, max_new_tokens=max_new_tokens, seed=seed, keep_answers=keep_answers, dry_run=dry_run,
     )  # fmt: skip
-    grid = eval_flags.grid(suite, given, config)
     settings, screen = _begin(config, dict(model=model), json, quiet, verbose)
-    importlib.import_module("longctx.commands.jobs").evaluate(suite, data, out, sample, grid, settings, screen)
+    command = importlib.import_module("longctx.commands.jobs")
+    if names:
+        command.list_suites(screen)
+    else:
+        grid = eval_flags.grid(suite, given, config)
+        command.evaluate(suite, *eval_flags.folders(data, out), sample, grid, settings, screen)
 
 
 @app.command()
@@ -278,7 +278,7 @@ def bench(
 @app.command("list")
 def list_(
     room: Annotated[str | None, typer.Argument(help="One room with the options of its methods.")] = None,
-    model: Annotated[str | None, typer.Option(hidden=True)] = None,
+    model: flags.NoModel = None,
     config: flags.Config = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,

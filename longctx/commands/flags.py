@@ -27,6 +27,11 @@ _TALK = "Output"
 
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A hub id, a folder, or 'embedded' (the default).")]
 ModelName = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A hub id, a folder, or 'embedded'.")]
+NoModel = Annotated[str | None, typer.Option("--model", "-m", hidden=True)]  # taken by the commands that load none
+Questions = Annotated[
+    Path | None, typer.Option(metavar="FILE.jsonl", help="Many questions: all words are files then. Needs --out.")
+]
+Answers = Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="One answer a row; goes on where it ended.")]
 Config = Annotated[Path | None, typer.Option(help="A TOML file with any of these settings.", metavar="longctx.toml")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_READING)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_READING)]

@@ -30,9 +30,11 @@ _FOLDERS = {"kv"}  # benchmarks whose data is a folder
 _NOT_WRITTEN = ("selector", "budget", "max_new_tokens", "temperature", "seed", "drafters", "kv", "segment_memory_bytes")
 
 
-def list_suites() -> None:
+def list_suites(screen: Screen) -> None:
     """Name every suite of ``longctx eval``, a line each."""
-    screen = Screen()
+    if screen.json:
+        screen.result({"suites": _suites()})
+        return
     for name in _suites():
         screen.line(name)
 

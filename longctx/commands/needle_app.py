@@ -84,7 +84,7 @@ def rebuild(
     haystack: Annotated[
         list[Path] | None, typer.Option(metavar="PATH", help="The files the rows were made with.")
     ] = None,
-    model: Annotated[str | None, typer.Option(hidden=True)] = None,
+    model: flags.NoModel = None,
     config: flags.Config = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
