@@ -301,6 +301,8 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(data: Path, tmp_pa
         (tmp_path / "out").mkdir(exist_ok=True)
         with pytest.raises(error):
             job(out=tmp_path / "rows", **given).run(never)
+    with pytest.raises(BadOption, match=r"budgets=\(0,\), sample=0 and max_new_tokens=3 must be at least 1"):
+        job(out=tmp_path / "rows", data=data, budgets=(0,), sample=0).run(never)
     with pytest.raises(UnknownMethod, match="Known: .*leval"):
         long_qa.read_cases("weather", data)
 
