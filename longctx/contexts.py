@@ -22,6 +22,7 @@ from longctx.backend.forks import Context, Held
 from longctx.backend.model import model_fingerprint
 from longctx.backend.rotary import turns
 from longctx.backend.slots import windows
+from longctx.console import listener
 from longctx.errors import ArtifactError, BadOption, CacheError, EmptyInput, UsageError
 from longctx.keys import Index
 from longctx.kv import _files
@@ -132,7 +133,7 @@ def compress(
     attention_mask: Any = None,
     allow_partial: bool = False,
     piece_tokens: int = PIECE,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
 ) -> CompressedContext:
     """The context of ``input_ids`` [tokens] or [1, tokens], read once by ``model`` and bounded by ``policy``.
 
@@ -152,11 +153,12 @@ def compress(
     if piece_tokens < 1:
         raise BadOption(f"piece_tokens={piece_tokens} must be at least 1.")
     method, budget, warnings = chosen(model, len(ids), policy, allow_partial)
+    report = listener(progress)
     if method.grows:
-        made = growing.grow(model, ids, method, budget, progress)
+        made = growing.grow(model, ids, method, budget, report)
     else:
-        layers, queries = compressing.read(model, ids, method.window, piece_tokens, progress)
-        made = compressing.indexed(model, layers, queries, len(ids), method, budget, progress)
+        layers, queries = compressing.read(model, ids, method.window, piece_tokens, report)
+        made = compressing.indexed(model, layers, queries, len(ids), method, budget, report)
     return CompressedContext(made, ids, model_fingerprint(model), warnings)
 
 

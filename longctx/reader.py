@@ -21,7 +21,7 @@ from longctx.backend.tokens import Tokens
 from longctx.cite import cite
 from longctx.compiled import CompiledDocument
 from longctx.compiling import Compiler, Source
-from longctx.console import bar
+from longctx.console import listener
 from longctx.contexts import Kept, Policy, reach
 from longctx.cut import joined
 from longctx.errors import BadOption, EmptyInput
@@ -47,6 +47,7 @@ class Reader:
     ``encoder`` names the sentence encoder ("auto": the embedded one where it is installed; None: none).
     ``calibration`` is "auto" (made on first use and kept in the cache folder), None, or a Calibration.
     ``segment_memory_bytes`` bounds the keys and values of segments that a compiled document keeps for later questions.
+    ``progress`` is True for a bar on stderr, or a function of stage, done and total.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Reader:
         calibration: Any = "auto",
         segment_tokens: int = SEGMENT_TOKENS,
         segment_memory_bytes: int = MEMORY_BYTES,
-        progress: Progress | None = None,
+        progress: bool | Progress | None = None,
     ) -> None:
         if segment_tokens < 1 or segment_memory_bytes < 0:
             raise BadOption(
@@ -74,7 +75,7 @@ class Reader:
         cutting = Cutting(plugins.resolve("splitters", splitter), segment_tokens)
         made_with = (self._loaded, self._tokens, lambda: self._probe, Encoders(encoder), self._calibrator)
         self._compiler = Compiler(*made_with, cutting, segment_memory_bytes)
-        self._memory_bytes, self._progress = segment_memory_bytes, progress
+        self._memory_bytes, self._progress = segment_memory_bytes, listener(progress)
         self._kept = Kept()
 
     @classmethod
@@ -84,11 +85,11 @@ class Reader:
         *,
         dtype: Any = "auto",
         device: str = "auto",
-        progress: Progress | None = None,
+        progress: bool | Progress | None = None,
         **options: Any,
     ) -> Reader:
         """A reader for a hub id, a local folder or ``"embedded"``. Raises ModelError when it cannot be loaded."""
-        loaded = from_pretrained(name, dtype=dtype, device=device, progress=progress)
+        loaded = from_pretrained(name, dtype=dtype, device=device, progress=listener(progress))
         return cls(loaded, loaded.tokenizer, progress=progress, **options)
 
     @property
@@ -296,4 +297,4 @@ class Reader:
         return len(self._tokens.plain(text))
 
     def _report(self, progress: bool | Progress) -> Progress | None:
-        return bar() if progress is True else (progress or self._progress)
+        return listener(progress) or self._progress

@@ -14,6 +14,7 @@ from longctx.backend.forks import Held
 from longctx.backend.model import model_fingerprint
 from longctx.backend.queries import Queries
 from longctx.backend.stock import stock_cache
+from longctx.console import listener
 from longctx.contexts import PIECE, CompressedContext, Policy, chosen, row_of
 from longctx.errors import BadOption
 from longctx.protocols import Progress
@@ -32,7 +33,7 @@ class Reading:
     def tokens(self) -> int:
         return len(self.token_ids)
 
-    def compress(self, policy: Policy, progress: Progress | None = None) -> CompressedContext:
+    def compress(self, policy: Policy, progress: bool | Progress | None = None) -> CompressedContext:
         """The context bounded by ``policy``, as ``longctx.kv.compress`` makes it of the same ids.
 
         Raises BadOption for a policy through which the context itself has to be read, or that wants more of its last
@@ -44,7 +45,7 @@ class Reading:
         if method.window > self._queries.count:
             raise BadOption(f"{policy!r} wants the last {method.window} queries; {self._queries.count} were kept.")
         made = compressing.indexed(
-            self._model, list(self._layers), self._queries, self.tokens, method, budget, progress
+            self._model, list(self._layers), self._queries, self.tokens, method, budget, listener(progress)
         )
         return CompressedContext(made, self.token_ids, model_fingerprint(self._model), warnings)
 
@@ -77,7 +78,7 @@ def read(
     *,
     allow_partial: bool = False,
     piece_tokens: int = PIECE,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
 ) -> Reading:
     """``input_ids`` [tokens] or [1, tokens] read once by ``model``, for several policies.
 
@@ -87,5 +88,5 @@ def read(
     if piece_tokens < 1:
         raise BadOption(f"piece_tokens={piece_tokens} must be at least 1.")
     compressing.kinds(model, allow_partial)
-    layers, queries = compressing.read(model, ids, WINDOW, piece_tokens, progress)
+    layers, queries = compressing.read(model, ids, WINDOW, piece_tokens, listener(progress))
     return Reading(model, ids, layers, queries, allow_partial)

@@ -27,6 +27,7 @@ from longctx.backend.probe import Probe, bytes_per_token
 from longctx.backend.summaries import Summary
 from longctx.backend.tokens import Frame
 from longctx.compiled import PLAIN, CompiledDocument
+from longctx.console import listener
 from longctx.errors import ArtifactError, ModelError
 from longctx.overview import deepest, glancing, lengths
 from longctx.protocols import Progress
@@ -93,10 +94,12 @@ class Storage:
             (f"longctx {__version__}", *versions, platform.machine()),
         )
 
-    def save(self, book: CompiledDocument, path: Path, segment_kv: str, form: Form, progress: Progress | None) -> Saved:
+    def save(
+        self, book: CompiledDocument, path: Path, segment_kv: str, form: Form, progress: bool | Progress | None
+    ) -> Saved:
         """``path`` holds ``book`` afterwards, or what it held before. What it held of the same text is taken over."""
         check_words(segment_kv, form)
-        with Writer(path) as writer, book.reporting(progress):
+        with Writer(path) as writer, book.reporting(listener(progress)):
             residency = self._residency(book, path, segment_kv, form)
             documents = _documents(writer, book)
             embedded, units_embedded = self._vectors(writer, book)

@@ -283,6 +283,17 @@ def test_numbers_that_are_not_finite_name_layer_and_position() -> None:
         model.generate(IDS, past_key_values=cache, **GREEDY)
 
 
+@pytest.mark.parametrize("policy", ["snapkv:budget=40,window=16", "lm_infinite:budget=40"])
+def test_true_is_a_bar(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny.model("llama")
+    longctx.kv.compress(model, IDS, policy)
+    assert capsys.readouterr().err == ""
+    longctx.kv.compress(model, IDS, policy, progress=True)
+    assert "context: 90 of 90 (100%)\n" in capsys.readouterr().err
+    longctx.kv.read(model, IDS, progress=True).compress("snapkv:budget=40,window=16", progress=True)
+    assert {line.partition(":")[0] for line in capsys.readouterr().err.splitlines()} == {"context", "index"}
+
+
 def test_contexts_that_cannot_be() -> None:
     model = tiny.model("llama")
     with pytest.raises(EmptyInput, match="no tokens"):

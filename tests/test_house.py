@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "overview": VERBS | {"supplies"},
     "compiled": VERBS | {"lexical", "memory", "overview", "suffixes", "supplies"},
     "summaries": VERBS | {"backend", "overview", "store"},  # wiring: as storing
-    "storing": VERBS | {"backend", "compiled", "overview", "store", "summaries", ""},  # wiring: a reader's store
+    "storing": VERBS | {"backend", "compiled", "console", "overview", "store", "summaries", ""},  # wiring: the store
     "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
     "indexing": VERBS,
     "room": NOUNS,
@@ -70,8 +70,8 @@ MAY_IMPORT = {
     "decoding": METHODS,
     "store": VERBS,
     "documents": VERBS,
-    "contexts": WIRING,
-    "readings": WIRING | {"contexts"},
+    "contexts": WIRING | {"console"},
+    "readings": WIRING | {"console", "contexts"},
     "answering": WIRING | {"contexts", "generation", "saying"},
     "stacks": VERBS | {"backend", "plugins"},
     "generation": WIRING,

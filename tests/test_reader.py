@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -426,6 +427,20 @@ def test_a_selector_may_be_an_object_of_the_callers_own(reader: Reader) -> None:
     selection = reader.select(DOCUMENT, QUESTION, budget_tokens=200, selector=Last())
     assert selection.spans[-1].end == len(DOCUMENT.text) and len(selection.spans) == 1
     assert selection.selector == "Last" and selection.warnings == ("only the end was read",)
+
+
+def test_true_is_a_bar_for_a_reader_and_for_a_call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"budget_tokens": 100, "selector": "bm25"}
+    reader_of().select(DOCUMENT, QUESTION, **asked)
+    assert capsys.readouterr().err == ""
+    reader_of().select(DOCUMENT, QUESTION, progress=True, **asked)
+    shown = capsys.readouterr().err
+    assert shown == "tokenising: 1 of 1 (100%)\n"
+    reader_of(progress=True).select(DOCUMENT, QUESTION, **asked)
+    assert capsys.readouterr().err == shown
+    named: dict[str, Any] = {"encoder": None, "calibration": None, "progress": True}
+    Reader.from_pretrained(tiny.save(tmp_path, num_hidden_layers=1), **named).select(DOCUMENT, QUESTION, **asked)
+    assert shown in capsys.readouterr().err
 
 
 def test_the_readers_model_and_tokenizer_are_the_callers_own_objects() -> None:
