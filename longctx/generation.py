@@ -5,7 +5,6 @@ Owns the wiring of model, drafters, rule and controller. Knows no method by name
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longctx import plugins
+from longctx import plugins, values
 from longctx.backend.capability import alone_because, open_target
 from longctx.backend.folding import folds
 from longctx.backend.outputs import refuse, result, rows_of
@@ -75,13 +74,8 @@ def generate(
     ``decoding.noise.row_seed(seed, i)``: the first with ``seed`` itself. Raises BadOption for options that cannot be
     had together with drafting, such as beams, and DraftError where a drafter fails.
     """
-    if isinstance(stop, str) or not all(stop):
-        raise BadOption(f"stop={stop!r} must be a list of strings, none of them empty.")
-    temperature = float(temperature)
-    if not 0 <= temperature < math.inf or max_new_tokens < 1:
-        raise BadOption(
-            f"temperature={temperature} must be 0 or more and finite, max_new_tokens={max_new_tokens} at least 1."
-        )
+    stop, temperature = values.texts("stop", stop), values.amount("temperature", temperature)
+    values.whole("max_new_tokens", max_new_tokens, 1)
     if options.get("assistant_model") is not None:
         raise BadOption("assistant_model= cannot be had: drafts come from drafters=.")
     if isinstance(input_ids, str):
@@ -138,6 +132,7 @@ def speculative(
     function. ``on_end`` gets the counts and warnings when the generation is done. Without a ``seed`` every generation
     draws other tokens.
     """
+    seed = seed if seed is None else values.whole("seed", seed)
     stack = resolve(drafters)
     copied = _index(document, tokenizer)
     folded = folds(tokenizer) if stack and tokenizer is not None else None

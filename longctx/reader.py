@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from longctx import plugins, selecting
+from longctx import plugins, selecting, values
 from longctx.answering import Request, Said, answer
 from longctx.backend.model import Loaded, from_pretrained, wrap
 from longctx.backend.probe import Probe, bytes_per_token
@@ -24,7 +24,7 @@ from longctx.compiling import Compiler, Source
 from longctx.console import listener
 from longctx.contexts import Kept, Policy, reach
 from longctx.cut import joined
-from longctx.errors import BadOption, EmptyInput
+from longctx.errors import EmptyInput
 from longctx.generation import guarantee
 from longctx.protocols import Progress, Selector
 from longctx.resources import Calibrator, Encoders
@@ -62,11 +62,8 @@ class Reader:
         segment_memory_bytes: int = MEMORY_BYTES,
         progress: bool | Progress | None = None,
     ) -> None:
-        if segment_tokens < 1 or segment_memory_bytes < 0:
-            raise BadOption(
-                f"segment_tokens={segment_tokens} must be positive and "
-                f"segment_memory_bytes={segment_memory_bytes} not negative."
-            )
+        values.whole("segment_tokens", segment_tokens, 1)
+        values.whole("segment_memory_bytes", segment_memory_bytes, 0)
         self._loaded: Loaded = model if isinstance(model, Loaded) else wrap(model, tokenizer)
         self._tokens = Tokens(self._loaded.tokenizer)
         self._frame = self._tokens.frame()
@@ -114,7 +111,8 @@ class Reader:
 
     def longest_selection(self, question: str, max_new_tokens: int = 0) -> int:
         """The largest ``budget_tokens`` that the window holds beside ``question`` and ``max_new_tokens``."""
-        return self._room.longest(self._count(question), max_new_tokens)
+        asked = self._count(values.text("question", question))
+        return self._room.longest(asked, values.whole("max_new_tokens", max_new_tokens, 0))
 
     @cached_property
     def _probe(self) -> Probe:
@@ -288,7 +286,7 @@ class Reader:
 
     def _check(self, question: str, budget_tokens: int, max_new_tokens: int, selector: str | Selector) -> None:
         """What can be refused before any work is done."""
-        if not question.strip():
+        if not values.text("question", question).strip():
             raise EmptyInput("the question is empty.")
         unbounded = selector == selecting.EVERYTHING  # the whole text has its own check, when its length is known
         self._room.check(self._count(question), 1 if unbounded else budget_tokens, max_new_tokens)

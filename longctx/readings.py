@@ -18,6 +18,7 @@ from longctx.console import listener
 from longctx.contexts import PIECE, CompressedContext, Policy, chosen, row_of
 from longctx.errors import BadOption
 from longctx.protocols import Progress
+from longctx.values import whole
 
 WINDOW = 128  # last queries that are kept for the policies to come
 
@@ -61,8 +62,7 @@ class Reading:
 
         Layers that see a window stay as they are. Raises BadOption unless ``times`` is at least 1.
         """
-        if times < 1:
-            raise BadOption(f"times={times} must be at least 1.")
+        whole("times", times, 1)
         layers = [
             held
             if held.window is not None or held.kept is not None
@@ -85,8 +85,7 @@ def read(
     Raises ModelError for layers that cannot be compressed, by name, unless ``allow_partial`` leaves them alone.
     """
     ids = row_of(input_ids)
-    if piece_tokens < 1:
-        raise BadOption(f"piece_tokens={piece_tokens} must be at least 1.")
+    whole("piece_tokens", piece_tokens, 1)
     compressing.kinds(model, allow_partial)
     layers, queries = compressing.read(model, ids, WINDOW, piece_tokens, listener(progress))
     return Reading(model, ids, layers, queries, allow_partial)

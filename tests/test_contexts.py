@@ -306,6 +306,9 @@ def test_contexts_that_cannot_be() -> None:
         longctx.kv.compress(model, IDS, attention_mask=mask)
     with pytest.raises(BadOption, match=r"\(1, 5\) is not that of 90"):
         longctx.kv.compress(model, IDS, attention_mask=torch.ones(1, 5))
+    for policy in (None, 7, "none"):
+        with pytest.raises(BadOption, match="must be a name|stands for no method"):
+            longctx.kv.compress(model, IDS, policy)  # type: ignore[arg-type]
     with pytest.raises(BadOption, match="not above the 132"):
         longctx.kv.compress(model, IDS.repeat(1, 10), "squeezed:keep=0.1")
     with pytest.raises(BadOption, match="piece_tokens=0"):

@@ -301,6 +301,14 @@ def test_a_document_is_what_the_answer_copies_from(monkeypatch: pytest.MonkeyPat
         ({"temperature": float("inf")}, BadOption, "temperature=inf"),
         ({"stop": [""]}, BadOption, "none of them empty"),
         ({"stop": "the"}, BadOption, "list of strings"),
+        ({"stop": None}, BadOption, "stop=None must be a list of strings"),
+        ({"temperature": None}, BadOption, "temperature=None must be"),
+        ({"temperature": "0.5"}, BadOption, "temperature='0.5' must be"),
+        ({"max_new_tokens": None}, BadOption, "max_new_tokens=None must be"),
+        ({"seed": "one"}, BadOption, "seed='one' must be"),
+        ({"drafters": None}, BadOption, "drafters=None must be"),
+        ({"drafters": 7}, BadOption, "drafters=7 must be"),
+        ({"controller": None}, BadOption, "controller=None must be"),
         ({"penalty_alpha": 0.6, "top_k": 4}, BadOption, "contrastive"),
         ({"prompt_lookup_num_tokens": 3}, BadOption, "assisted"),
         ({"assistant_model": tiny.model()}, BadOption, "assistant_model"),
@@ -318,6 +326,26 @@ def test_what_cannot_be_had_is_refused(options: dict[str, Any], error: type[Exce
         longctx.generate(tiny.model(), TOKENIZER, PROMPT, **OPTIONS | options)
     with pytest.raises(EmptyInput, match="no tokens"):
         longctx.generate(tiny.model(), TOKENIZER, torch.zeros(1, 0, dtype=torch.long))
+
+
+def test_wrong_types_are_refused_when_a_function_for_generate_is_made() -> None:
+    for options in ({"drafters": None}, {"seed": 0.5}):
+        with pytest.raises(BadOption, match="must be"):
+            longctx.speculative(**options)  # type: ignore[arg-type]
+    assert longctx.speculative("none", seed=np.int64(3))
+
+
+def test_a_seed_of_numpy_draws_what_pythons_does() -> None:
+    options = OPTIONS | {"temperature": 1.0, "drafters": []}
+    both = [
+        longctx.generate(tiny.model(), TOKENIZER, PROMPT, seed=seed, **options) for seed in (2**40, np.int64(2**40))
+    ]
+    assert torch.equal(both[0].sequences, both[1].sequences)
+
+
+def test_nothing_is_drafted_where_none_is_asked_for() -> None:
+    words, empty = (longctx.generate(tiny.model(), TOKENIZER, PROMPT, drafters=d, **OPTIONS) for d in ("none", []))
+    assert words.stats.drafted == 0 and torch.equal(words.sequences, empty.sequences)
 
 
 def test_a_model_of_two_stacks_is_refused() -> None:

@@ -23,7 +23,7 @@ PEERS = PIPELINES / "peers"  # run by the Python of other environments
 
 # Room or module -> what it may import of longctx besides itself. Imports go one way: down this table.
 NOUNS = {"types", "errors"}
-VERBS = NOUNS | {"drafts", "keys", "protocols", "options"}
+VERBS = NOUNS | {"drafts", "keys", "protocols", "options", "values"}
 METHODS = VERBS | {"plugins", "kernels", "segments", "suffixes"}
 ROOMS = {"segmenters", "kv", "drafters", "decoding", "store", "documents"}
 COMPILED = {
@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "segments": NOUNS,
     "suffixes": NOUNS,
     "questions": NOUNS,
+    "values": NOUNS,
     "console": VERBS,
     "cite": NOUNS | {"lexical", "segmenters"},
     "resources": VERBS | {"backend", "calibration"},  # wiring: makes what the reader hands on
@@ -58,7 +59,7 @@ MAY_IMPORT = {
     "storing": VERBS | {"backend", "compiled", "console", "overview", "store", "summaries", ""},  # wiring: the store
     "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
     "indexing": VERBS,
-    "room": NOUNS,
+    "room": NOUNS | {"values"},
     "saying": set(),
     "votes": NOUNS | {"backend", "cut", ""},
     "selecting": VERBS | {"compiled", "cut", "plugins", "questions"},

@@ -16,7 +16,7 @@ import torch
 import longctx
 import longctx.reader as reader_module
 from longctx import Document, Reader, plugins, selecting
-from longctx.errors import BadOption, CacheError, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod
+from longctx.errors import BadOption, CacheError, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod, UsageError
 from longctx.types import Event, Scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -162,6 +162,60 @@ def test_impossible_numbers_are_refused_before_any_work(reader: Reader) -> None:
     for changes, error, message in refused:
         with pytest.raises(error, match=message):
             reader.ask(DOCUMENT, QUESTION, **({"budget_tokens": 100, "max_new_tokens": 5} | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"question": None},
+        {"question": b"Where?"},
+        {"budget_tokens": None},
+        {"budget_tokens": "4k"},
+        {"budget_tokens": 99.5},
+        {"max_new_tokens": None},
+        {"temperature": None},
+        {"temperature": "0.5"},
+        {"seed": "one"},
+        {"selector": None},
+        {"selector": 7},
+        {"drafters": None},
+        {"drafters": [None]},
+        {"kv": 7},
+        {"progress": "loud"},
+    ],
+    ids=str,
+)
+def test_a_value_of_the_wrong_type_is_an_error_of_the_library_with_the_value(
+    changes: dict[str, Any], reader: Reader
+) -> None:
+    (value,) = changes.values()
+    given = {"question": QUESTION, "budget_tokens": 100, "max_new_tokens": 5} | changes
+    with pytest.raises(BadOption) as caught:
+        reader.ask(DOCUMENT, **given)
+    assert (f"{value[0]!r}" if isinstance(value, list) else f"={value!r} must be") in str(caught.value)
+    if "progress" not in changes:
+        with pytest.raises(BadOption):
+            list(reader.stream(DOCUMENT, **given))
+
+
+def test_a_reader_is_made_with_numbers_and_methods_only() -> None:
+    wrong: list[dict[str, Any]] = [{"segment_tokens": None}, {"segment_memory_bytes": "1G"}, {"splitter": None}]
+    wrong += [{"segment_memory_bytes": -1}, {"encoder": object()}, {"progress": 7}]
+    for options in wrong:
+        with pytest.raises(BadOption, match="=.* must be"):
+            reader_of(**options)
+    for question, new in ((None, 1), (QUESTION, None)):
+        with pytest.raises(BadOption):
+            reader_of().longest_selection(question, new)  # type: ignore[arg-type]
+
+
+def test_none_bounds_no_cache_and_drafts_nothing(reader: Reader) -> None:
+    asked: dict[str, Any] = {"budget_tokens": 100, "max_new_tokens": 5, "selector": "head"}
+    plain = reader.ask(DOCUMENT, QUESTION, kv=None, drafters=[], **asked)
+    words = reader.ask(DOCUMENT, QUESTION, kv="none", drafters="none", **asked)
+    assert words.text == plain.text and words.warnings == plain.warnings
+    facts = next(step.facts for step in words.trace if step.name == "decode")
+    assert facts["drafted"] == 0 and "kv" not in facts
 
 
 def test_the_largest_budget_that_is_named_is_accepted(reader: Reader) -> None:
@@ -548,7 +602,7 @@ def test_scores_that_are_all_alike_are_no_guess_and_scores_that_are_no_numbers_a
             == ()
         )
     for relevant in (True, False):
-        with pytest.raises(ValueError, match="returned NaN"):
+        with pytest.raises(UsageError, match=r"Alike returned NaN for (\d+) of \1 units"):
             reader_of().select(TWICE, QUESTION, budget_tokens=300, selector=Alike(relevant=relevant, value=np.nan))
 
 
