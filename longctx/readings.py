@@ -80,7 +80,7 @@ def read(
     piece_tokens: int = PIECE,
     progress: bool | Progress | None = None,
 ) -> Reading:
-    """``input_ids`` [tokens] or [1, tokens] read once by ``model``, for several policies.
+    """``input_ids`` [tokens] or [1, tokens], or what a tokenizer returns, read once by ``model`` for several policies.
 
     Raises ModelError for layers that cannot be compressed, by name, unless ``allow_partial`` leaves them alone.
     """

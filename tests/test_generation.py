@@ -289,6 +289,8 @@ def test_a_document_is_what_the_answer_copies_from(monkeypatch: pytest.MonkeyPat
         longctx.generate(model, TOKENIZER, "a text")
     with pytest.raises(BadOption, match="tokenizer="):
         longctx.speculative(document=document)
+    with pytest.raises(BadOption, match="not str"):  # and nothing of a tokenizer, which would not help
+        longctx.speculative(document="a text")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -348,6 +350,48 @@ def test_nothing_is_drafted_where_none_is_asked_for() -> None:
     assert words.stats.drafted == 0 and torch.equal(words.sequences, empty.sequences)
 
 
+@pytest.mark.parametrize("tensors", [None, "np", "pt"])
+def test_what_a_tokenizer_returns_is_a_prompt(tensors: str | None) -> None:
+    model, given = tiny.model(), TOKENIZER("the river of the north", return_tensors=tensors)
+    expected = plain(model, torch.as_tensor(TOKENIZER("the river of the north")["input_ids"])[None])
+    assert torch.equal(longctx.generate(model, TOKENIZER, given, **OPTIONS).sequences, expected)
+    assert torch.equal(longctx.generate(model, TOKENIZER, dict(given), **OPTIONS).sequences, expected)
+
+
+def test_the_mask_that_a_tokenizer_returns_holds() -> None:
+    model, tokenizer = tiny.model(), tiny.tokenizer(padding_side="left")
+    texts = ["the river of the north was there before the winter", "the street"]
+    given = tokenizer(texts, padding=True, return_tensors="pt")
+    assert not given["attention_mask"].all()
+    given["input_ids"][given["attention_mask"] == 0] = 9  # no token that generate itself would take for padding
+    out = longctx.generate(model, tokenizer, given, drafters=["document"], **OPTIONS)
+    for row, text in zip(out.sequences, texts, strict=True):
+        alone = plain(model, tokenizer(text, return_tensors="pt")["input_ids"])
+        assert row[-24:].tolist() == alone[0, -24:].tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "says"),
+    [
+        (None, {}, "NoneType must be numbers"),
+        (["the"], {}, "must be numbers"),
+        ([[1, 2], [3]], {}, "rows of one length"),
+        ([1.5], {}, "must be whole numbers"),
+        ([True], {}, "must be whole numbers"),
+        (5, {}, r"shape \(\)"),
+        ([[[1]]], {}, r"shape \(1, 1, 1\)"),
+        ({"ids": [1]}, {}, "holds ids, and no 'input_ids'"),
+        ({}, {}, "holds nothing"),
+        ({"input_ids": [5, 6], "attention_mask": [1]}, {}, r"attention_mask of shape \(1,\) is not that of 2 tokens"),
+        ({"input_ids": [5, 6], "attention_mask": [1, 1]}, {"attention_mask": [1, 1]}, "given twice"),
+        ([5, 6], {"attention_mask": "11"}, "attention_mask is a text"),
+    ],
+)
+def test_what_are_no_ids_is_refused(given: Any, options: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadOption, match=says):
+        longctx.generate(tiny.model(), TOKENIZER, given, **OPTIONS | options)
+
+
 def test_a_model_of_two_stacks_is_refused() -> None:
     config = T5Config(vocab_size=480, d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=0)
     with pytest.raises(BadOption, match="t5 model"):
@@ -371,6 +415,17 @@ def test_without_a_seed_every_generation_and_every_row_draws_its_own() -> None:
     one, two = longctx.generate(model, TOKENIZER, PROMPT.repeat(2, 1), **given).sequences
     assert not torch.equal(one, two)
     assert torch.equal(one, longctx.generate(model, TOKENIZER, PROMPT, **given).sequences[0])
+
+
+def test_several_documents_are_copied_from_as_one_compiled_from_them_is() -> None:
+    both = [Document.from_text("the of and " * 30, id="a"), Document.from_text("with on " * 30, id="b")]
+    reader = longctx.Reader(tiny.model(), TOKENIZER, encoder=None, calibration=None)
+    listed, compiled = module._index(both, TOKENIZER), reader.compile(both).copies
+    assert listed is not None and listed.tokens.tolist() == compiled.tokens.tolist()
+    out = longctx.generate(reader.model, TOKENIZER, PROMPT, document=both, **STEADILY)
+    assert torch.equal(out.sequences, plain(reader.model))
+    with pytest.raises(EmptyInput, match="'b' has no text"):
+        longctx.speculative(document=[both[0], Document.from_text("", id="b")], tokenizer=TOKENIZER)
 
 
 def test_a_document_is_indexed_once_for_all_rows_and_drafters(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,9 +246,23 @@ def test_what_is_no_document_is_refused(wrong: Any, reader: Reader) -> None:
         reader.compile(wrong)
 
 
+def test_what_is_no_document_is_named_by_its_type(reader: Reader) -> None:
+    class Document:
+        """As other libraries have one."""
+
+    for wrong, said in (
+        ("report.pdf", "not str. .*Document.from_text of a string"),
+        ([], "not a list of nothing"),
+        ([DOCUMENT, 7, "x"], "not a list of int, longctx.types.Document, str"),
+        (Document(), f"not {__name__}.Document"),
+    ):
+        with pytest.raises(BadOption, match=said):
+            reader.compile(wrong)  # type: ignore[arg-type]
+
+
 def test_two_documents_of_one_id_are_refused(reader: Reader) -> None:
     """Spans and citations name documents by id: with two of one name they would point into the wrong text."""
-    with pytest.raises(BadOption, match="same id.*text"):
+    with pytest.raises(BadOption, match=r"same id: 'text'\. .*from_text\(text, id="):
         reader.compile([Document.from_text("one"), Document.from_text("two")])
 
 
