@@ -228,6 +228,8 @@ class Reader:
         times.append(time.perf_counter())
         prompt_tokens, said = 0, Said(NOTHING)
         read = len(selection.as_read)
+        if not read:
+            emit(NOTHING)
         if read:
             prompt = self.prompt(joined(book.documents, selection.as_read), question)
             prompt_tokens = len(prompt)

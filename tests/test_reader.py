@@ -312,6 +312,13 @@ def test_ask_select_and_stream_agree(template: str) -> None:
     assert all(0 < event.done <= event.total for event in events if event.kind == "progress")
 
 
+def test_an_answer_that_the_model_was_not_asked_for_is_streamed_too(reader: Reader) -> None:
+    """Whoever shows token events only used to see nothing at all."""
+    events = list(reader.stream(DOCUMENT, "zebra xylophone?", budget_tokens=100, selector="bm25"))
+    said = "".join(event.text for event in events if event.kind == "token")
+    assert said == events[-1].text == reader_module.NOTHING
+
+
 def test_streamed_text_is_the_answer_also_where_characters_stay_unfinished() -> None:
     """Tokens that are parts of characters used to be held back for good when the answer ended in the middle of one."""
     reader = reader_of()
