@@ -5,7 +5,6 @@ Wiring between the loop and the reader. Knows no document and no selector.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx import plugins
+from longctx import plugins, values
 from longctx.backend.folding import folds
 from longctx.backend.tokens import Tokens
 from longctx.contexts import CompressedContext, Policy
 from longctx.drafts import Stats
-from longctx.errors import BadOption
 from longctx.generation import begin, drawing
 from longctx.keys import KVReport
 from longctx.protocols import Progress, Selector
@@ -29,7 +27,10 @@ from longctx.types import Selection
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What one answer was asked for; without ``budget_tokens``, the usual number of them."""
+    """What one answer was asked for; without ``budget_tokens``, the usual number of them.
+
+    ``kv`` is None also where it was given as ``none``: the cache is not bounded.
+    """
 
     question: str
     budget_tokens: int | None
@@ -41,15 +42,17 @@ class Request:
     kv: Policy | None = None
     allow_partial: bool = False  # of kv
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kv", plugins.unless_none(self.kv))
+
     def check(self) -> None:
         """Raises BadOption or UnknownMethod for what can be refused before any work is done."""
-        if not 0 <= self.temperature < math.inf or self.max_new_tokens < 1:
-            raise BadOption(
-                f"temperature={self.temperature} must be finite and not negative, and "
-                f"max_new_tokens={self.max_new_tokens} must be at least 1."
-            )
+        values.amount("temperature", self.temperature)
+        values.whole("max_new_tokens", self.max_new_tokens, 1)
+        if self.seed is not None:
+            values.whole("seed", self.seed)
         resolve(self.drafters)
-        plugins.resolve("kv", self.kv or "full")
+        plugins.resolve("kv", "full" if self.kv is None else self.kv)
 
 
 @dataclass(frozen=True, slots=True)

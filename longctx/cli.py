@@ -125,7 +125,7 @@ def compile_(
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="BOOK.lctx")],
     verify: Annotated[bool, typer.Option("--verify", help="Check every file. Exit code 4: one is damaged.")] = False,
-    model: Annotated[str | None, typer.Option(hidden=True)] = None,
+    model: flags.NoModel = None,
     config: flags.Config = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -140,7 +140,7 @@ def generate(
     prompt: Annotated[Path, typer.Option(metavar="FILE", help="The text to go on from, as one turn of a user.")],
     name: flags.ModelName = None,
     model: flags.Model = None,
-    document: Annotated[Path | None, typer.Option(metavar="FILE", help="What may be copied [the prompt].")] = None,
+    document: Annotated[Path | None, typer.Option(metavar="FILE", help=r"What may be copied \[the prompt].")] = None,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends the text; may be given again.")] = None,
     drafters: flags.Drafters = None,
     max_new_tokens: flags.MaxNewTokens = None,
@@ -222,9 +222,9 @@ def plan(
 
 @app.command("eval")
 def evaluate(
-    suite: eval_flags.Suite,
-    data: eval_flags.Data,
-    out: eval_flags.Out,
+    suite: eval_flags.Suite = "",
+    data: eval_flags.Data = None,
+    out: eval_flags.Out = None,
     sample: eval_flags.Sample = 100,
     sets: eval_flags.Sets = "",
     full_sample: eval_flags.FullSample = 20,
@@ -248,9 +248,13 @@ def evaluate(
         sets=sets, full_sample=full_sample, paper_sample=paper_sample, stored=stored, systems=systems or None,
         budgets=budgets, max_new_tokens=max_new_tokens, seed=seed, keep_answers=keep_answers, dry_run=dry_run,
     )  # fmt: skip
-    grid = eval_flags.grid(suite, given, config)
     settings, screen = _begin(config, dict(model=model), json, quiet, verbose)
-    importlib.import_module("longctx.commands.jobs").evaluate(suite, data, out, sample, grid, settings, screen)
+    command = importlib.import_module("longctx.commands.jobs")
+    if names:
+        command.list_suites(screen)
+    else:
+        grid = eval_flags.grid(suite, given, config)
+        command.evaluate(suite, *eval_flags.folders(data, out), sample, grid, settings, screen)
 
 
 @app.command()
@@ -275,7 +279,7 @@ def bench(
 @app.command("list")
 def list_(
     room: Annotated[str | None, typer.Argument(help="One room with the options of its methods.")] = None,
-    model: Annotated[str | None, typer.Option(hidden=True)] = None,
+    model: flags.NoModel = None,
     config: flags.Config = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,

@@ -221,7 +221,7 @@ class CompiledDocument:
         *,
         segment_kv: str = "auto",
         segment_form: str = "exact",
-        progress: Progress | None = None,
+        progress: bool | Progress | None = None,
     ) -> Saved:
         """Afterwards ``path`` is a folder that ``Reader.load`` opens, holding this document; before that, what it was.
 

@@ -5,10 +5,20 @@ from __future__ import annotations
 import sys
 import time
 
+from longctx.errors import BadOption
 from longctx.protocols import Progress
 
 _EVERY_SECONDS = 5.0  # between plain lines
 _WIDTH = 24
+
+
+def listener(progress: bool | Progress | None) -> Progress | None:
+    """Who hears of progress: True is a bar, and False and None are nobody. Raises BadOption for what cannot hear."""
+    if progress is True:
+        return bar()
+    if progress and not callable(progress):
+        raise BadOption(f"progress={progress!r:.80} must be True, False or a function of stage, done and total.")
+    return progress or None
 
 
 def bar() -> Progress:

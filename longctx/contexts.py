@@ -19,13 +19,16 @@ from longctx.backend.attaching import attached
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.compressing import kinds
 from longctx.backend.forks import Context, Held
+from longctx.backend.inputs import rows_and_mask
 from longctx.backend.model import beyond_window, model_fingerprint, stated_window
 from longctx.backend.rotary import turns
 from longctx.backend.slots import windows
-from longctx.errors import ArtifactError, BadOption, CacheError, DoesNotFit, EmptyInput, UsageError
+from longctx.console import listener
+from longctx.errors import ArtifactError, BadOption, CacheError, DoesNotFit, UsageError
 from longctx.keys import Index
 from longctx.protocols import KVPolicy, Progress
 from longctx.store import contexts as stored
+from longctx.values import whole
 
 PIECE = 1024  # tokens of a context that are read in one pass
 _OWN = ("keys", "values", "stored", "slack")  # tensors of a stored layer that are not the policy's
@@ -134,33 +137,26 @@ def compress(
     attention_mask: Any = None,
     allow_partial: bool = False,
     piece_tokens: int = PIECE,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
 ) -> CompressedContext:
     """The context of ``input_ids`` [tokens] or [1, tokens], read once by ``model`` and bounded by ``policy``.
 
+    What a tokenizer returns is taken as it is, ids and mask.
     A policy takes ``budget=``, the slots that a KV head reads, or ``keep=``, a share of the context turned into such a
     count here. A context that the budget holds, or of which the share is no more than what is always read, is read
     whole, and the warnings say so. ``allow_partial`` leaves layers that cannot be compressed as they are. Raises
     BadOption for an impossible budget or a padded context, ModelError for layers that cannot be compressed, by name,
     and DoesNotFit where a policy that bounds the reading too has no budget for a context beyond the model's window.
     """
-    ids = row_of(input_ids)
-    if attention_mask is not None:
-        mask = torch.as_tensor(attention_mask)
-        if mask.numel() != len(ids):
-            raise BadOption(f"attention_mask of shape {tuple(mask.shape)} is not that of {len(ids)} tokens.")
-        if not bool(mask.all()):
-            raise BadOption(
-                "the context is padded (its attention mask has zeros): a context has no holes. Leave them out."
-            )
-    if piece_tokens < 1:
-        raise BadOption(f"piece_tokens={piece_tokens} must be at least 1.")
+    ids = row_of(input_ids, attention_mask)
+    whole("piece_tokens", piece_tokens, 1)
     method, budget, warnings = chosen(model, len(ids), policy, allow_partial)
+    report = listener(progress)
     if method.grows:
-        made = growing.grow(model, ids, method, budget, progress)
+        made = growing.grow(model, ids, method, budget, report)
     else:
-        layers, queries = compressing.read(model, ids, method.window, piece_tokens, progress)
-        made = compressing.indexed(model, layers, queries, len(ids), method, budget, progress)
+        layers, queries = compressing.read(model, ids, method.window, piece_tokens, report)
+        made = compressing.indexed(model, layers, queries, len(ids), method, budget, report)
     return CompressedContext(made, ids, model_fingerprint(model), warnings)
 
 
@@ -242,14 +238,14 @@ def _partial(found: Sequence[str]) -> tuple[str, ...]:
     return (f"these layers keep no keys and were left as they are: {', '.join(left)}.",) if left else ()
 
 
-def row_of(input_ids: Any) -> list[int]:
-    """The ids of one context. Raises EmptyInput for none and BadOption for several rows."""
-    rows = torch.as_tensor(input_ids)
-    if not rows.numel():
-        raise EmptyInput("the context has no tokens.")
-    if rows.ndim > 2 or (rows.ndim == 2 and len(rows) != 1):
+def row_of(input_ids: Any, attention_mask: Any = None) -> list[int]:
+    """The ids of one context. Raises EmptyInput for none, and BadOption for several rows and for padding."""
+    rows, mask = rows_and_mask(input_ids, attention_mask)
+    if len(rows) != 1:
         raise BadOption(f"input_ids of shape {tuple(rows.shape)} are not one context: a context has one row.")
-    return [int(token) for token in rows.reshape(-1).tolist()]
+    if mask is not None and not bool(mask.all()):
+        raise BadOption("the context is padded (its attention mask has zeros): a context has no holes. Leave them out.")
+    return [int(token) for token in rows[0].tolist()]
 
 
 def _described(policy: Any) -> tuple[str, dict[str, Any]]:

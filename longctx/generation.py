@@ -5,7 +5,6 @@ Owns the wiring of model, drafters, rule and controller. Knows no method by name
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,9 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from longctx import plugins
+from longctx import plugins, values
 from longctx.backend.capability import alone_because, open_target
 from longctx.backend.folding import folds
+from longctx.backend.inputs import rows_and_mask
 from longctx.backend.outputs import refuse, result, rows_of
 from longctx.backend.processors import of_row
 from longctx.backend.rope import frequencies
@@ -34,13 +34,14 @@ from longctx.decoding.laws import Processor, Temperature
 from longctx.decoding.loop import PIECE, Decoding, Ends
 from longctx.decoding.noise import row_seed
 from longctx.drafts import DraftSource, Generation, Stats
-from longctx.errors import BadOption, EmptyInput
+from longctx.errors import BadOption
+from longctx.indexing import documents_of
 from longctx.protocols import Drafter, Drafting, Progress
 from longctx.stacks import Drafters, Stack, resolve
 from longctx.suffixes import SuffixIndex
 from longctx.types import Document, Guarantee
 
-Source = Document | CompiledDocument | None
+Source = Document | Sequence[Document] | CompiledDocument | None
 Acceptance = Literal["shared-noise", "residual"]
 
 CONTROLLER = "goodput"
@@ -65,31 +66,25 @@ def generate(
 ) -> Generation:
     """What ``model.generate`` says to ``input_ids`` [tokens] or [batch, tokens], in fewer passes of the model.
 
-    ``drafters`` are names, Drafter objects, or candidate generators of Hugging Face, of which each request asks a copy.
-    ``document`` is what the answer may copy from (None: the prompt). Temperature 0 takes the likeliest token; above it
-    the same ``seed`` draws the same tokens with drafting on and off. The generation ends with the token that completes
-    one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``.
+    What a tokenizer returns is taken as it is, ids and mask. ``drafters`` are names, Drafter objects, or candidate
+    generators of Hugging Face, of which each request asks a copy; ``"none"`` or ``[]`` drafts nothing. ``document`` is
+    what the answer may copy from: one or several, compiled or not (None: the prompt). Temperature 0 takes the likeliest
+    token; above it the same ``seed`` draws the same tokens with drafting on and off. The generation ends with the token
+    that completes one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``.
 
     One pass verifies the rows of all prompts of a batch, each of which gets what it would get alone; where the model's
     layers forbid that, the prompts take turns, and a warning says so. Prompt i draws as one alone would with
     ``decoding.noise.row_seed(seed, i)``: the first with ``seed`` itself. Raises BadOption for options that cannot be
     had together with drafting, such as beams, and DraftError where a drafter fails.
     """
-    if isinstance(stop, str) or not all(stop):
-        raise BadOption(f"stop={stop!r} must be a list of strings, none of them empty.")
-    temperature = float(temperature)
-    if not 0 <= temperature < math.inf or max_new_tokens < 1:
-        raise BadOption(
-            f"temperature={temperature} must be 0 or more and finite, max_new_tokens={max_new_tokens} at least 1."
-        )
+    stop, temperature = values.texts("stop", stop), values.amount("temperature", temperature)
+    values.whole("max_new_tokens", max_new_tokens, 1)
     if options.get("assistant_model") is not None:
         raise BadOption("assistant_model= cannot be had: drafts come from drafters=.")
-    if isinstance(input_ids, str):
-        raise BadOption("input_ids is a text. tokenizer(text, return_tensors='pt')['input_ids'] makes tokens of it.")
-    prompts = torch.as_tensor(input_ids, device=model.device)
-    prompts = prompts[None] if prompts.ndim == 1 else prompts
-    if not prompts.numel():
-        raise EmptyInput("the prompt has no tokens.")
+    prompts, mask = rows_and_mask(input_ids, options.pop("attention_mask", None))
+    prompts = prompts.to(model.device)
+    if mask is not None:
+        options["attention_mask"] = mask.to(model.device)
     made: list[tuple[Stats, tuple[str, ...]]] = []
     decode = speculative(
         drafters,
@@ -101,7 +96,6 @@ def generate(
         streamer=options.get("streamer"),  # it gets the prompt from generate, as ever
         on_end=lambda stats, warnings: made.append((stats, warnings)),
     )
-    mask = options.get("attention_mask")
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     answer = model.generate(
         prompts,
@@ -114,7 +108,7 @@ def generate(
     sequences = answer.sequences if options.get("return_dict_in_generate") else answer
     texts = tuple(_text(tokenizer, row, stop) for row in sequences[:, prompts.shape[1] :])
     (stats, warnings) = made[0]
-    shortest = prompts.shape[1] if mask is None else int(torch.as_tensor(mask).sum(-1).min())
+    shortest = prompts.shape[1] if mask is None else int(mask.sum(-1).min())
     promise = guarantee(model, temperature, shortest, sequences.shape[1])
     return Generation(sequences, texts, stats, promise, warnings)
 
@@ -138,6 +132,7 @@ def speculative(
     function. ``on_end`` gets the counts and warnings when the generation is done. Without a ``seed`` every generation
     draws other tokens.
     """
+    seed = seed if seed is None else values.whole("seed", seed)
     stack = resolve(drafters)
     copied = _index(document, tokenizer)
     folded = folds(tokenizer) if stack and tokenizer is not None else None
@@ -282,14 +277,10 @@ def _index(document: Source, tokenizer: Any) -> SuffixIndex | None:
         return None
     if isinstance(document, CompiledDocument):
         return document.copies
+    documents = documents_of(document)
     if tokenizer is None:
         raise BadOption("a document that is not compiled needs tokenizer= to become tokens.")
-    if not isinstance(document, Document):
-        kind = type(document).__name__
-        raise BadOption(f"document= must be a Document, not {kind}. longctx.read and Document.from_text make them.")
-    if not document.text:
-        raise EmptyInput(f"document {document.id!r} is empty.")
-    return SuffixIndex(Tokens(tokenizer).encode(document).token_ids)
+    return SuffixIndex(np.concatenate([Tokens(tokenizer).encode(one).token_ids for one in documents]))
 
 
 def _text(tokenizer: Any, new: torch.Tensor, stop: Sequence[str]) -> str:

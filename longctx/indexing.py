@@ -12,16 +12,31 @@ from longctx.types import Document, EncodedDocument, Unit
 
 def documents_of(source: Document | Sequence[Document]) -> list[Document]:
     """One or several documents as a list. Raises BadOption for anything else and EmptyInput for one without text."""
-    found: list[Any] = list(source) if isinstance(source, Iterable) else [source]
+    several = isinstance(source, Iterable) and not isinstance(source, (str, bytes))
+    found: list[Any] = list(source) if several else [source]  # type: ignore[arg-type]
     if not found or not all(isinstance(document, Document) for document in found):
-        raise BadOption("documents must be a Document, a list of them or a CompiledDocument; longctx.read makes them.")
+        given = "a list of " * several + (", ".join(sorted({_kind(one) for one in found})) or "nothing")
+        raise BadOption(
+            f"documents must be a Document, a list of them or a CompiledDocument, not {given}. longctx.read makes them "
+            "of files, Document.from_text of a string."
+        )
     names = [document.id for document in found]
-    if len(set(names)) != len(names):
-        raise BadOption(f"two documents have the same id: {sorted({n for n in names if names.count(n) > 1})}.")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadOption(
+            f"two documents have the same id: {', '.join(map(repr, twice))}. Give each its own, as in "
+            "Document.from_text(text, id='memo')."
+        )
     for document in found:
         if not document.text.strip():
-            raise EmptyInput(f"document {document.id!r} has no text ({len(document.text)} characters of white space).")
+            why = f"{len(document.text)} characters of white space" if document.text else "it is empty"
+            raise EmptyInput(f"document {document.id!r} has no text ({why}).")
     return found
+
+
+def _kind(value: object) -> str:
+    """The name of its type, with the module where that is no part of Python."""
+    kind = type(value)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
 def encode(

@@ -1,7 +1,8 @@
 """Finds methods by file name and makes them from a string: ``names(room)``, ``load(room, "name:option=value")``.
 
-Owns discovery and option parsing. Knows no method: a plug-in is a file whose last line is ``PLUGIN = Class`` where
-``Class`` is a dataclass; its fields are its options. Listing reads file names only and imports no method.
+Owns discovery, option parsing, and the words that stand for no method. Knows no method: a plug-in is a file whose last
+line is ``PLUGIN = Class`` where ``Class`` is a dataclass; its fields are its options. Listing reads file names only and
+imports no method.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import math
 import pkgutil
 import typing
-from typing import Any
+from typing import Any, TypeVar
 
 from longctx.errors import BadOption, UnknownMethod
 
+_Method = TypeVar("_Method")
 # room -> (folder, what a person calls one of them)
 ROOMS = {
     "splitters": "segmenters/splitters",
@@ -23,6 +26,22 @@ ROOMS = {
     "drafters": "drafters",
     "needles": "pipelines/needles",
     "controllers": "decoding/controllers",
+}
+# room -> the words that may stand in place of a method, and what they ask for
+NONE = "none"
+WORDS = {
+    "selectors": {"all": "Everything: the whole text, whatever the budget, where the window or a policy can hold it."},
+    "kv": {NONE: "Not bounded: what `ask` does by itself."},
+    "drafters": {"auto": "The default stack.", NONE: "Nothing drafted: one token after another."},
+}
+# room -> what is asked of an object that stands in place of a name
+_ASKED = {
+    "splitters": ("split", "warnings"),
+    "selectors": ("baseline", "score"),
+    "kv": ("lossless", "grows", "window", "slots", "index", "settle", "choose"),
+    "drafters": ("needs", "begin"),
+    "needles": ("draw",),
+    "controllers": ("begin",),
 }
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
@@ -34,10 +53,22 @@ def names(room: str) -> list[str]:
     return sorted(info.name for info in pkgutil.iter_modules(folders) if not info.name.startswith("_"))
 
 
+def known(room: str) -> list[str]:
+    """All that may be named where a method of ``room`` is: its methods, and the words that stand for none of them."""
+    return [*names(room), *WORDS.get(room, ())]
+
+
+def unless_none(method: _Method) -> _Method | None:
+    """``method``, or None for the word ``none``."""
+    return None if isinstance(method, str) and method == NONE else method
+
+
 def plugin(room: str, name: str) -> Any:
-    """The class behind ``name``. Raises UnknownMethod naming the known ones."""
+    """The class behind ``name``. Raises UnknownMethod naming the known ones, and BadOption for a word of no method."""
+    if name in WORDS.get(room, ()):
+        raise BadOption(f"{name!r} stands for no method, and one is needed here: {', '.join(names(room))}.")
     if name not in names(room):
-        raise UnknownMethod(room.removesuffix("s"), name, names(room))
+        raise UnknownMethod(room.removesuffix("s"), name, known(room))
     return importlib.import_module(f"{_package(room)}.{name}").PLUGIN
 
 
@@ -76,8 +107,19 @@ def load(room: str, spec: str) -> Any:
 
 
 def resolve(room: str, method: Any) -> Any:
-    """A method named by a string is loaded; an object is passed through unchanged."""
-    return load(room, method) if isinstance(method, str) else method
+    """A method named by a string is loaded; an object is passed through unchanged.
+
+    Raises as ``load`` does, and BadOption for what is neither a name nor an object that can be asked what is asked.
+    """
+    if isinstance(method, str):
+        return load(room, method)
+    # the one door where an object of the caller's own is looked at: behind it nobody asks again
+    if isinstance(method, type) or not all(hasattr(method, asked) for asked in _ASKED[room]):
+        raise BadOption(
+            f"{room.removesuffix('s')}={method!r:.80} must be a name ({', '.join(known(room))}) or an object with "
+            f"{', '.join(_ASKED[room])}."
+        )
+    return method
 
 
 def _package(room: str) -> str:
@@ -99,9 +141,12 @@ def _convert(name: str, key: str, raw: str, wanted: Any) -> Any:
             return raw.lower() in TRUE
         if kind in (int, float):
             try:
-                return kind(raw)
+                found = kind(raw)
             except ValueError:
                 continue
+            if isinstance(found, float) and not math.isfinite(found):
+                raise BadOption(f"{name!r}: {key}={raw!r} is not a finite number.")
+            return found
         if kind is str:
             return raw
     expected = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from longctx import plugins, selecting
+from longctx import plugins, selecting, values
 from longctx.answering import Request, Said, answer
 from longctx.backend.model import Loaded, from_pretrained, wrap
 from longctx.backend.probe import Probe
@@ -21,10 +21,10 @@ from longctx.backend.tokens import Tokens
 from longctx.cite import cite
 from longctx.compiled import CompiledDocument
 from longctx.compiling import Compiler, Source
-from longctx.console import bar
+from longctx.console import listener
 from longctx.contexts import Kept, Policy, reach
 from longctx.cut import joined
-from longctx.errors import BadOption, EmptyInput
+from longctx.errors import EmptyInput
 from longctx.generation import guarantee
 from longctx.origins import Origins
 from longctx.protocols import Progress, Selector
@@ -47,6 +47,7 @@ class Reader:
     ``encoder`` names the sentence encoder ("auto": the embedded one where it is installed; None: none).
     ``calibration`` is "auto" (made on first use and kept in the cache folder), None, or a Calibration.
     ``segment_memory_bytes`` bounds the keys and values of segments that a compiled document keeps for later questions.
+    ``progress`` is True for a bar on stderr, or a function of stage, done and total.
     """
 
     def __init__(
@@ -59,13 +60,10 @@ class Reader:
         calibration: Any = "auto",
         segment_tokens: int = SEGMENT_TOKENS,
         segment_memory_bytes: int = MEMORY_BYTES,
-        progress: Progress | None = None,
+        progress: bool | Progress | None = None,
     ) -> None:
-        if segment_tokens < 1 or segment_memory_bytes < 0:
-            raise BadOption(
-                f"segment_tokens={segment_tokens} must be positive and "
-                f"segment_memory_bytes={segment_memory_bytes} not negative."
-            )
+        values.whole("segment_tokens", segment_tokens, 1)
+        values.whole("segment_memory_bytes", segment_memory_bytes, 0)
         self._loaded: Loaded = model if isinstance(model, Loaded) else wrap(model, tokenizer)
         self._tokens = Tokens(self._loaded.tokenizer)
         self._frame = self._tokens.frame()
@@ -74,7 +72,7 @@ class Reader:
         cutting = Cutting(plugins.resolve("splitters", splitter), segment_tokens)
         made_with = (self._loaded, self._tokens, lambda: self._probe, Encoders(encoder), self._calibrator)
         self._compiler = Compiler(*made_with, cutting, segment_memory_bytes)
-        self._memory_bytes, self._progress = segment_memory_bytes, progress
+        self._progress = listener(progress)
         self._kept = Kept()
 
     @classmethod
@@ -84,11 +82,11 @@ class Reader:
         *,
         dtype: Any = "auto",
         device: str = "auto",
-        progress: Progress | None = None,
+        progress: bool | Progress | None = None,
         **options: Any,
     ) -> Reader:
         """A reader for a hub id, a local folder or ``"embedded"``. Raises ModelError when it cannot be loaded."""
-        loaded = from_pretrained(name, dtype=dtype, device=device, progress=progress)
+        loaded = from_pretrained(name, dtype=dtype, device=device, progress=listener(progress))
         return cls(loaded, loaded.tokenizer, progress=progress, **options)
 
     @property
@@ -113,7 +111,8 @@ class Reader:
 
     def longest_selection(self, question: str, max_new_tokens: int = 0) -> int:
         """The largest ``budget_tokens`` that the window holds beside ``question`` and ``max_new_tokens``."""
-        return self._room.longest(self._count(question), max_new_tokens)
+        asked = self._count(values.text("question", question))
+        return self._room.longest(asked, values.whole("max_new_tokens", max_new_tokens, 0))
 
     @cached_property
     def _probe(self) -> Probe:
@@ -232,14 +231,15 @@ class Reader:
         times.append(time.perf_counter())
         prompt_tokens, said = 0, Said(NOTHING)
         read = len(selection.as_read)
-        if read:
+        if not read:
+            emit(NOTHING)
+        else:
             prompt = self.prompt(joined(book.documents, selection.as_read), question)
             prompt_tokens = len(prompt)
             self._room.check_prompt(reach(request.kv, len(prompt)), request.max_new_tokens)
             context = None
             if request.kv is not None:
-                asked = len(self._frame.middle) + self._count(question) + len(self._frame.after)
-                text = prompt[: len(prompt) - asked]
+                text = prompt[: -len(self._frame.middle) - self._count(question) - len(self._frame.after)]
                 context = self._kept(self.model, text, request.kv, request.allow_partial, report)
             origins = Origins(self._tokens, book.documents, selection.as_read, len(self._frame.before))
             said = answer(self.model, self._tokens, prompt, request, report, emit, context, origins.votes(len(prompt)))
@@ -287,7 +287,7 @@ class Reader:
 
     def _check(self, request: Request) -> int:
         """The tokens of text to select, after what can be refused before any work is done."""
-        if not request.question.strip():
+        if not values.text("question", request.question).strip():
             raise EmptyInput("the question is empty.")
         # the whole text has a check of its own, when its length is known
         wanted = 1 if request.selector == selecting.EVERYTHING else request.budget_tokens
@@ -297,4 +297,4 @@ class Reader:
         return len(self._tokens.plain(text))
 
     def _report(self, progress: bool | Progress) -> Progress | None:
-        return bar() if progress is True else (progress or self._progress)
+        return listener(progress) or self._progress

@@ -14,9 +14,11 @@ from longctx.backend.forks import Held
 from longctx.backend.model import model_fingerprint
 from longctx.backend.queries import Queries
 from longctx.backend.stock import stock_cache
+from longctx.console import listener
 from longctx.contexts import PIECE, CompressedContext, Policy, chosen, row_of
 from longctx.errors import BadOption
 from longctx.protocols import Progress
+from longctx.values import whole
 
 WINDOW = 128  # last queries that are kept for the policies to come
 
@@ -32,7 +34,7 @@ class Reading:
     def tokens(self) -> int:
         return len(self.token_ids)
 
-    def compress(self, policy: Policy, progress: Progress | None = None) -> CompressedContext:
+    def compress(self, policy: Policy, progress: bool | Progress | None = None) -> CompressedContext:
         """The context bounded by ``policy``, as ``longctx.kv.compress`` makes it of the same ids.
 
         Raises BadOption for a policy through which the context itself has to be read, or that wants more of its last
@@ -44,7 +46,7 @@ class Reading:
         if method.window > self._queries.count:
             raise BadOption(f"{policy!r} wants the last {method.window} queries; {self._queries.count} were kept.")
         made = compressing.indexed(
-            self._model, list(self._layers), self._queries, self.tokens, method, budget, progress
+            self._model, list(self._layers), self._queries, self.tokens, method, budget, listener(progress)
         )
         return CompressedContext(made, self.token_ids, model_fingerprint(self._model), warnings)
 
@@ -60,8 +62,7 @@ class Reading:
 
         Layers that see a window stay as they are. Raises BadOption unless ``times`` is at least 1.
         """
-        if times < 1:
-            raise BadOption(f"times={times} must be at least 1.")
+        whole("times", times, 1)
         layers = [
             held
             if held.window is not None or held.kept is not None
@@ -77,15 +78,14 @@ def read(
     *,
     allow_partial: bool = False,
     piece_tokens: int = PIECE,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
 ) -> Reading:
-    """``input_ids`` [tokens] or [1, tokens] read once by ``model``, for several policies.
+    """``input_ids`` [tokens] or [1, tokens], or what a tokenizer returns, read once by ``model`` for several policies.
 
     Raises ModelError for layers that cannot be compressed, by name, unless ``allow_partial`` leaves them alone.
     """
     ids = row_of(input_ids)
-    if piece_tokens < 1:
-        raise BadOption(f"piece_tokens={piece_tokens} must be at least 1.")
+    whole("piece_tokens", piece_tokens, 1)
     compressing.kinds(model, allow_partial)
-    layers, queries = compressing.read(model, ids, WINDOW, piece_tokens, progress)
+    layers, queries = compressing.read(model, ids, WINDOW, piece_tokens, listener(progress))
     return Reading(model, ids, layers, queries, allow_partial)

@@ -5,6 +5,7 @@ Owns when they are made and where they are kept. Knows no question and no docume
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,11 @@ class Encoders:
     """The sentence encoder, one for every temperature asked for; ``available`` says whether there is one."""
 
     def __init__(self, name: Any = "auto") -> None:
+        if name is not None and not isinstance(name, (str, os.PathLike)):
+            raise BadOption(
+                f"encoder= must be 'auto', None, or the hub id or folder of an encoder, not {type(name).__name__}. A "
+                "loaded one goes through a folder: its save_pretrained(folder)."
+            )
         self._name = name
         self._made: dict[float, Any] = {}
 

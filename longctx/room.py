@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longctx.errors import BadOption, DoesNotFit
+from longctx.errors import DoesNotFit
+from longctx.values import whole
 
 BUDGET_TOKENS = 2048  # of text that are selected where nothing else is said
 
@@ -42,10 +43,8 @@ class Room:
 
     def check(self, question_tokens: int, budget_tokens: int, max_new_tokens: int) -> None:
         """Raises BadOption for numbers that can never be right and DoesNotFit for those that pass the window."""
-        if budget_tokens < 1:
-            raise BadOption(f"budget_tokens={budget_tokens} must be at least 1.")
-        if max_new_tokens < 0:
-            raise BadOption(f"max_new_tokens={max_new_tokens} must not be negative.")
+        whole("budget_tokens", budget_tokens, 1)
+        whole("max_new_tokens", max_new_tokens, 0)
         fixed = self.frame_tokens + question_tokens
         longest = self.longest(question_tokens, max_new_tokens)
         if longest < 1:

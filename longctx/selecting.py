@@ -13,7 +13,7 @@ import numpy as np
 
 from longctx import cut, plugins
 from longctx.compiled import CompiledDocument
-from longctx.errors import BadOption, DoesNotFit
+from longctx.errors import BadOption, DoesNotFit, UsageError
 from longctx.protocols import Selector
 from longctx.questions import whole_document
 from longctx.types import SelectedSpan, Selection, Step
@@ -31,7 +31,8 @@ def select(
 ) -> Selection:
     """The spans worth reading, within ``budget_tokens``; a text that fits is kept whole by all but the baselines.
 
-    Raises UnknownMethod or BadOption for the selector and DoesNotFit when not even the smallest unit fits.
+    Raises UnknownMethod or BadOption for the selector, UsageError where its scores are no numbers, and DoesNotFit when
+    not even the smallest unit fits.
     """
     started = time.perf_counter()
     name = selector if isinstance(selector, str) else type(selector).__name__
@@ -48,8 +49,11 @@ def select(
     scored = time.perf_counter()
     warnings += [*scores.warnings, *late_warnings()]
     values = scores.values
-    if np.isnan(values).any():
-        raise ValueError(f"the selector {name} returned NaN")
+    if lost := int(np.isnan(values).sum()):
+        raise UsageError(
+            f"the selector {name} returned NaN for {lost} of {len(values)} units, and scores must be numbers. Where "
+            "they come from the model, load it in another dtype, such as float32."
+        )
     spans: tuple[SelectedSpan, ...] = ()
     text, tokens = "", 0
     if not scores.relevant:

@@ -5,7 +5,7 @@ Owns the default stack. Knows no method otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from longctx import plugins
@@ -22,10 +22,15 @@ AUTO: tuple[str, ...] = ("document", "recycling")
 
 
 def resolve(drafters: Drafters) -> list[tuple[str, Drafter]]:
-    """Names and objects of the drafters asked for; ``auto`` is the default stack."""
+    """Names and objects of the drafters asked for; ``auto`` is the default stack, ``none`` is no one.
+
+    Raises UnknownMethod and BadOption for what is no drafter, and for one that is named twice.
+    """
     if isinstance(drafters, str):
-        drafters = AUTO if drafters == "auto" else (drafters,)
-    found = [(_name(drafter), adapted(plugins.resolve("drafters", drafter))) for drafter in drafters]
+        drafters = {"auto": AUTO, plugins.NONE: ()}.get(drafters, (drafters,))
+    if not isinstance(drafters, Collection):  # an iterator would be empty the second time
+        raise BadOption(f"drafters={drafters!r:.80} must be 'auto', 'none', a name, or a list of names and objects.")
+    found = [(_name(drafter), plugins.resolve("drafters", adapted(drafter))) for drafter in drafters]
     names = [name for name, _ in found]
     if len(set(names)) < len(names):
         raise BadOption(f"a drafter is named twice: {', '.join(names)}.")

@@ -27,6 +27,7 @@ from longctx.backend.probe import Probe, bytes_per_token
 from longctx.backend.summaries import Summary
 from longctx.backend.tokens import Frame
 from longctx.compiled import PLAIN, CompiledDocument
+from longctx.console import listener
 from longctx.errors import ArtifactError, ModelError
 from longctx.overview import deepest, glancing, lengths
 from longctx.protocols import Progress
@@ -93,11 +94,13 @@ class Storage:
             (f"longctx {__version__}", *versions, platform.machine()),
         )
 
-    def save(self, book: CompiledDocument, path: Path, segment_kv: str, form: Form, progress: Progress | None) -> Saved:
+    def save(
+        self, book: CompiledDocument, path: Path, segment_kv: str, form: Form, progress: bool | Progress | None
+    ) -> Saved:
         """``path`` holds ``book`` afterwards, or what it held before. What it held of the same text is taken over."""
         check_words(segment_kv, form)
         writer = Writer(path)
-        with folders.fitting(path, lambda: writer.needed_bytes), writer, book.reporting(progress):
+        with folders.fitting(path, lambda: writer.needed_bytes), writer, book.reporting(listener(progress)):
             residency = self._residency(book, path, segment_kv, form)
             writer.expected_bytes = self._expected(book, residency, form)
             documents = _documents(writer, book)

@@ -64,8 +64,12 @@ def run_kv(
     ``longest`` tokens. ``audit`` k reads all keys too in every k-th pass, to measure what the bound of the unread share
     is worth. Without ``chat`` the model goes on from the text and the question, as a base model does.
     """
-    if min(rounds, repeats, steps, sample, needles, max_new_tokens, *contexts) < 1 or not contexts:
-        raise BadOption("contexts, rounds, repeats, steps, sample, needles and max_new_tokens must be at least 1.")
+    counts = dict(
+        rounds=rounds, repeats=repeats, steps=steps, sample=sample, needles=needles, max_new_tokens=max_new_tokens
+    )
+    if min(*counts.values(), *contexts) < 1 or not contexts:
+        given = ", ".join(f"{name}={value}" for name, value in counts.items())
+        raise BadOption(f"contexts={tuple(contexts)}, {given} must all be at least 1, and contexts name some length.")
     for policy in policies:
         if policy != kv_speed.STOCK or source:
             plugins.resolve("kv", policy)

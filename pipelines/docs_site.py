@@ -187,6 +187,7 @@ def _table(room: str) -> str:
     rows = ["| method | what it is |", "|---|---|"]
     for name in plugins.names(room):
         rows.append(f"| [`{name}`]({room}/{name}.md) | {_first(room, name)} |")
+    rows += [f"| `{word}` | {about} |" for word, about in plugins.WORDS.get(room, {}).items()]
     return "\n".join(rows)
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 _KEY = "OPENAI_API_KEY"
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # states of a server that may be over at the next try
 _REFUSING = {400, 413}  # states that speak of the request: too long, most often
-_CLOSED = {401, 403, 404}  # states that every other request will meet too
+_UNKNOWN_KEY, _NOT_FOUND = {401, 403}, 404
+_CLOSED = {*_UNKNOWN_KEY, _NOT_FOUND}  # states that every other request will meet too
 _LONGEST_WAIT = 60.0  # seconds; also where the server asks for more
 _SHORTEST_SHARE = 0.5  # of our count of tokens; a server that counts fewer has probably cut the prompt
 _NAME = re.compile(r"[\w.-]{1,40}")  # of a kind of error; sentences may repeat the text that was asked about
@@ -52,7 +53,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         if find_spec("httpx") is None:
             raise MissingExtra("asking a server", "httpx", "eval")
-        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).netloc:
+        if not _is_address(self.url):
             raise UsageError(f"--endpoint {self.url!r} is no address such as http://localhost:8000/v1.")
         if not self.model:
             raise UsageError("--endpoint needs --endpoint-model, the name that the server knows the model by.")
@@ -110,7 +111,8 @@ class Endpoint:
                 said = f"the server answered {reply.status_code}{_named(reply)}"
                 if reply.status_code not in _PASSING:
                     state = reply.status_code
-                    raise EndpointError(f"{said}.", tried, refused=state in _REFUSING, closed=state in _CLOSED)
+                    ended = f"{said}.{_remedy(state, bool(key))}"
+                    raise EndpointError(ended, tried, refused=state in _REFUSING, closed=state in _CLOSED)
                 wait = _asked_for(reply, wait)
             if tried < self.retries:
                 self.sleep(min(wait, _LONGEST_WAIT))
@@ -124,6 +126,15 @@ class Endpoint:
             return await client.post(f"{self.url.rstrip('/')}/chat/completions", json=body, headers=headers)
 
 
+def _is_address(url: str) -> bool:
+    """Whether ``url`` names a host, and a port that there can be where it names one."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets that enclose no address, or a port that is no number
+        return False
+
+
 def _named(reply: httpx.Response) -> str:
     """The names that the protocol has for an error, in brackets, and nothing else of what the server said."""
     try:
@@ -133,6 +144,12 @@ def _named(reply: httpx.Response) -> str:
         return ""
     names = [name for name in found if _NAME.fullmatch(name)]
     return f" ({', '.join(names)})" if names else ""
+
+
+def _remedy(state: int, keyed: bool) -> str:
+    if state in _UNKNOWN_KEY:
+        return f" It did not take the key of {_KEY}." if keyed else f" Set {_KEY} to its key, which is not set."
+    return " Look at the path of --endpoint and at --endpoint-model." if state == _NOT_FOUND else ""
 
 
 def _json(reply: httpx.Response, tried: int) -> dict[str, Any]:

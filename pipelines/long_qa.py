@@ -94,7 +94,10 @@ class Job:
             check(name)
         most = 1 if self.max_new_tokens is None else self.max_new_tokens
         if min(self.sample, most, *self.budgets) < 1 or not self.budgets:
-            raise BadOption("budgets, sample and max_new_tokens must be at least 1.")
+            raise BadOption(
+                f"budgets={self.budgets}, sample={self.sample} and max_new_tokens={self.max_new_tokens} must be at "
+                "least 1, and budgets name some count."
+            )
         every = read_cases(self.suite, self.data)
         cases = draw(every, self.sample, self.seed)
         if self.max_new_tokens is not None:

@@ -39,7 +39,10 @@ class Grid:
             if not values or len(set(values)) < len(values):
                 raise UsageError(f"{name} must name one or more different values, not {values!r}.")
         if self.depths < 1 or min(self.lengths) < 1 or (self.distractors or 0) < 0:
-            raise UsageError("--depths and --lengths must be at least 1, and --distractors not negative.")
+            raise UsageError(
+                f"--depths {self.depths} and --lengths {','.join(map(str, self.lengths))} must be at least 1, and "
+                f"--distractors {self.distractors or 0} not negative."
+            )
         for spec in self.tasks:
             beside(plugins.load("needles", spec), spec, self)
 

@@ -276,8 +276,10 @@ def test_the_page_compares_speeds_repeat_by_repeat() -> None:
 def test_what_cannot_be_measured_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="multiple of the last context, 2000"):
         bench_kv.run_kv("nowhere", tmp_path, contexts=(1000, 2000), tile=5000, policies=("full",))
-    with pytest.raises(BadOption, match="at least 1"):
+    with pytest.raises(BadOption, match="repeats=0, .*at least 1"):
         bench_kv.run_kv("nowhere", tmp_path, repeats=0)
+    with pytest.raises(BadOption, match=r"contexts=\(1000, 0\), .*at least 1"):
+        bench_kv.run_kv("nowhere", tmp_path, contexts=(1000, 0))
     with pytest.raises(UsageError, match="nonsense"):
         bench_kv.run_kv("nowhere", tmp_path, policies=("nonsense",))
     with pytest.raises(BadOption, match="budget of 125 slots of 1000"):

@@ -11,12 +11,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from rich.text import Text
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import longctx
@@ -119,11 +121,32 @@ def test_the_version_is_that_of_the_package() -> None:
 
 def test_listing_names_every_method_and_a_room_its_options() -> None:
     listed = json.loads(call("list", "--json").stdout)
-    assert listed == {room: plugins.names(room) for room in plugins.ROOMS}
+    assert listed == {room: [*plugins.names(room), *plugins.WORDS.get(room, ())] for room in plugins.ROOMS}
+    assert "all" in listed["selectors"] and "none" in listed["kv"] and {"auto", "none"} <= set(listed["drafters"])
     shown = call("list", "selectors").stdout
+    assert "\nall: Everything" in shown
     assert all(f"{name}: " in shown for name in plugins.names("selectors")) and "neighbours=0.0" in shown
     found = json.loads(call("list", "selectors", "--json").stdout)["selectors"]
     assert found["bm25"]["options"] == {"neighbours": ["float", 0.0]} and found["bm25"]["about"].startswith("BM25")
+    assert found["all"] == {"about": plugins.WORDS["selectors"]["all"], "options": {}}
+
+
+def commands(group: Any) -> Iterator[Any]:
+    for command in group.commands.values():
+        yield command
+        yield from commands(command) if hasattr(command, "commands") else ()
+
+
+def test_no_help_text_loses_its_brackets() -> None:
+    """A bracket before a letter is a style to rich, and what stood in it was not shown."""
+    shown = 0
+    for command in commands(get_command(app)):
+        for text in (command.help, *(getattr(parameter, "help", None) for parameter in command.params)):
+            plain = Text.from_markup(text or "").plain
+            assert plain == (text or "").replace("\\[", "[") and not plain.endswith(" ."), (command.name, text)
+            shown += plain.count("[")
+    assert shown > 10
+    assert "be copied [the prompt]." in " ".join(call("generate", "--help").stdout.replace("│", " ").split())
 
 
 # --- results --------------------------------------------------------------------------------------------------------
@@ -465,6 +488,8 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["story.txt", QUESTION, "--selector", "bm26"], 2, "Known: auto, bm25"),
     (["story.txt", QUESTION, "--selector", "bm25:depth=2"], 2, "Its options: neighbours"),
     (["story.txt", QUESTION, "--selector", "bm25:neighbours=much"], 2, "not float"),
+    (["story.txt", QUESTION, "--selector", "auto:likelihood=nan"], 2, "not a finite number"),
+    (["story.txt", QUESTION, "--drafters", "none+document"], 2, "stands for no method"),
     (["story.txt", QUESTION, "--selector", "all", "--max-new-tokens", "4000"], 3, "window"),
     (["story.txt", QUESTION, "--dtype", "int3"], 2, "dtype 'int3'"),
     (["story.txt", QUESTION, "--device", "abacus"], 2, "device 'abacus'"),

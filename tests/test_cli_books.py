@@ -247,6 +247,16 @@ def cached(folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return ask
 
 
+@pytest.mark.parametrize("words", [["cache", "list"], ["cache", "clear"], ["list"]], ids=" ".join)
+def test_commands_that_load_no_model_take_its_flag(
+    words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All commands take ``--model``, so that a script may give the same flags to each."""
+    monkeypatch.setenv("LONGCTX_CACHE", str(folder / "cache"))
+    for flag in ("--model", "-m"):
+        assert call(*words, flag, "any", "--json", "--quiet").exit_code == 0
+
+
 def test_a_file_asked_with_cache_is_compiled_once_until_it_changes(folder: Path, model: Path, cached: Any) -> None:
     plain = told(call("ask", "story.txt", QUESTION, "--json", "--max-new-tokens", "2", "--model", str(model)))
     first, compiled = cached("story.txt")

@@ -285,6 +285,27 @@ def test_numbers_that_are_not_finite_name_layer_and_position() -> None:
         model.generate(IDS, past_key_values=cache, **GREEDY)
 
 
+def test_what_a_tokenizer_returns_is_a_context_where_nothing_of_it_is_padding() -> None:
+    model, tokenizer = tiny.model("llama"), tiny.tokenizer()
+    given = tokenizer("the river of the north", return_tensors="pt")
+    for compressed_from in (longctx.kv.compress, longctx.kv.read):
+        assert compressed_from(model, given).token_ids == tuple(given["input_ids"][0].tolist())
+        padded = tokenizer("the river", padding="max_length", max_length=20, return_tensors="pt")
+        with pytest.raises(BadOption, match="padded"):
+            compressed_from(model, padded)
+
+
+@pytest.mark.parametrize("policy", ["snapkv:budget=40,window=16", "lm_infinite:budget=40"])
+def test_true_is_a_bar(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny.model("llama")
+    longctx.kv.compress(model, IDS, policy)
+    assert capsys.readouterr().err == ""
+    longctx.kv.compress(model, IDS, policy, progress=True)
+    assert "context: 90 of 90 (100%)\n" in capsys.readouterr().err
+    longctx.kv.read(model, IDS, progress=True).compress("snapkv:budget=40,window=16", progress=True)
+    assert {line.partition(":")[0] for line in capsys.readouterr().err.splitlines()} == {"context", "index"}
+
+
 def test_contexts_that_cannot_be() -> None:
     model = tiny.model("llama")
     with pytest.raises(EmptyInput, match="no tokens"):
@@ -297,6 +318,12 @@ def test_contexts_that_cannot_be() -> None:
         longctx.kv.compress(model, IDS, attention_mask=mask)
     with pytest.raises(BadOption, match=r"\(1, 5\) is not that of 90"):
         longctx.kv.compress(model, IDS, attention_mask=torch.ones(1, 5))
+    for given in (None, "a text", [1.5]):
+        with pytest.raises(BadOption, match="input_ids"):
+            longctx.kv.compress(model, given)
+    for policy in (None, 7, "none"):
+        with pytest.raises(BadOption, match="must be a name|stands for no method"):
+            longctx.kv.compress(model, IDS, policy)  # type: ignore[arg-type]
     with pytest.raises(BadOption, match="not above the 132"):
         longctx.kv.compress(model, IDS.repeat(1, 10), "squeezed:budget=90")
     for share in ("0", "1.5"):

@@ -42,6 +42,18 @@ def test_every_listed_method_has_its_page_and_every_page_its_method() -> None:
     assert tasks == plugins.names("needles")
 
 
+def test_words_that_stand_for_no_method_are_in_the_tables_too() -> None:
+    index = read(DOCS / "methods" / "index.md")
+    for room, words in plugins.WORDS.items():
+        table = index.partition(f"<!-- {room} -->")[2].partition(f"<!-- /{room} -->")[0]
+        assert all(f"| `{word}` | {about} |" in table for word, about in words.items())
+
+
+def test_the_command_line_keeps_its_brackets() -> None:
+    page = read(DOCS / "cli.md")
+    assert "disk or ram [auto]." in page and " .\n" not in page
+
+
 @pytest.mark.parametrize(("room", "name"), METHODS)
 def test_a_methods_page_is_written_and_names_its_options_with_their_defaults(room: str, name: str) -> None:
     page = read(DOCS / "methods" / room / f"{name}.md")

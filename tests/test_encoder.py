@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 
 from longctx.backend import arithmetic
 from longctx.backend import encoder as room
 from longctx.backend.encoder import Encoder
+from longctx.backend.pickles import pickled_only
 from longctx.backend.places import wheel_file
-from longctx.errors import MissingExtra, ModelError, UsageError
+from longctx.errors import BadOption, MissingExtra, ModelError, UsageError
+from longctx.resources import Encoders
 
 TEXTS = [
     "The harpoon flew from the boat and struck the whale.",
@@ -223,6 +226,96 @@ def test_what_is_not_installed_is_named_with_the_line_to_type(monkeypatch: pytes
 def test_a_name_that_is_nothing_is_a_model_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be loaded"):
         Encoder(str(tmp_path / "nothing"))
+
+
+# --- files and objects ----------------------------------------------------------------------------------------------
+
+
+def pickle(folder: Path) -> None:
+    """Its weights in the pickled form alone, as many published encoders have them."""
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def projected(folder: Path, router: bool = False) -> Path:
+    """A tiny encoder with a linear layer behind it, by itself or as one of the routes of a router."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
+    torch.manual_seed(0)
+    dense = modules.Dense(16, 8)
+    made = tiny(folder / "inner", "bert")
+    parts = [modules.Transformer(str(made)), modules.Pooling(16)]
+    parts.append(modules.Router({"document": [dense]}, default_route="document") if router else dense)
+    SentenceTransformer(modules=parts, device="cpu").save_pretrained(str(folder / "whole"))
+    return folder / "whole"
+
+
+@pytest.mark.parametrize("router", [False, True])
+def test_pickled_weights_of_any_part_are_refused_by_name(router: bool, tmp_path: Path) -> None:
+    folder = projected(tmp_path, router)
+    assert Encoder(str(folder), device="cpu").dimension == 8
+    (path,) = {file.parent for file in folder.rglob("model.safetensors")} - {folder}
+    pickle(path)
+    with pytest.raises(ModelError, match=f"pickled weights.*{path.relative_to(folder)}/pytorch_model.bin") as caught:
+        Encoder(str(folder), device="cpu")
+    assert "save_pretrained" in str(caught.value) and ", " not in str(caught.value).partition("place: ")[2]
+    pickle(folder)
+    with pytest.raises(ModelError, match=f"{path.relative_to(folder)}/pytorch_model.bin, pytorch_model.bin"):
+        Encoder(str(folder), device="cpu")
+
+
+def test_pickled_weights_beside_others_are_not_read(tmp_path: Path) -> None:
+    folder = tiny(tmp_path, "bert")
+    expected = Encoder(str(folder), device="cpu").encode(["a short text"])
+    (folder / "pytorch_model.bin").write_bytes(b"no weights")
+    assert np.array_equal(Encoder(str(folder), device="cpu").encode(["a short text"]), expected)
+
+
+def test_pickled_weights_in_pieces_are_refused_too(tmp_path: Path) -> None:
+    folder = tiny(tmp_path, "bert")
+    weights = load_file(folder / "model.safetensors")
+    pickle(folder)
+    (folder / "pytorch_model.bin").rename(folder / "pytorch_model-00001-of-00001.bin")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "pytorch_model-00001-of-00001.bin")}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="cannot be loaded: .*safetensors"):
+        Encoder(str(folder), device="cpu")
+
+
+def test_parts_outside_the_folder_are_not_looked_at(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "encoder", "bert")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"no weights")
+    (folder / "router_config.json").write_text('{"types": {".": "a", "..": "b", "./..": "c", "/": "d"}}')
+    assert pickled_only(str(folder), True) == []
+
+
+def test_code_of_an_encoder_is_never_run(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "encoder", "bert")
+    (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Part: pass\n")
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[1]["type"] = "mine.Part"
+    (folder / "modules.json").write_text(json.dumps(listed))
+    with pytest.raises(ModelError, match="never run"):
+        Encoder(str(folder), device="cpu")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_lists_of_an_encoder_are_a_model_error(tmp_path: Path) -> None:
+    folder = tiny(tmp_path, "bert")
+    for text in ("{", "[]", "[{}]", "[7]", '[{"path": ".", "type": "sentence_transformers.models.Nothing"}]'):
+        (folder / "modules.json").write_text(text)
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            Encoder(str(folder), device="cpu")
+
+
+def test_an_encoder_is_named_and_not_handed_over(plain: Encoder, tmp_path: Path) -> None:
+    """An object used to be taken for the name that it prints as."""
+    for wrong in (plain, plain._model, object(), 7):
+        with pytest.raises(BadOption, match=f"encoder= must be 'auto'.*, not {type(wrong).__name__}.*save_pretrained"):
+            Encoders(wrong)
+    assert Encoders(tiny(tmp_path, "bert"))().dimension == 16
+    assert not Encoders(None).available
 
 
 @pytest.mark.parametrize(("half", "dtype"), [(1.0, torch.bfloat16), (2.0, torch.float32)])

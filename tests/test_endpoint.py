@@ -188,7 +188,35 @@ def test_a_prompt_that_the_server_cut_is_told(server: Server) -> None:
     assert "may have cut the prompt" in endpoint(server).answer(DOCUMENT, "?").warnings[0]
 
 
-@pytest.mark.parametrize(("url", "model"), [("localhost:8000", "m"), ("ftp://host", "m"), ("http://host/v1", "")])
+@pytest.mark.parametrize("status", [401, 403, 404, 422])
+def test_a_refusal_says_what_to_look_at(server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    for key in ("", "sesame"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        server.replies = [(status, {}, {})]
+        with pytest.raises(EndpointError, match=f"answered {status}\\.") as failed:
+            endpoint(server).answer(DOCUMENT, "?")
+        said.append(str(failed.value))
+    assert "sesame" not in "".join(said)
+    if status in (401, 403):
+        assert "Set OPENAI_API_KEY" in said[0] and "did not take the key of OPENAI_API_KEY" in said[1]
+    else:
+        assert said[0] == said[1] and ("--endpoint-model" in said[0]) == (status == 404)
+
+
+@pytest.mark.parametrize(
+    ("url", "model"),
+    [
+        *((url, "m") for url in ("localhost:8000", "ftp://host", "http://", "http://:80/v1", "http://host:0/v1")),
+        *((url, "m") for url in ("http://host:abc/v1", "http://host:70000/v1", "http://[::1/v1", "http://host:-1/v1")),
+        ("http://host/v1", ""),
+    ],
+)
 def test_addresses_and_names_are_checked_before_anything_is_sent(url: str, model: str) -> None:
     with pytest.raises(UsageError, match="--endpoint"):
         Endpoint(url, model, 16, len)
+
+
+@pytest.mark.parametrize("url", ["http://host/v1", "https://host:8000", "http://[::1]:8000/v1", "http://10.0.0.1:1/v1"])
+def test_an_address_may_be_a_name_or_a_number_with_a_port_or_without(url: str) -> None:
+    assert Endpoint(url, "m", 16, len).settings["endpoint"].startswith(url.partition("/v1")[0].replace("[::1]", "::1"))

@@ -23,7 +23,7 @@ PEERS = PIPELINES / "peers"  # run by the Python of other environments
 
 # Room or module -> what it may import of longctx besides itself. Imports go one way: down this table.
 NOUNS = {"types", "errors"}
-VERBS = NOUNS | {"drafts", "keys", "protocols", "options"}
+VERBS = NOUNS | {"drafts", "keys", "protocols", "options", "values"}
 METHODS = VERBS | {"plugins", "kernels", "segments", "suffixes"}
 ROOMS = {"segmenters", "kv", "drafters", "decoding", "store", "documents"}
 COMPILED = {
@@ -46,6 +46,7 @@ MAY_IMPORT = {
     "segments": NOUNS,
     "suffixes": NOUNS,
     "questions": NOUNS,
+    "values": NOUNS,
     "console": VERBS,
     "cite": NOUNS | {"lexical", "segmenters"},
     "resources": VERBS | {"backend", "calibration"},  # wiring: makes what the reader hands on
@@ -55,11 +56,11 @@ MAY_IMPORT = {
     "overview": VERBS | {"supplies"},
     "compiled": VERBS | {"lexical", "memory", "overview", "suffixes", "supplies"},
     "summaries": VERBS | {"backend", "overview", "store"},  # wiring: as storing
-    "storing": VERBS | {"backend", "compiled", "overview", "store", "summaries", ""},  # wiring: a reader's store
+    "storing": VERBS | {"backend", "compiled", "console", "overview", "store", "summaries", ""},  # wiring: the store
     "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
     "indexing": VERBS,
     "origins": NOUNS | {"backend", "cut", ""},
-    "room": NOUNS,
+    "room": NOUNS | {"values"},
     "saying": set(),
     "selecting": VERBS | {"compiled", "cut", "plugins", "questions"},
     "streaming": VERBS,
@@ -70,8 +71,8 @@ MAY_IMPORT = {
     "decoding": METHODS,
     "store": VERBS,
     "documents": VERBS,
-    "contexts": WIRING,
-    "readings": WIRING | {"contexts"},
+    "contexts": WIRING | {"console"},
+    "readings": WIRING | {"console", "contexts"},
     "answering": WIRING | {"contexts", "generation", "saying"},
     "stacks": VERBS | {"backend", "plugins"},
     "generation": WIRING,

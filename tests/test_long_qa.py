@@ -301,6 +301,8 @@ def test_what_cannot_work_is_refused_before_a_model_is_loaded(data: Path, tmp_pa
         (tmp_path / "out").mkdir(exist_ok=True)
         with pytest.raises(error):
             job(out=tmp_path / "rows", **given).run(never)
+    with pytest.raises(BadOption, match=r"budgets=\(0,\), sample=0 and max_new_tokens=3 must be at least 1"):
+        job(out=tmp_path / "rows", data=data, budgets=(0,), sample=0).run(never)
     with pytest.raises(UnknownMethod, match="Known: .*leval"):
         long_qa.read_cases("weather", data)
 
@@ -340,6 +342,23 @@ def test_the_command_runs_a_suite_and_names_them_all(data: Path, tmp_path: Path)
     assert refused.exit_code == 2 and "--sets is not for the suite" in " ".join(refused.stderr.split())
     listed = CliRunner().invoke(app, ["eval", "--list"])
     assert listed.stdout.split() == ["selection", *long_qa.suites()]
+    for order in (["--list", "--json"], ["--json", "--list"]):
+        (line,) = CliRunner().invoke(app, ["eval", *order]).stdout.splitlines()
+        assert json.loads(line) == {"suites": ["selection", *long_qa.suites()]}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "a suite is needed; --list names them"),
+        (["freeform"], "--data DIR and --out DIR are needed"),
+        (["freeform", "--data", "."], "--data DIR and --out DIR are needed"),
+        (["freeform", "--out", "."], "--data DIR and --out DIR are needed"),
+    ],
+)
+def test_what_a_suite_needs_is_asked_for(words: list[str], said: str) -> None:
+    ran = CliRunner().invoke(app, ["eval", *words])
+    assert ran.exit_code == 2 and said in " ".join(ran.stderr.replace("│", " ").split())
 
 
 def configured(folder: Path, text: str, *words: str) -> Any:

@@ -142,12 +142,12 @@ def test_a_file_and_a_name_that_nobody_knows_are_refused(folder: Path) -> None:
 
 
 def test_unknown_dtypes_and_devices_name_the_known_ones(folder: Path) -> None:
-    for dtype in ("float8", "fp16", ""):
+    for dtype in ("float8", "fp16", "", None, 16, ["float32"]):
         with pytest.raises(UsageError, match="float32, bfloat16, float16"):
-            from_pretrained(folder, dtype=dtype)
-    for device in ("gpu", "cuda:x", ""):
+            from_pretrained(folder, dtype=dtype)  # type: ignore[arg-type]
+    for device in ("gpu", "cuda:x", "", None, [0]):
         with pytest.raises(UsageError, match="auto, cpu, cuda"):
-            from_pretrained(folder, device=device)
+            from_pretrained(folder, device=device)  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

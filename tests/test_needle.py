@@ -359,7 +359,9 @@ def test_a_length_that_plain_generation_refuses_is_a_row_with_the_reason(reader:
     [
         ({"tasks": ("number", "number")}, "--task"),
         ({"lengths": ()}, "--lengths"),
-        ({"depths": 0}, "--depths"),
+        ({"depths": 0}, "--depths 0 and --lengths"),
+        ({"lengths": (500, 0)}, "--lengths 500,0 must be at least 1"),
+        ({"distractors": -2}, "--distractors -2 not negative"),
         ({"tasks": ("nonsense",)}, "no needle named"),
         ({"tasks": ("latent",), "distractors": 3}, "no distractors"),
     ],
@@ -559,6 +561,8 @@ def test_a_length_that_memory_does_not_hold_is_refused_before_anything_starts(
         (("--lengths", "500", "--selector", "bm25", "--selector", "bm25"), 2, "named twice"),
         (("--lengths", "90k", "--haystack", "fast.toml"), 2, "90,000 are asked for"),
         (("--lengths", "500", "--endpoint", "http://localhost:1/v1"), 2, "--endpoint-model"),
+        (("--lengths", "500", "--endpoint", "http://localhost:abc/v1", "--endpoint-model", "m"), 2, "is no address"),
+        (("--lengths", "500", "--endpoint-model", "m"), 2, "'m' goes with --endpoint"),
         ((), 2, "--lengths is needed"),
     ],
 )

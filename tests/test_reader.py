@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers import Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausa
 import longctx
 import longctx.reader as reader_module
 from longctx import Document, Reader, plugins, selecting
-from longctx.errors import BadOption, CacheError, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod
+from longctx.errors import BadOption, CacheError, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod, UsageError
 from longctx.types import Event, Scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -217,6 +218,59 @@ def test_impossible_numbers_are_refused_before_any_work(reader: Reader) -> None:
             reader.ask(DOCUMENT, QUESTION, **({"budget_tokens": 100, "max_new_tokens": 5} | changes))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"question": None},
+        {"question": b"Where?"},
+        {"budget_tokens": "4k"},
+        {"budget_tokens": 99.5},
+        {"max_new_tokens": None},
+        {"temperature": None},
+        {"temperature": "0.5"},
+        {"seed": "one"},
+        {"selector": None},
+        {"selector": 7},
+        {"drafters": None},
+        {"drafters": [None]},
+        {"kv": 7},
+        {"progress": "loud"},
+    ],
+    ids=str,
+)
+def test_a_value_of_the_wrong_type_is_an_error_of_the_library_with_the_value(
+    changes: dict[str, Any], reader: Reader
+) -> None:
+    (value,) = changes.values()
+    given = {"question": QUESTION, "budget_tokens": 100, "max_new_tokens": 5} | changes
+    with pytest.raises(BadOption) as caught:
+        reader.ask(DOCUMENT, **given)
+    assert (f"{value[0]!r}" if isinstance(value, list) else f"={value!r} must be") in str(caught.value)
+    if "progress" not in changes:
+        with pytest.raises(BadOption):
+            list(reader.stream(DOCUMENT, **given))
+
+
+def test_a_reader_is_made_with_numbers_and_methods_only() -> None:
+    wrong: list[dict[str, Any]] = [{"segment_tokens": None}, {"segment_memory_bytes": "1G"}, {"splitter": None}]
+    wrong += [{"segment_memory_bytes": -1}, {"encoder": object()}, {"progress": 7}]
+    for options in wrong:
+        with pytest.raises(BadOption, match="=.* must be"):
+            reader_of(**options)
+    for question, new in ((None, 1), (QUESTION, None)):
+        with pytest.raises(BadOption):
+            reader_of().longest_selection(question, new)  # type: ignore[arg-type]
+
+
+def test_none_bounds_no_cache_and_drafts_nothing(reader: Reader) -> None:
+    asked: dict[str, Any] = {"budget_tokens": 100, "max_new_tokens": 5, "selector": "head"}
+    plain = reader.ask(DOCUMENT, QUESTION, kv=None, drafters=[], **asked)
+    words = reader.ask(DOCUMENT, QUESTION, kv="none", drafters="none", **asked)
+    assert words.text == plain.text and words.warnings == plain.warnings
+    facts = next(step.facts for step in words.trace if step.name == "decode")
+    assert facts["drafted"] == 0 and "kv" not in facts
+
+
 def test_the_largest_budget_that_is_named_is_accepted(reader: Reader) -> None:
     largest = reader.longest_selection(QUESTION, 5)
     answer = reader.ask(DOCUMENT, QUESTION, budget_tokens=largest, max_new_tokens=5, selector="head")
@@ -245,9 +299,23 @@ def test_what_is_no_document_is_refused(wrong: Any, reader: Reader) -> None:
         reader.compile(wrong)
 
 
+def test_what_is_no_document_is_named_by_its_type(reader: Reader) -> None:
+    class Document:
+        """As other libraries have one."""
+
+    for wrong, said in (
+        ("report.pdf", "not str. .*Document.from_text of a string"),
+        ([], "not a list of nothing"),
+        ([DOCUMENT, 7, "x"], "not a list of int, longctx.types.Document, str"),
+        (Document(), f"not {__name__}.Document"),
+    ):
+        with pytest.raises(BadOption, match=said):
+            reader.compile(wrong)  # type: ignore[arg-type]
+
+
 def test_two_documents_of_one_id_are_refused(reader: Reader) -> None:
     """Spans and citations name documents by id: with two of one name they would point into the wrong text."""
-    with pytest.raises(BadOption, match="same id.*text"):
+    with pytest.raises(BadOption, match=r"same id: 'text'\. .*from_text\(text, id="):
         reader.compile([Document.from_text("one"), Document.from_text("two")])
 
 
@@ -295,6 +363,13 @@ def test_ask_select_and_stream_agree(template: str) -> None:
     stages = [event.text for event in events if event.kind == "progress"]
     assert {"tokenising", "reading", "prompt"} <= set(stages)
     assert all(0 < event.done <= event.total for event in events if event.kind == "progress")
+
+
+def test_an_answer_that_the_model_was_not_asked_for_is_streamed_too(reader: Reader) -> None:
+    """Whoever shows token events only used to see nothing at all."""
+    events = list(reader.stream(DOCUMENT, "zebra xylophone?", budget_tokens=100, selector="bm25"))
+    said = "".join(event.text for event in events if event.kind == "token")
+    assert said == events[-1].text == reader_module.NOTHING
 
 
 def test_streamed_text_is_the_answer_also_where_characters_stay_unfinished() -> None:
@@ -482,6 +557,20 @@ def test_a_selector_may_be_an_object_of_the_callers_own(reader: Reader) -> None:
     assert selection.selector == "Last" and selection.warnings == ("only the end was read",)
 
 
+def test_true_is_a_bar_for_a_reader_and_for_a_call(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"budget_tokens": 100, "selector": "bm25"}
+    reader_of().select(DOCUMENT, QUESTION, **asked)
+    assert capsys.readouterr().err == ""
+    reader_of().select(DOCUMENT, QUESTION, progress=True, **asked)
+    shown = capsys.readouterr().err
+    assert shown == "tokenising: 1 of 1 (100%)\n"
+    reader_of(progress=True).select(DOCUMENT, QUESTION, **asked)
+    assert capsys.readouterr().err == shown
+    named: dict[str, Any] = {"encoder": None, "calibration": None, "progress": True}
+    Reader.from_pretrained(tiny.save(tmp_path, num_hidden_layers=1), **named).select(DOCUMENT, QUESTION, **asked)
+    assert shown in capsys.readouterr().err
+
+
 def test_the_readers_model_and_tokenizer_are_the_callers_own_objects() -> None:
     model, tokenizer = tiny.model(num_hidden_layers=1), tiny.tokenizer("system")
     reader = longctx.Reader(model, tokenizer, encoder=None, calibration=None)
@@ -592,7 +681,7 @@ def test_scores_that_are_all_alike_are_no_guess_and_scores_that_are_no_numbers_a
             == ()
         )
     for relevant in (True, False):
-        with pytest.raises(ValueError, match="returned NaN"):
+        with pytest.raises(UsageError, match=r"Alike returned NaN for (\d+) of \1 units"):
             reader_of().select(TWICE, QUESTION, budget_tokens=300, selector=Alike(relevant=relevant, value=np.nan))
 
 

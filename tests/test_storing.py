@@ -353,6 +353,13 @@ def test_embeddings_of_another_encoder_are_made_again_and_that_is_said(stored: P
     assert len(encoder.asked) == len(loaded.units) + 2
 
 
+def test_true_is_a_bar_while_saving(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = reader_of(segment_memory_bytes=0).compile(DOCUMENT)
+    assert capsys.readouterr().err == ""
+    made.save(tmp_path / "book.lctx", segment_kv="disk", progress=True)
+    assert "reading: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("options", [{"segment_kv": "cloud"}, {"segment_form": "int4"}])
 def test_unknown_words_are_refused_before_anything_is_written(
     book: CompiledDocument, tmp_path: Path, options: dict[str, str]

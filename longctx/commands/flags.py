@@ -1,4 +1,7 @@
-"""The flags that several commands share, spelled once. Knows their names and help, not what they do."""
+"""The flags that several commands share, spelled once. Knows their names and help, not what they do.
+
+A help text is markup of rich: a bracket before a letter is written ``\\[``, or it would be taken for a style.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +25,13 @@ _READING = "Reading"
 _ANSWERING = "Answering"
 _TALK = "Output"
 
+Model = Annotated[str | None, typer.Option("--model", "-m", help="A hub id, a folder, or 'embedded' (the default).")]
+ModelName = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A hub id, a folder, or 'embedded'.")]
+NoModel = Annotated[str | None, typer.Option("--model", "-m", hidden=True)]  # taken by the commands that load none
 Questions = Annotated[
     Path | None, typer.Option(metavar="FILE.jsonl", help="Many questions: all words are files then. Needs --out.")
 ]
-Answers = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE.jsonl", help="One answer a row; goes on where it ended.")
-]
-Model = Annotated[str | None, typer.Option("--model", "-m", help="A hub id, a folder, or 'embedded' (the default).")]
-ModelName = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A hub id, a folder, or 'embedded'.")]
+Answers = Annotated[Path | None, typer.Option(metavar="FILE.jsonl", help="One answer a row; goes on where it ended.")]
 Config = Annotated[Path | None, typer.Option(help="A TOML file with any of these settings.", metavar="longctx.toml")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_READING)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", rich_help_panel=_READING)]
@@ -67,7 +69,7 @@ SegmentKV = Annotated[
     str | None,
     typer.Option(
         metavar="WHERE",
-        help="Keys and values of segments: auto, none, summary, disk or ram [auto].",
+        help=r"Keys and values of segments: auto, none, summary, disk or ram \[auto].",
         rich_help_panel=_READING,
     ),
 ]
@@ -90,7 +92,7 @@ CachedKV = Annotated[
     ),
 ]
 SegmentForm = Annotated[
-    str | None, typer.Option(metavar="FORM", help="exact, or int8: half as large [exact].", rich_help_panel=_READING)
+    str | None, typer.Option(metavar="FORM", help=r"exact, or int8: half as large \[exact].", rich_help_panel=_READING)
 ]
 Plot = Annotated[
     Path | None, typer.Option(metavar="FILE.png", help="Draw where the model looked.", rich_help_panel=_TALK)

@@ -56,9 +56,11 @@ _USED = (
 )
 
 
-def list_suites() -> None:
+def list_suites(screen: Screen) -> None:
     """Name every suite of ``longctx eval``, a line each."""
-    screen = Screen()
+    if screen.json:
+        screen.result({"suites": _suites()})
+        return
     for name in _suites():
         screen.line(name)
 

@@ -14,7 +14,7 @@ from longctx.errors import UnknownMethod
 def show(room: str | None, screen: Screen) -> None:
     """Names alone are read off the files; naming a room imports its methods."""
     if room is None:
-        names = {room: plugins.names(room) for room in plugins.ROOMS}
+        names = {room: plugins.known(room) for room in plugins.ROOMS}
         if screen.json:
             screen.result(names)
         else:
@@ -23,6 +23,7 @@ def show(room: str | None, screen: Screen) -> None:
     if room not in plugins.ROOMS:
         raise UnknownMethod("room", room, list(plugins.ROOMS))
     found = {name: _facts(room, name) for name in plugins.names(room)}
+    found |= {word: {"about": about, "options": {}} for word, about in plugins.WORDS.get(room, {}).items()}
     if screen.json:
         screen.result({room: found})
         return

@@ -114,6 +114,8 @@ def _checked(grids: Any, asked: Asked, settings: Settings) -> Any:
         distractors=asked.distractors,
         together=asked.together,
     )
+    if asked.endpoint_model and asked.endpoint is None:
+        raise UsageError(f"--endpoint-model {asked.endpoint_model!r} goes with --endpoint URL, which is missing.")
     if settings.temperature != 0.0:
         raise UsageError(f"temperature={settings.temperature}: needles are asked for with temperature 0 alone.")
     for selector in asked.selectors:

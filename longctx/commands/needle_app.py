@@ -22,17 +22,17 @@ def needle(
         Path, typer.Option(metavar="DIR", help="Rows, table, picture and page; goes on where it ended.")
     ] = Path("needle"),
     task: Annotated[
-        list[str] | None, typer.Option(help="May be given often; see `longctx list needles` [single].")
+        list[str] | None, typer.Option(help=r"May be given often; see `longctx list needles` \[single].")
     ] = None,
     depths: Annotated[int, typer.Option(metavar="N", help="Places, from the beginning to the end of a text.")] = 5,
     seeds: Annotated[str, typer.Option(metavar="0,1", help="Each draws other facts.")] = "0",
     distractors: Annotated[
-        int | None, typer.Option(metavar="N", help="Facts of the same form beside each [as the task has it].")
+        int | None, typer.Option(metavar="N", help=r"Facts of the same form beside each \[as the task has it].")
     ] = None,
     together: Annotated[bool, typer.Option("--together", help="One text for the facts of all depths.")] = False,
     haystack: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PATH", help="Files or folders; may be given often [the texts of Python]."),
+        typer.Option(metavar="PATH", help=r"Files or folders; may be given often \[the texts of Python]."),
     ] = None,
     selector: Annotated[
         list[str] | None, typer.Option(help="Under test; may be given often; see `longctx list selectors`.")
@@ -84,7 +84,7 @@ def rebuild(
     haystack: Annotated[
         list[Path] | None, typer.Option(metavar="PATH", help="The files the rows were made with.")
     ] = None,
-    model: Annotated[str | None, typer.Option(hidden=True)] = None,
+    model: flags.NoModel = None,
     config: flags.Config = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longctx import plugins
 from longctx.errors import BadOption, UsageError
 
 if TYPE_CHECKING:
@@ -53,14 +54,14 @@ class Settings:
         return None if self.budget == Settings().budget else self.budget
 
     def stack(self) -> str | list[str]:
-        """The drafters by name: ``a+b:option=value`` is two of them, ``none`` is no one."""
+        """The drafters as Python takes them: ``a+b:option=value`` is two of them."""
         if self.drafters in ("auto", "none"):
-            return "auto" if self.drafters == "auto" else []
+            return self.drafters
         return [name.strip() for name in self.drafters.split("+")]
 
     def policy(self) -> str | None:
         """The KV policy by name; None where the cache is not bounded."""
-        return None if self.kv == "none" else self.kv
+        return plugins.unless_none(self.kv)
 
     def reading_limits(self) -> Limits:
         """What reading one file may cost. Raises BadOption for a limit that there is not or that is no number."""
@@ -76,8 +77,8 @@ class Settings:
         given = {"segment_tokens": self.segment_tokens, "segment_memory_bytes": self.segment_memory_bytes}
         return {
             "splitter": self.splitter,
-            "encoder": None if self.encoder == "none" else self.encoder,
-            "calibration": None if self.calibration == "none" else self.calibration,
+            "encoder": plugins.unless_none(self.encoder),
+            "calibration": plugins.unless_none(self.calibration),
             **{key: value for key, value in given.items() if value is not None},
         }
 

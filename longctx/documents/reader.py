@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -115,13 +116,15 @@ def _open(path: Path, name: str) -> BinaryIO:
         return open(path, "rb", opener=_without_waiting)
     except FileNotFoundError as error:
         raise DocumentError(
-            f"no file {str(path)[:200]!r}. Check the path; to use a string as the document: Document.from_text(text)."
+            f"no file {str(path)[:200]!r}. Check the path. To use a string as the document: Document.from_text(text); "
+            "for the command line, save it to a file."
         ) from error
     except (OSError, ValueError) as error:
         if os.path.isdir(path):
             raise UsageError(
                 f"{str(path)!r} is a folder. Pass the files you mean, as in "
-                f"read(sorted(pathlib.Path({str(path)!r}).glob('**/*.md')))."
+                f"read(sorted(pathlib.Path({str(path)!r}).glob('**/*.md'))), or on the command line "
+                f"{shlex.quote(str(path))}/*.md."
             ) from error
         why = getattr(error, "strerror", None) or str(error)
         raise DocumentError(f"{name[:200]}: the file cannot be opened ({why}).") from error

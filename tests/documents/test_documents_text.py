@@ -159,8 +159,11 @@ def test_urls_are_refused(url: str) -> None:
 
 def test_folders_are_refused_with_the_remedy(tmp_path: Path, save: Save) -> None:
     for source in (tmp_path, [save("a.txt", b"a"), tmp_path]):
-        with pytest.raises(UsageError, match=r"is a folder.*glob"):
+        with pytest.raises(UsageError, match=r"is a folder.*glob.*on the command line /.*/\*\.md\.$"):
             read(source)
+    (tmp_path / "my papers").mkdir()
+    with pytest.raises(UsageError, match=r"on the command line '/.*/my papers'/\*\.md\.$"):  # as a shell wants it
+        read(tmp_path / "my papers")
 
 
 @pytest.mark.parametrize("path", ["no/such/file.txt", "x" * 5000, "a\x00b", "The text itself?\nIn a string."])
@@ -168,6 +171,11 @@ def test_no_such_file_is_typed(path: str) -> None:
     with pytest.raises(DocumentError) as caught:
         read(path)
     assert len(str(caught.value)) < 600
+
+
+def test_a_missing_file_has_a_remedy_in_python_and_on_the_command_line() -> None:
+    with pytest.raises(DocumentError, match=r"Document\.from_text\(text\); for the command line, save it to a file\.$"):
+        read("The text itself")
 
 
 @pytest.mark.parametrize("source", [b"a.txt", 3, None, [3], [b"a.txt"]])

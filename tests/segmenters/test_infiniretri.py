@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from needles import NEEDLES
 
-from longctx import Document, Reader
+from longctx import Document, Reader, plugins
 from longctx.calibration import Calibration
+from longctx.errors import BadOption
 from longctx.segmenters.selectors._attention import fuse, heads_of, per_unit
 from longctx.segmenters.selectors.infiniretri import InfiniRetri, paper_scores
 from longctx.types import Inquiry, Reading, Unit
@@ -170,6 +171,11 @@ def test_scores_are_the_mean_over_heads_of_each_heads_share() -> None:
             at += size
     np.testing.assert_allclose(values, (mass / mass.sum(1, keepdims=True)).mean(0), atol=1e-6)
     assert values.sum() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_counts_below_one_are_refused_with_their_values() -> None:
+    with pytest.raises(BadOption, match="window=0, topk=300 and phrase=8 must be at least 1"):
+        plugins.load("selectors", "infiniretri:window=0")
 
 
 def test_units_without_tokens_get_nothing_and_take_nothing() -> None:

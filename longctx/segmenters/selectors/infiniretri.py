@@ -33,7 +33,7 @@ class InfiniRetri:
 
     def __post_init__(self) -> None:
         if min(self.window, self.topk, self.phrase) < 1:
-            raise ValueError("window, topk and phrase must be at least 1")
+            raise ValueError(f"window={self.window}, topk={self.topk} and phrase={self.phrase} must be at least 1")
 
     def score(self, question: str, corpus: Corpus, budget_tokens: int) -> Scores:
         if self.compat == "paper":

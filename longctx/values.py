@@ -1,0 +1,43 @@
+"""What a caller gave, held against what is taken: one check and one message for every argument of a kind.
+
+Knows no argument: the name comes with the value. All raise BadOption.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+from longctx.errors import BadOption
+
+
+def whole(name: str, value: object, least: int | None = None) -> int:
+    """``value`` where it is a whole number, and at least ``least``."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or (least is not None and value < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise BadOption(f"{name}={value!r:.80} must be a whole number{bound}.")
+    return int(value)
+
+
+def amount(name: str, value: object) -> float:
+    """``value`` where it is a finite number of 0 or more."""
+    found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if not 0 <= found < math.inf:
+        raise BadOption(f"{name}={value!r:.80} must be a finite number of 0 or more.")
+    return found
+
+
+def text(name: str, value: object) -> str:
+    """``value`` where it is a string."""
+    if not isinstance(value, str):
+        raise BadOption(f"{name}={value!r:.80} must be a string.")
+    return value
+
+
+def texts(name: str, value: object) -> tuple[str, ...]:
+    """``value`` where it is a list of strings, none of them empty."""
+    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else (None,)
+    if not all(isinstance(one, str) and one for one in listed):
+        raise BadOption(f"{name}={value!r:.80} must be a list of strings, none of them empty.")
+    return tuple(listed)
