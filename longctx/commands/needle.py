@@ -83,12 +83,15 @@ def run(asked: Asked, settings: Settings, screen: Screen) -> None:
     _show(written, rows, before, screen)
 
 
-def rebuild(rows: Path, row: int, haystack: Sequence[Path], screen: Screen) -> None:
-    """Print the prompt of a row, after it was made again and its hash was compared."""
-    prompt = importlib.import_module("longctx.pipelines.needle").rebuild(rows, row, haystack)
+def rebuild(rows: Path, row: int, haystack: Sequence[Path], whole: bool, screen: Screen) -> None:
+    """Print what the system of a row was given, or the whole text with the question, after its hash was compared."""
+    needle = _pipeline("needle")
+    prompt, warnings = (needle.rebuild(rows, row, haystack), ()) if whole else needle.given(rows, row, haystack)
     if screen.json:
-        screen.result({"row": row, "prompt": prompt})
-    else:
+        screen.result({"row": row, "prompt": prompt, "warnings": list(warnings)})
+        return
+    screen.warn(warnings)
+    if prompt is not None:
         screen.line(prompt)
 
 

@@ -84,15 +84,16 @@ def rebuild(
     haystack: Annotated[
         list[Path] | None, typer.Option(metavar="PATH", help="The files the rows were made with.")
     ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="The whole text with the question.")] = False,
     model: Annotated[str | None, typer.Option(hidden=True)] = None,
     config: flags.Config = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Print the exact prompt of a row, made again from its recipe and compared by its hash."""
+    """Print what the system of a row was given, made again from its recipe and compared by its hash."""
     _, screen = begin(config, dict(model=model), json, quiet, verbose)
-    importlib.import_module("longctx.commands.needle").rebuild(rows, row, haystack or [], screen)
+    importlib.import_module("longctx.commands.needle").rebuild(rows, row, haystack or [], whole, screen)
 
 
 def _check_none_in_front(context: typer.Context) -> None:
