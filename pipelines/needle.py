@@ -15,7 +15,7 @@ from typing import Any
 
 import longctx
 from longctx import plugins
-from longctx.errors import ArtifactError, DoesNotFit, EndpointError, LongctxError, UsageError
+from longctx.errors import ArtifactError, BadOption, DoesNotFit, EndpointError, LongctxError, UsageError
 
 from .haystack import Count, Haystack, beginning, digest, rebuilt, sentences, sources
 from .needle_grid import Grid, Place, Text, drawn_facts, texts
@@ -152,6 +152,11 @@ def _row(text: Text, place: int, document: longctx.Document, system: System) -> 
     except (DoesNotFit, EndpointError) as error:
         failure = error if isinstance(error, EndpointError) else None
         return {**row, **_unanswered(error, failure, whole)}, failure
+    except BadOption as error:
+        if system.settings.get("kv") is None:
+            raise
+        # what a policy always reads can be more than its budget for one prompt, and not for others
+        return {**row, **_unanswered(error, None, whole)}, None
     seconds = {**answer.seconds, "total": time.perf_counter() - started}
     found = {
         "answer": answer.text,

@@ -37,8 +37,8 @@ _DARK_BELOW, _DARK_ABOVE = 0.25, 0.75
 class Line:
     """One task, system and length: means of 0 to 1 with 95 % intervals, None where nothing could be measured.
 
-    ``refused`` rows are beyond a window, ``unanswered`` ones got nothing from a server; means are over ``measured`` and
-    ``answered`` rows.
+    ``refused`` rows are beyond a window; ``unanswered`` ones got nothing from a server, or have a prompt that
+    their KV policy could not bound. Means are over ``measured`` and ``answered`` rows.
     """
 
     task: str

@@ -16,6 +16,7 @@ from longctx.errors import DoesNotFit, UsageError
 
 _SEAM = 2  # tokens that two ends may count more where they were cut
 _SEPARATOR = "\n\n"  # between the spans that a reader gives its model
+_EVERYTHING = "all"  # the selector that keeps the whole text
 _LONGEST_TOKEN = 16  # characters; of a text that has longer ones, less is kept
 Progress = Callable[[str, int, int], None]
 Spans = tuple[tuple[int, int], ...]
@@ -89,41 +90,61 @@ class Books:
 
 @dataclass(frozen=True, slots=True)
 class Selecting:
-    """A selector within its budget, and the model on what it kept."""
+    """A selector within its budget, and the model on what it kept, through a bounded cache where ``kv`` names one.
+
+    ``drafters`` are named in each row alone: they change how fast an answer comes.
+    """
 
     books: Books
     selector: str
     budget_tokens: int
     max_new_tokens: int
     reading: Mapping[str, Any]  # how the reader was made
+    kv: str | None = None
+    drafters: str | Sequence[str] = "auto"
 
     @property
     def name(self) -> str:
-        return self.selector
+        return named(self.selector, self.kv)
 
     @property
     def settings(self) -> Mapping[str, Any]:
         return {
             **model_settings(self.books.reader, self.max_new_tokens),
-            "budget": self.budget_tokens,
+            "budget": None if self.selector == _EVERYTHING else self.budget_tokens,
+            "kv": self.kv,
             **self.reading,
         }
 
     def answer(self, document: longctx.Document, question: str) -> Said:
-        book, compiling = self.books(document)
+        source, compiling = self._source(document)
         answer = self.books.reader.ask(
-            book,
+            source,
             question,
             budget_tokens=self.budget_tokens,
             max_new_tokens=self.max_new_tokens,
             selector=self.selector,
+            drafters=self.drafters,
+            kv=self.kv,
             progress=self.books.progress,
         )
         timings = {name.removesuffix("_seconds"): seconds for name, seconds in answer.timings.items()}
-        facts = dict(answer.usage)
-        tokens_read, seconds = facts.pop("selection_tokens_read"), {**timings, "compile": compiling}
+        seconds = {**timings, "compile": timings["compile"] + compiling}
+        facts: dict[str, Any] = {**answer.usage, "drafters": self.drafters}
+        decoded = next(step.facts for step in answer.trace if step.name == "decode")
+        facts |= {"kv": decoded["kv"]} if "kv" in decoded else {}
+        tokens_read = facts.pop("selection_tokens_read")
         read, selected = (_characters(spans) for spans in (answer.selection.as_read, answer.selection.spans))
         return Said(answer.text, read, facts, seconds, tuple(answer.warnings), tokens_read, _SEPARATOR, selected)
+
+    def _source(self, document: longctx.Document) -> tuple[Any, float]:
+        """What is asked of, and the seconds of compiling it. All of a text needs no segments to choose from."""
+        return (document, 0.0) if self.selector == _EVERYTHING else self.books(document)
+
+
+def named(selector: str, kv: str | None) -> str:
+    """What a selector is called in rows, tables and pictures: with another bounded cache it is another system."""
+    return selector if kv is None else f"{selector} --kv {kv}"
 
 
 def _characters(spans: Sequence[Any]) -> Spans:

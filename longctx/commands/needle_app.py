@@ -52,6 +52,8 @@ def needle(
     model: flags.Model = None,
     budget: flags.Budget = None,
     max_new_tokens: flags.MaxNewTokens = None,
+    kv: flags.KV = None,
+    drafters: flags.Drafters = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
     config: flags.Config = None,
@@ -65,7 +67,9 @@ def needle(
         return
     if not lengths:
         raise typer.BadParameter("--lengths is needed, such as --lengths 4k,16k.")
-    given = dict(model=model, budget=budget, max_new_tokens=max_new_tokens, dtype=dtype, device=device)
+    given = dict(
+        model=model, budget=budget, max_new_tokens=max_new_tokens, kv=kv, drafters=drafters, dtype=dtype, device=device
+    )
     settings, screen = begin(config, given, json, quiet, verbose)
     command = importlib.import_module("longctx.commands.needle")
     asked = command.Asked(
