@@ -7,24 +7,26 @@ and the file of rows are modules of their own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import longctx
 from longctx import plugins
-from longctx.errors import ArtifactError, DoesNotFit, EndpointError, UsageError
+from longctx.errors import ArtifactError, BadOption, DoesNotFit, EndpointError, LongctxError, UsageError
 
 from .haystack import Count, Haystack, beginning, digest, rebuilt, sentences, sources
 from .needle_grid import Grid, Place, Text, drawn_facts, texts
 from .needle_scores import kept, said
-from .needle_systems import Said, System, turn
+from .needle_systems import Said, Spans, System, joined, turn
 from .needles._nouns import Task
 from .rows import Row, Rows, here_and_now, read
 
 IDENTITY = ("task", "length", "seed", "fact", "system")
 ROWS = "needle.jsonl"
+KEPT = "of what was read"  # what `kept` of a row counts; in rows made without this word, what a selection held
 _FAILURES = 3  # rows of a server in succession after which it is taken to be gone
 Progress = Callable[[str, int, int], None]
 
@@ -43,6 +45,7 @@ def made_with(
         "depths": grid.depths,
         "distractors": grid.distractors,
         "together": grid.together,
+        "kept": KEPT,
     }
 
 
@@ -119,9 +122,13 @@ def _run(
 
 
 def _row(text: Text, place: int, document: longctx.Document, system: System) -> tuple[Row, EndpointError | None]:
-    """What was asked, said and read, with the recipe that makes the same prompt again; and how a server failed."""
+    """What was asked, given to read and said, with the recipe that makes the text again; and how a server failed.
+
+    ``given_sha256`` is the hash of the prompt that the system was given, None where it was given none.
+    """
     case, planted = text.cases[place][1], text.planted
     scoring = plugins.load("needles", text.task).scoring
+    whole = digest(turn(planted.text, case.question))
     row: Row = {
         "depth": text.depths[place],
         "question": case.question,
@@ -134,7 +141,7 @@ def _row(text: Text, place: int, document: longctx.Document, system: System) -> 
             "haystack_sha256": planted.haystack_sha256,
             "draws": text.draws,
             "inserted": [list(pair) for pair in planted.inserted],
-            "prompt_sha256": digest(turn(planted.text, case.question)),
+            "prompt_sha256": whole,
         },
         "evidence": [list(span) for span in text.evidence[place]],
         "places": list(text.places[place]),
@@ -143,18 +150,20 @@ def _row(text: Text, place: int, document: longctx.Document, system: System) -> 
     try:
         answer = system.answer(document, case.question)
     except (DoesNotFit, EndpointError) as error:
-        nothing: Row = {"answer": None, "said": None, "kept": None}
-        wrong = {"error": {"kind": type(error).__name__, "message": str(error)}}
         failure = error if isinstance(error, EndpointError) else None
-        if failure is not None:
-            nothing |= {"facts": {"retries": failure.retries}, "again": True}
-        return {**row, **nothing, **wrong}, failure
+        return {**row, **_unanswered(error, failure, whole)}, failure
+    except BadOption as error:
+        if system.settings.get("kv") is None:
+            raise
+        # what a policy always reads can be more than its budget for one prompt, and not for others
+        return {**row, **_unanswered(error, None, whole)}, None
     seconds = {**answer.seconds, "total": time.perf_counter() - started}
     found = {
         "answer": answer.text,
         "said": round(said(answer.text, case, scoring), 6),
-        "kept": _kept(text.evidence[place], answer),
-        "read": None if answer.read is None else [list(span) for span in answer.read],
+        "kept": _kept(text.evidence[place], answer.read),
+        "held": _kept(text.evidence[place], answer.selected),
+        **_given(planted.text, case.question, answer, whole),
         "facts": dict(answer.facts),
         "warnings": list(answer.warnings),
         # like the seconds not the same after an interruption: what was read for another question is not read again
@@ -165,43 +174,133 @@ def _row(text: Text, place: int, document: longctx.Document, system: System) -> 
     return {**row, **found}, None
 
 
-def _kept(evidence: Sequence[tuple[int, int]], answer: Said) -> float | None:
+def _unanswered(error: LongctxError, failure: EndpointError | None, whole: str) -> Row:
+    """What a row holds in place of an answer. A server was given its prompt all the same."""
+    row: Row = {
+        "answer": None,
+        "said": None,
+        "kept": None,
+        "held": None,
+        "asked": failure is not None,
+        "read": None,
+        "given_sha256": None if failure is None else whole,
+    }
+    if failure is not None:
+        row |= {"facts": {"retries": failure.retries}, "again": True}
+    return {**row, "error": {"kind": type(error).__name__, "message": str(error)}}
+
+
+def _given(text: str, question: str, answer: Said, whole: str) -> Row:
+    """What the system was given of ``text``; ``whole`` is the hash of all of it with the question."""
     if answer.read is None:
+        return {"asked": True, "read": None, "given_sha256": whole}
+    found: Row = {
+        "asked": bool(answer.read),
+        "read": [list(span) for span in answer.read],
+        "between": answer.between,
+        "given_sha256": None,
+    }
+    if answer.read:
+        found["given_sha256"] = digest(turn(joined(text, answer.read, answer.between), question))
+    return found
+
+
+def _kept(evidence: Sequence[tuple[int, int]], spans: Spans | None) -> float | None:
+    if spans is None:
         return None
-    share = kept(evidence, answer.read)
+    share = kept(evidence, spans)
     return None if share is None else round(share, 6)
 
 
+def given(path: Path, number: int, haystack: Sequence[Path]) -> tuple[str | None, tuple[str, ...]]:
+    """The prompt that the system of row ``number`` was given, and what is to be said of it.
+
+    It is the user's turn: what a model's chat template puts around it is the same for all. None, with the reason,
+    where nothing was given. A row made before rows held what was given makes the whole text, and that is said.
+    Raises as ``rebuild`` does.
+    """
+    row = _numbered(path, number)
+    with _complete(path, number):
+        if "given_sha256" not in row:
+            text = _planted(path, number, row, haystack)
+            return turn(text, row["question"]), _beforehand(number, row, text)
+        if row["given_sha256"] is None:
+            return None, (f"row {number} has no prompt: {_reason(row)}. --whole makes its text with the question.",)
+        text = _planted(path, number, row, haystack)
+        if row["read"] is not None:
+            text = joined(text, row["read"], row["between"])
+        prompt, wanted = turn(text, row["question"]), row["given_sha256"]
+    _check(path, number, prompt, wanted)
+    return prompt, ()
+
+
 def rebuild(path: Path, number: int, haystack: Sequence[Path]) -> str:
-    """The prompt of row ``number`` (counted from 1) of a file, made again from its recipe.
+    """The whole text of row ``number`` (counted from 1) of a file with its question, made again from its recipe.
 
     Raises UsageError for a row that there is not and ArtifactError when the text is another than the row was made with.
     """
+    row = _numbered(path, number)
+    with _complete(path, number):
+        return turn(_planted(path, number, row, haystack), row["question"])
+
+
+def _numbered(path: Path, number: int) -> Row:
     held = read(path)
     if not 1 <= number <= len(held):
         raise UsageError(f"{path} has {len(held)} rows; there is no row {number}.")
-    row = held[number - 1]
+    return held[number - 1]
+
+
+@contextmanager
+def _complete(path: Path, number: int) -> Iterator[None]:
+    """Inside, a field that a row lacks is an ArtifactError that names it."""
     try:
-        recipe, made_with = row["recipe"], row["made_with"]
-        spec, wanted = row["task"], recipe["prompt_sha256"]
-        if recipe["haystack"] == "the task's own":
-            shares = Grid(tasks=(spec,), lengths=(row["length"],), depths=made_with["depths"]).shares
-            task: Task = plugins.load("needles", spec)
-            distractors = task.distractors or 0 if made_with["distractors"] is None else made_with["distractors"]
-            drawn = drawn_facts(task, spec, row["seed"], recipe["draws"], shares, distractors)
-            if drawn.filler is None:
-                raise ArtifactError(f"the task {spec!r} brings no haystack of its own any more.")
-            pieces = sentences(drawn.filler())
-        else:
-            pieces = sources(haystack)
-        bare = beginning(pieces, recipe["haystack_chars"])
-        if digest(bare) != recipe["haystack_sha256"]:
-            raise ArtifactError(
-                f"row {number} was made with another haystack: {made_with['haystack']}. Name its files with --haystack."
-            )
-        prompt = turn(rebuilt(bare, recipe["inserted"]), row["question"])
+        yield
     except KeyError as error:
         raise ArtifactError(f"{path}, line {number} is no row of `longctx needle`: it has no {error}.") from error
+
+
+def _planted(path: Path, number: int, row: Row, haystack: Sequence[Path]) -> str:
+    """The text of a row with its needles in it. Raises ArtifactError for a haystack or a text that is another."""
+    recipe, made_with, spec = row["recipe"], row["made_with"], row["task"]
+    if recipe["haystack"] == "the task's own":
+        shares = Grid(tasks=(spec,), lengths=(row["length"],), depths=made_with["depths"]).shares
+        task: Task = plugins.load("needles", spec)
+        distractors = task.distractors or 0 if made_with["distractors"] is None else made_with["distractors"]
+        drawn = drawn_facts(task, spec, row["seed"], recipe["draws"], shares, distractors)
+        if drawn.filler is None:
+            raise ArtifactError(f"the task {spec!r} brings no haystack of its own any more.")
+        pieces = sentences(drawn.filler())
+    else:
+        pieces = sources(haystack)
+    bare = beginning(pieces, recipe["haystack_chars"])
+    if digest(bare) != recipe["haystack_sha256"]:
+        raise ArtifactError(
+            f"row {number} was made with another haystack: {made_with['haystack']}. Name its files with --haystack."
+        )
+    text = rebuilt(bare, recipe["inserted"])
+    _check(path, number, turn(text, row["question"]), recipe["prompt_sha256"])
+    return text
+
+
+def _check(path: Path, number: int, prompt: str, wanted: str) -> None:
     if digest(prompt) != wanted:
         raise ArtifactError(f"row {number} of {path} is damaged: its recipe makes another prompt than it was asked.")
-    return prompt
+
+
+def _reason(row: Row) -> str:
+    """Why a system was given nothing."""
+    if row.get("error") is not None:
+        return f"its system refused the text ({row['error']['message'].rstrip('.')})"
+    return "nothing in the text seemed related to the question, so the model was not asked"
+
+
+def _beforehand(number: int, row: Row, text: str) -> tuple[str, ...]:
+    """What is to be said of a row that does not hold what its system was given, where that was not the whole text."""
+    selects = "budget" in row["made_with"]
+    if not selects and row.get("error") is None and row.get("read") in (None, [[0, len(text)]]):
+        return ()
+    return (
+        f"row {number} was made before rows held what a model was given: this is the whole text with the question, of "
+        f"which {row['system']!r} may have been given a part.",
+    )

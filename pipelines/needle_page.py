@@ -19,7 +19,7 @@ class Line(Protocol):
 
 
 HEADERS = (
-    "task", "system", "tokens", "rows", "beyond the window", "no answer", "kept by the selection", "said in the answer",
+    "task", "system", "tokens", "rows", "beyond the window", "no answer", "kept in what was read", "said in the answer",
 )  # fmt: skip
 _SHOWN = 300  # characters of an answer
 _STYLE = (
@@ -44,8 +44,8 @@ def page(rows: Sequence[Mapping[str, Any]], lines: Sequence[Line], picture: byte
         f"<img alt='Heat map: depth of the needle by length of the text' src='data:image/png;base64,{image}'>",
         "<h2>Means</h2>",
         _table(HEADERS, [[escape(cell) for cell in line.cells] for line in lines]),
-        "<h2>Rows</h2><p>The prompt of a row is made again, and its hash compared, by <code>longctx needle rebuild "
-        "needle.jsonl --row N</code>.</p>",
+        "<h2>Rows</h2><p>What the system of a row was given is made again, and its hash compared, by <code>longctx "
+        "needle rebuild needle.jsonl --row N</code>.</p>",
         *(_group(rows, task, system) for task, system in dict.fromkeys((r["task"], r["system"]) for r in rows)),
         "<h2>Made with</h2>",
         *(_table(("setting", "value"), [[escape(k), escape(v)] for k, v in one.items()]) for one in made),

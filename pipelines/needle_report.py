@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS = (
-    "task", "length", "seed", "fact", "depth", "system", "kept", "said", "scoring", "document_tokens", "question",
-    "answers", "answer", "error", "haystack_sha256", "prompt_sha256",
+    "task", "length", "seed", "fact", "depth", "system", "asked", "kept", "held", "said", "scoring", "document_tokens",
+    "question", "answers", "answer", "error", "haystack_sha256", "prompt_sha256", "given_sha256",
 )  # fmt: skip
-MEASURES = (("kept", "kept by the selection"), ("said", "said in the answer"))
+MEASURES = ("kept", "said")
 _INCHES_A_LENGTH, _INCHES_A_DEPTH, _INCHES_A_TITLE, _LEAST_INCHES, _DPI = 0.62, 0.3, 0.6, 6.4, 140
 # 0 to 1, told apart by every kind of eye; what could not be measured
 _COLOURS, _NOTHING = ("#b2182b", "#fddbc7", "#2166ac"), "#e9ecef"
@@ -37,8 +37,8 @@ _DARK_BELOW, _DARK_ABOVE = 0.25, 0.75
 class Line:
     """One task, system and length: means of 0 to 1 with 95 % intervals, None where nothing could be measured.
 
-    ``refused`` rows are beyond a window, ``unanswered`` ones got nothing from a server; means are over ``measured`` and
-    ``answered`` rows.
+    ``refused`` rows are beyond a window; ``unanswered`` ones got nothing from a server, or have a prompt that
+    their KV policy could not bound. Means are over ``measured`` and ``answered`` rows.
     """
 
     task: str
@@ -122,6 +122,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
+def kept_label(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What ``kept`` is in ``rows``: those made before they held what the model was given tell of the selection."""
+    return "kept in what was read" if all("kept" in row["made_with"] for row in rows) else "kept by the selection"
+
+
 def heat_map(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """A PNG: depth down, length across, one line of panels for each task and system, kept on the left, said right.
 
@@ -136,15 +141,16 @@ def heat_map(rows: Sequence[Mapping[str, Any]]) -> bytes:
     heights = [len(grids[pair].depths) * _INCHES_A_DEPTH + _INCHES_A_TITLE for pair in pairs]
     width = max(_LEAST_INCHES, 2 * (len(lengths) * _INCHES_A_LENGTH + 1.0))
     figure = Figure(figsize=(width, sum(heights) + 0.5), layout="constrained")
+    labels = {"kept": kept_label(rows), "said": "said in the answer"}
     panels = figure.subplots(len(pairs), 2, squeeze=False, sharex=True, height_ratios=heights)
     colours = LinearSegmentedColormap.from_list("needle", _COLOURS).with_extremes(bad=_NOTHING)
     for line, pair in zip(panels, pairs, strict=True):
-        for axes, (name, label) in zip(line, MEASURES, strict=True):
+        for axes, name in zip(line, MEASURES, strict=True):
             _panel(axes, grids[pair].cells[name], colours)
             middles = [0.5 + i for i in range(max(len(lengths), len(grids[pair].depths)))]
             axes.set_yticks(middles[: len(grids[pair].depths)], list(map(depth_text, grids[pair].depths)), fontsize=8)
             axes.set_xticks(middles[: len(lengths)], list(map(tokens_text, lengths)), fontsize=8)
-            title = f"{pair[0]} · {pair[1]}\n{label}" if axes is line[0] else label
+            title = f"{pair[0]} · {pair[1]}\n{labels[name]}" if axes is line[0] else labels[name]
             axes.set_title(title, fontsize=9, loc="left", parse_math=False)
     figure.supxlabel("tokens of the text", fontsize=9)
     figure.supylabel("depth of the needle", fontsize=9)
@@ -166,7 +172,7 @@ def grid(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> Cells:
     depths = tuple(sorted({row["depth"] for row in rows}, key=lambda depth: -1.0 if depth is None else depth))
     values: dict[tuple[str, Any, int], list[float]] = {}
     for row in rows:
-        for name, _ in MEASURES:
+        for name in MEASURES:
             if row[name] is not None:
                 values.setdefault((name, row["depth"], row["length"]), []).append(row[name])
 
@@ -175,7 +181,7 @@ def grid(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> Cells:
         return sum(found) / len(found) if found else None
 
     return Cells(
-        depths, {name: [[mean(name, depth, length) for length in lengths] for depth in depths] for name, _ in MEASURES}
+        depths, {name: [[mean(name, depth, length) for length in lengths] for depth in depths] for name in MEASURES}
     )
 
 

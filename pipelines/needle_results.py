@@ -5,14 +5,12 @@ Owns which rows stand beside each other. Knows rows only; how a mean or a pictur
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import needle_report
-from .rows import where_and_when
+from .rows import read, where_and_when
 
 Row = Mapping[str, Any]
 
@@ -30,8 +28,7 @@ def pictures(results: Path, images: Path) -> dict[Path, bytes]:
 
 def _files(results: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     for path in sorted(results.glob("needle-*.jsonl.gz")):
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            yield path.name.removesuffix(".jsonl.gz"), [json.loads(line) for line in lines]
+        yield path.name.removesuffix(".jsonl.gz"), read(path)
 
 
 def _page(name: str, rows: Sequence[Row]) -> list[str]:
@@ -41,7 +38,8 @@ def _page(name: str, rows: Sequence[Row]) -> list[str]:
         f"**{made_with['model']}**, {made_with.get('dtype', 'a server')}, {way}, {made_with['depths']} depths; "
         f"{where_and_when(rows)}, longctx {made_with['longctx']}, torch {made_with['torch']}.",
         "",
-        "| task | under test | tokens | budget | rows | kept [95 %] | said [95 %] | seconds a question |",
+        f"| task | under test | tokens | budget | rows | {needle_report.kept_label(rows)} [95 %] | said [95 %] | "
+        "seconds a question |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for line in needle_report.summary(rows):

@@ -15,8 +15,11 @@ import longctx
 from longctx.errors import DoesNotFit, UsageError
 
 _SEAM = 2  # tokens that two ends may count more where they were cut
+_SEPARATOR = "\n\n"  # between the spans that a reader gives its model
+_EVERYTHING = "all"  # the selector that keeps the whole text
 _LONGEST_TOKEN = 16  # characters; of a text that has longer ones, less is kept
 Progress = Callable[[str, int, int], None]
+Spans = tuple[tuple[int, int], ...]
 PLAIN = ("full", "truncated")
 # The words around text and question, the same that a reader puts there.
 _TURN = "Answer the question with the text below. Answer briefly.\n\nText:\n{text}\n\nQuestion: {question}"
@@ -24,17 +27,28 @@ _TURN = "Answer the question with the text below. Answer briefly.\n\nText:\n{tex
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An answer; ``read`` are the characters of the document that the model saw when answering, None: not known.
+    """An answer; ``read`` are the characters of the document that the model was given, in its order, None: not known.
 
+    There are none where the model was not asked. ``between`` stands between them; where it is empty they are given as
+    they stand in the text, else without line ends at their own ends. ``selected`` is what a selection held of the
+    document, in its order, whether it was given to the model or not; None where nothing is selected.
     ``tokens_read`` were read for choosing them, now and not for an earlier question.
     """
 
     text: str
-    read: tuple[tuple[int, int], ...] | None
+    read: Spans | None
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     tokens_read: int = 0
+    between: str = ""
+    selected: Spans | None = None
+
+
+def joined(text: str, spans: Sequence[Sequence[int]], between: str) -> str:
+    """The spans as they stand in a prompt: see ``Said``."""
+    pieces = [text[start:end] for start, end in spans]
+    return between.join(piece.strip("\r\n") for piece in pieces) if between else "".join(pieces)
 
 
 def turn(text: str, question: str) -> str:
@@ -76,41 +90,67 @@ class Books:
 
 @dataclass(frozen=True, slots=True)
 class Selecting:
-    """A selector within its budget, and the model on what it kept."""
+    """A selector within its budget, and the model on what it kept, through a bounded cache where ``kv`` names one.
+
+    ``drafters`` are named in each row alone: they change how fast an answer comes.
+    """
 
     books: Books
     selector: str
     budget_tokens: int
     max_new_tokens: int
     reading: Mapping[str, Any]  # how the reader was made
+    kv: str | None = None
+    drafters: str | Sequence[str] = "auto"
+    allow_partial: bool = False  # of kv
 
     @property
     def name(self) -> str:
-        return self.selector
+        return named(self.selector, self.kv)
 
     @property
     def settings(self) -> Mapping[str, Any]:
         return {
             **model_settings(self.books.reader, self.max_new_tokens),
-            "budget": self.budget_tokens,
+            "budget": None if self.selector == _EVERYTHING else self.budget_tokens,
+            "kv": self.kv,
             **self.reading,
         }
 
     def answer(self, document: longctx.Document, question: str) -> Said:
-        book, compiling = self.books(document)
+        source, compiling = self._source(document)
         answer = self.books.reader.ask(
-            book,
+            source,
             question,
             budget_tokens=self.budget_tokens,
             max_new_tokens=self.max_new_tokens,
             selector=self.selector,
+            drafters=self.drafters,
+            kv=self.kv,
+            allow_partial=self.allow_partial,
             progress=self.books.progress,
         )
-        spans = tuple((span.start, span.end) for span in answer.selection.spans)
         timings = {name.removesuffix("_seconds"): seconds for name, seconds in answer.timings.items()}
-        facts = dict(answer.usage)
-        read, seconds = facts.pop("selection_tokens_read"), {**timings, "compile": compiling}
-        return Said(answer.text, spans, facts, seconds, tuple(answer.warnings), read)
+        seconds = {**timings, "compile": timings["compile"] + compiling}
+        facts: dict[str, Any] = {**answer.usage, "drafters": self.drafters}
+        decoded = next(step.facts for step in answer.trace if step.name == "decode")
+        facts |= {"kv": decoded["kv"]} if "kv" in decoded else {}
+        tokens_read = facts.pop("selection_tokens_read")
+        read, selected = (_characters(spans) for spans in (answer.selection.as_read, answer.selection.spans))
+        return Said(answer.text, read, facts, seconds, tuple(answer.warnings), tokens_read, _SEPARATOR, selected)
+
+    def _source(self, document: longctx.Document) -> tuple[Any, float]:
+        """What is asked of, and the seconds of compiling it. All of a text needs no segments to choose from."""
+        return (document, 0.0) if self.selector == _EVERYTHING else self.books(document)
+
+
+def named(selector: str, kv: str | None) -> str:
+    """What a selector is called in rows, tables and pictures: with another bounded cache it is another system."""
+    return selector if kv is None else f"{selector} --kv {kv}"
+
+
+def _characters(spans: Sequence[Any]) -> Spans:
+    return tuple((span.start, span.end) for span in spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +179,7 @@ class Plain:
 
         model, tokenizer = self.reader.model, self.reader.tokenizer
         read = self._read(document.text, question)
-        text = "".join(document.text[a:b] for a, b in read)
+        text = joined(document.text, read, "")
         prompt = self.reader.prompt(text, question)
         room = self.reader.window - self.max_new_tokens
         if len(prompt) > room:
@@ -162,7 +202,7 @@ class Plain:
         facts = {"prompt_tokens": len(prompt), "new_tokens": len(new)}
         return Said(said, read, facts, {"decode": time.perf_counter() - started})
 
-    def _read(self, text: str, question: str) -> tuple[tuple[int, int], ...]:
+    def _read(self, text: str, question: str) -> Spans:
         """The characters that are read: all, or as much of both ends as the window holds."""
         if self.name != "truncated" or not text:
             return ((0, len(text)),)

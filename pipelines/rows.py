@@ -6,11 +6,13 @@ written whole. Knows no job: a row is a JSON object of ``made_with`` and the fie
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import platform
 import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,9 +142,12 @@ def where_and_when(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file, without a last line that was cut short. Raises ArtifactError for what is no row."""
+    """The rows of a file, without a last line that was cut short; a name that ends in .gz is read unpacked.
+
+    Raises ArtifactError for what is no row.
+    """
     found: list[Row] = []
-    data = path.read_bytes()
+    data = _unpacked(path) if path.suffix == ".gz" else path.read_bytes()
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         try:
             row = json.loads(line)
@@ -152,6 +157,14 @@ def read(path: Path) -> list[Row]:
             raise ArtifactError(f"{path}, line {number} is no row of results. Nothing was changed.")
         found.append(row)
     return found
+
+
+def _unpacked(path: Path) -> bytes:
+    try:
+        with gzip.open(path) as file:
+            return file.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise ArtifactError(f"{path} cannot be unpacked ({error}). Nothing was changed.") from error
 
 
 def differences(held: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import itertools
 import json
 import re
@@ -21,8 +22,8 @@ from typer.testing import CliRunner
 from longctx import Document, Reader
 from longctx.cli import app
 from longctx.commands import forecast
-from longctx.errors import ArtifactError, DoesNotFit, EndpointError, UsageError
-from longctx.pipelines import needle, needle_grid, needle_report
+from longctx.errors import ArtifactError, BadOption, DoesNotFit, EndpointError, UsageError
+from longctx.pipelines import needle, needle_grid, needle_report, needle_results
 from longctx.pipelines.haystack import Haystack, counter, digest, sources
 from longctx.pipelines.needle_systems import Books, Plain, Said, Selecting, turn
 from longctx.pipelines.rows import Row, read
@@ -66,8 +67,37 @@ def made(
     return read(out / needle.ROWS)
 
 
-def selecting(reader: Reader, selector: str = "bm25") -> Selecting:
-    return Selecting(Books(reader), selector, 150, 4, {"splitter": "auto"})
+def selecting(reader: Reader, selector: str = "bm25", budget: int = 150, **more: Any) -> Selecting:
+    return Selecting(Books(reader), selector, budget, 4, {"splitter": "auto"}, **more)
+
+
+class Recording(Reader):
+    """Writes down what its model is given."""
+
+    asked: list[str]
+
+    def prompt(self, text: str, question: str) -> list[int]:
+        self.asked.append(turn(text, question))
+        return super().prompt(text, question)
+
+
+def recording(window: int = 4096) -> Recording:
+    made = Recording(
+        tiny.model(num_hidden_layers=2, max_position_embeddings=window),
+        tiny.tokenizer("system"),
+        encoder=None,
+        calibration=None,
+        segment_tokens=128,
+    )
+    made.asked = []
+    return made
+
+
+def of_before(row: Row) -> Row:
+    """The row as it was when rows held the selection's spans in place of those that were given."""
+    new = ("asked", "held", "between", "given_sha256")
+    made = {name: value for name, value in row["made_with"].items() if name not in ("kept", "kv")}
+    return {**{name: value for name, value in row.items() if name not in new}, "made_with": made}
 
 
 def timeless(rows: Sequence[Row]) -> list[Row]:
@@ -108,6 +138,192 @@ def test_every_prompt_is_made_again_from_its_row(reader: Reader, tmp_path: Path)
     made(reader, tmp_path, grid(tasks=("multikey", "needles_only", "common_words"), seeds=(0, 1)), [Oracle(says=keep)])
     assert len(asked) == 14
     assert [needle.rebuild(tmp_path / needle.ROWS, number, []) for number in range(1, 15)] == asked
+
+
+def test_a_row_holds_what_its_model_was_given_and_the_prompt_is_made_again(tmp_path: Path) -> None:
+    asked = recording()
+    systems = [
+        Plain(asked, "full", 4),
+        *(selecting(asked, selector, 400) for selector in ("auto", "bm25", "xl3m", "all")),
+        selecting(asked, "auto", 400, kv="lm_infinite:budget=60"),
+        selecting(asked, "all", kv="lm_infinite:budget=100"),
+    ]
+    rows = made(asked, tmp_path, grid(tasks=("number", "multikey"), together=True), systems)
+    path = tmp_path / needle.ROWS
+    assert [needle.given(path, number, []) for number in range(1, len(rows) + 1)] == [(it, ()) for it in asked.asked]
+    assert [row["given_sha256"] for row in rows] == list(map(digest, asked.asked)) and len(rows) == 42
+    wholes = [needle.rebuild(path, number, []) for number in range(1, len(rows) + 1)]
+    assert [row["recipe"]["prompt_sha256"] for row in rows] == list(map(digest, wholes))
+    left_out = moved = 0
+    for row, whole in zip(rows, wholes, strict=True):
+        text = whole.removeprefix(turn("", "").partition("\n\nQuestion")[0])
+        text = text.removesuffix(f"\n\nQuestion: {row['question']}")
+        assert row["asked"] is True
+        if row["system"] in ("auto", "xl3m", "bm25"):
+            found = asked.select(
+                Document.from_text(text, "t"), row["question"], budget_tokens=400, selector=row["system"]
+            )
+            assert row["read"] == [[span.start, span.end] for span in found.as_read]
+            left_out += len(found.as_read) < len(found.spans)
+            moved += row["read"] != sorted(row["read"])
+        elif row["system"].startswith("auto"):  # a bounded cache reads everything in the order of the text
+            assert row["read"] == sorted(row["read"])
+        else:
+            assert row["read"] == [[0, len(text)]] and row["kept"] == 1.0
+    assert left_out and moved, "spans below the floor are not given, and the strongest stands last"
+
+
+def test_what_passes_the_window_was_given_in_part_or_not_at_all(tmp_path: Path) -> None:
+    asked = recording(700)
+    systems = [Plain(asked, "full", 4), Plain(asked, "truncated", 4), selecting(asked, "all")]
+    systems.append(selecting(asked, "all", kv="lm_infinite:budget=300"))
+    rows = made(asked, tmp_path, grid(lengths=(900,), depths=1), systems)
+    prompts, said = zip(*(needle.given(tmp_path / needle.ROWS, number, []) for number in range(1, 5)), strict=True)
+    assert list(prompts) == [None, asked.asked[1], None, asked.asked[2]] and len(asked.asked) == 3
+    assert ["window" in " ".join(words) for words in said] == [True, False, True, False]
+    assert [row["asked"] for row in rows] == [False, True, False, True]
+    assert rows[1]["read"][0][0] == 0 and len(rows[1]["read"]) == 2 and rows[1]["held"] is None
+    assert len(prompts[1]) < len(prompts[3])
+
+
+def test_a_model_that_was_not_asked_was_given_nothing(tmp_path: Path) -> None:
+    class Elsewhere(Selecting):
+        def answer(self, document: Document, question: str) -> Said:
+            return Selecting.answer(self, document, "qqqq wwww xxxx zzzz")
+
+    asked = recording()
+    rows = made(asked, tmp_path, grid(depths=1), [Elsewhere(Books(asked), "auto:model=false", 150, 4, {})])
+    assert asked.asked == [] and "nothing in the text" in " ".join(rows[0]["warnings"])
+    assert (rows[0]["asked"], rows[0]["read"], rows[0]["kept"], rows[0]["given_sha256"]) == (False, [], 0.0, None)
+    prompt, (said,) = needle.given(tmp_path / needle.ROWS, 1, [])
+    assert prompt is None and "not asked" in said and "--whole" in said
+    assert rows[0]["question"] in needle.rebuild(tmp_path / needle.ROWS, 1, [])
+
+
+def test_what_a_selection_held_and_what_the_model_was_given_are_told_apart(reader: Reader, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Halves(Oracle):
+        def answer(self, document: Document, question: str) -> Said:
+            half = len(document.text) // 2
+            return Said("", ((0, half),), between="\n\n", selected=((0, half), (half, len(document.text))))
+
+    rows = made(reader, tmp_path, grid(depths=2), [Halves()])
+    assert [(row["kept"], row["held"]) for row in rows] == [(1.0, 1.0), (0.0, 1.0)]
+    (line,) = needle_report.summary(rows)
+    assert line.kept == 0.5
+
+
+def test_spans_and_hash_of_what_was_given_are_checked(reader: Reader, tmp_path: Path) -> None:
+    (row, *_) = made(reader, tmp_path, grid(), [selecting(reader)])
+    path = tmp_path / needle.ROWS
+    row["read"][0][1] -= 3
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ArtifactError, match="damaged"):
+        needle.given(path, 1, [])
+    assert needle.rebuild(path, 1, [])
+    del row["read"]
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ArtifactError, match="has no 'read'"):
+        needle.given(path, 1, [])
+
+
+def test_rows_of_before_make_their_whole_text_and_say_so_and_no_run_adds_to_them(
+    reader: Reader, tmp_path: Path
+) -> None:
+    systems = [Plain(reader, "full", 4), selecting(reader), selecting(reader, "all")]
+    rows = [of_before(row) for row in made(reader, tmp_path, grid(depths=1), systems)]
+    path = tmp_path / needle.ROWS
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    packed = tmp_path / "needle-of-before.jsonl.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    for held in (path, packed):
+        assert needle.given(held, 1, []) == (needle.rebuild(held, 1, []), ()), "it was given the whole text"
+        prompt, (said,) = needle.given(held, 2, [])
+        assert prompt == needle.rebuild(held, 2, []) and "whole text" in said and "'bm25'" in said
+        assert digest(prompt) == rows[1]["recipe"]["prompt_sha256"]
+        assert needle.given(held, 3, [])[1], "a reader takes line ends off the text"
+    with pytest.raises(ArtifactError, match="kept was None"):
+        made(reader, tmp_path, grid(depths=1), systems)
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(ArtifactError, match="cannot be unpacked"):
+        needle.given(packed, 1, [])
+
+
+def test_published_rows_say_what_kept_means_in_them(reader: Reader, tmp_path: Path) -> None:
+    rows = made(reader, tmp_path, grid(depths=1), [selecting(reader)])
+    for number, (named, own) in enumerate(
+        (("by the selection", [of_before(row) for row in rows]), ("in what was", rows))
+    ):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        lines = "".join(f"{json.dumps(row)}\n" for row in own)
+        (folder / "needle-x.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+        assert f"kept {named}" in needle_results.part(folder) and f"kept {named}" in needle_report.kept_label(own)
+    pictures = [
+        needle_results.pictures(tmp_path / str(number), tmp_path)[tmp_path / "needle-x.png"] for number in (0, 1)
+    ]
+    assert pictures[0] != pictures[1]
+
+
+# Bounded caches and drafters
+
+
+def test_a_selector_with_another_policy_is_another_system(reader: Reader, tmp_path: Path) -> None:
+    policies = (None, "lm_infinite:budget=100", "lm_infinite:budget=200")
+    alone = {}
+    for number, kv in enumerate(policies, 1):
+        rows = made(reader, tmp_path, grid(), [selecting(reader, "all", kv=kv)])
+        assert len(rows) == 3 * number
+        (alone[kv],) = {row["system"] for row in rows if row["made_with"]["kv"] == kv}
+    assert list(alone.values()) == ["all", *(f"all --kv {kv}" for kv in policies[1:])]
+    systems = [selecting(reader, "all", kv=kv) for kv in policies]
+    before = (tmp_path / needle.ROWS).read_bytes()
+    assert timeless(made(reader, tmp_path / "whole", grid(), systems)) == timeless(
+        made(reader, tmp_path, grid(), systems)
+    )
+    assert sorted(before.splitlines()) == sorted((tmp_path / needle.ROWS).read_bytes().splitlines()), (
+        "nothing made twice"
+    )
+    assert {line.system for line in needle_report.summary(read(tmp_path / needle.ROWS))} == set(alone.values())
+
+
+def test_a_row_of_a_bounded_cache_says_what_asking_through_it_says(reader: Reader, tmp_path: Path) -> None:
+    kv = "squeezed:budget=200"
+    rows = made(reader, tmp_path, grid(depths=2, together=True), [selecting(reader, "all", kv=kv)])
+    for row, number in zip(rows, (1, 2), strict=True):
+        prompt = needle.rebuild(tmp_path / needle.ROWS, number, [])
+        text = prompt.partition("Text:\n")[2].removesuffix(f"\n\nQuestion: {row['question']}")
+        said = reader.ask(Document.from_text(text), row["question"], selector="all", max_new_tokens=4, kv=kv)
+        (decoded,) = (step.facts for step in said.trace if step.name == "decode")
+        assert (row["answer"], row["facts"]["kv"]) == (said.text, decoded["kv"])
+        assert row["facts"]["kv"]["read_keys"] <= 200 < row["facts"]["kv"]["context_tokens"]
+        assert row["made_with"]["budget"] is None, "all has none"
+
+
+def test_drafters_stand_in_the_row_and_tell_no_rows_apart(reader: Reader, tmp_path: Path) -> None:
+    plain = made(reader, tmp_path, grid(depths=2), [selecting(reader, drafters=[])])
+    again = made(reader, tmp_path, grid(depths=2), [selecting(reader, drafters=["document", "ngram"])])
+    assert again == plain and {json.dumps(row["facts"]["drafters"]) for row in plain} == {"[]"}
+    drafted = made(reader, tmp_path / "other", grid(depths=2), [selecting(reader, drafters=["document", "ngram"])])
+    assert [row["answer"] for row in drafted] == [row["answer"] for row in plain]
+    assert drafted[0]["facts"]["drafters"] == ["document", "ngram"] and drafted[0]["made_with"] == plain[0]["made_with"]
+    bounded = selecting(reader, "all", kv="lm_infinite:budget=100", drafters=["ngram"])
+    (row,) = made(reader, tmp_path / "kv", grid(depths=1), [bounded])
+    assert "without drafts" in " ".join(row["warnings"]), "a bounded cache verifies none, and says so of those named"
+
+
+def test_a_prompt_that_a_policy_cannot_bound_has_no_answer_and_does_not_end_the_run(
+    reader: Reader, tmp_path: Path
+) -> None:
+    systems = [selecting(reader, "all", kv="lm_infinite:budget=5"), selecting(reader)]
+    rows = made(reader, tmp_path, grid(depths=2), systems)
+    assert [(row.get("error") or {}).get("kind") for row in rows] == ["BadOption", None] * 2
+    lines = {line.system: line for line in needle_report.summary(rows)}
+    bounded = lines["all --kv lm_infinite:budget=5"]
+    assert (bounded.rows, bounded.refused, bounded.unanswered, bounded.said) == (2, 0, 2, None)
+    assert needle.given(tmp_path / needle.ROWS, 1, [])[0] is None
+    with pytest.raises(BadOption, match="budget_tokens=0"):
+        made(reader, tmp_path / "no", grid(), [Selecting(Books(reader), "bm25", 0, 4, {})])
 
 
 def test_a_row_that_was_changed_or_another_haystack_is_refused(reader: Reader, tmp_path: Path) -> None:
@@ -469,10 +685,71 @@ def test_one_command_makes_rows_table_picture_and_page_and_another_the_prompt(fo
     assert json.loads(again.stdout)["before"] == 4
     prompt = call("rebuild", "out/needle.jsonl", "--row", "2")
     assert prompt.exit_code == 0 and held[1]["question"] in prompt.stdout
-    assert (
-        digest(json.loads(call("rebuild", "out/needle.jsonl", "--row", "2", "--json").stdout)["prompt"])
-        == (held[1]["recipe"]["prompt_sha256"])
-    )
+    for words, wanted in (
+        ((), held[1]["given_sha256"]),
+        (("--whole",), held[1]["recipe"]["prompt_sha256"]),
+    ):
+        told = json.loads(call("rebuild", "out/needle.jsonl", "--row", "2", "--json", *words).stdout)
+        assert digest(told["prompt"]) == wanted and told["warnings"] == []
+    assert held[1]["given_sha256"] != held[1]["recipe"]["prompt_sha256"]
+
+
+def test_rebuilding_a_row_of_before_prints_the_whole_text_and_says_so(folder: Path) -> None:
+    assert call("--lengths", "500", "--selector", "bm25", "--quiet", *COMMON).exit_code == 0
+    path = folder / "out" / "needle.jsonl"
+    (first, second) = read(path)
+    second |= {"asked": False, "read": [], "given_sha256": None}
+    path.write_text(f"{json.dumps(of_before(first))}\n{json.dumps(second)}\n")
+    ran = call("rebuild", str(path), "--row", "1", "--quiet")
+    assert ran.exit_code == 0 and "made before" in ran.stderr
+    assert digest(ran.stdout[:-1]) == first["recipe"]["prompt_sha256"]
+    ran = call("rebuild", str(path), "--row", "2", "--quiet")
+    assert (ran.exit_code, ran.stdout) == (0, "") and "not asked" in ran.stderr
+    told = json.loads(call("rebuild", str(path), "--row", "2", "--json").stdout)
+    assert told["prompt"] is None and "not asked" in told["warnings"][0]
+
+
+def test_a_policy_and_drafters_of_flags_and_of_the_configuration_are_used(folder: Path) -> None:
+    kv = "lm_infinite:budget=100"
+    words = ("--lengths", "500", "--selector", "all", "--selector", "bm25", "--json", "--quiet", *COMMON)
+    told = json.loads(call(*words, "--kv", kv, "--drafters", "none").stdout)
+    assert [line["system"] for line in told["summary"]] == [f"all --kv {kv}", f"bm25 --kv {kv}"]
+    with (folder / "fast.toml").open("a") as file:
+        file.write(f'kv = "{kv}"\ndrafters = "document+ngram"\n')
+    told = json.loads(call(*words).stdout)
+    assert (told["rows"], told["before"]) == (4, 4), "the file says the same as the flag did"
+    told = json.loads(call(*words, "--kv", "none").stdout)
+    assert (told["rows"], told["before"]) == (8, 4)
+    rows = read(folder / "out" / "needle.jsonl")
+    assert {row["system"]: row["facts"]["drafters"] for row in rows} == {
+        f"all --kv {kv}": [], f"bm25 --kv {kv}": [], "all": ["document", "ngram"], "bm25": ["document", "ngram"]
+    }  # fmt: skip
+    assert {row["made_with"]["kv"] for row in rows} == {kv, None}
+    assert f"all --kv {kv}" in (folder / "out" / "needle.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("key", "words", "said"),
+    [
+        ("seed = 7", ("--selector", "bm25"), "seed=7"),
+        ("seed = 7", ("--plain", "full"), "--seeds"),
+        ('kv = "longheads"', ("--plain", "full"), "kv='longheads'"),
+        ('drafters = "ngram"', ("--plain", "truncated"), "drafters='ngram'"),
+        ('kv = "longheads"', ("--endpoint", "http://localhost:1/v1", "--endpoint-model", "m"), "kv='longheads'"),
+        ('kv = "nonsense"', ("--selector", "all"), "no kv named 'nonsense'"),
+        ('drafters = "nonsense"', ("--selector", "all"), "no drafter named 'nonsense'"),
+        ('kv = "lm_infinite:budget=5"', ("--selector", "all"), "a budget of 5 slots"),
+    ],
+)
+def test_a_setting_that_no_system_would_be_given_is_refused_by_its_name(
+    folder: Path, key: str, words: tuple[str, ...], said: str
+) -> None:
+    with (folder / "fast.toml").open("a") as file:
+        file.write(f"{key}\n")
+    (folder / "model" / "model.safetensors").write_bytes(b"no weights")
+    ran = call("--lengths", "500", *words, *COMMON)
+    assert (ran.exit_code, "Traceback" in ran.output) == (2, False) and said in ran.stderr
+    assert not (folder / "out").exists()
 
 
 def test_rows_hold_no_path_of_the_machine(folder: Path) -> None:
@@ -518,11 +795,55 @@ def test_the_models_own_forward_is_forecast_in_its_own_format_and_reading_in_the
         ran = call("--lengths", "500", *words, "--dry-run", "--json", *COMMON)
         return float(json.loads(ran.stdout)["forecast"][0]["seconds"])
 
-    for words in (("--plain", "full"), ("--selector", "bm25"), ("--selector", "xl3m")):
+    whole = ("--selector", "all", "--kv")  # a policy that bounds the reading has the model's own forward do it
+    own = [("--plain", "full"), (*whole, "lm_infinite:budget=200")]
+    for words in (*own, ("--selector", "bm25"), ("--selector", "xl3m"), (*whole, "snapkv:budget=200")):
         slower = seconds(1e9, 1e9, *words)
         in_stock, in_fast = seconds(1e9, 4e9, *words), seconds(4e9, 1e9, *words)
-        fast, slow = (in_stock, in_fast) if words[0] == "--plain" else (in_fast, in_stock)
+        fast, slow = (in_stock, in_fast) if words in own else (in_fast, in_stock)
         assert fast == pytest.approx(slower / 4, rel=0.01) and slow == pytest.approx(slower)
+
+
+def forecasts(folder: Path, *words: str) -> list[dict[str, Any]]:
+    """The forecast of 2,000 and 9,000 tokens, where the window is 4,096."""
+    ran = call("--lengths", "2k,9k", *words, "--together", "--dry-run", "--json", *COMMON)
+    assert ran.exit_code == 0, ran.output
+    found: list[dict[str, Any]] = json.loads(ran.stdout)["forecast"]
+    return found
+
+
+def test_a_policy_is_counted_in_memory_and_time_and_lets_texts_pass_the_window(folder: Path) -> None:
+    plain, bounded = forecasts(folder, "--selector", "all"), {}
+    assert [work["refused"] for work in plain] == [[], ["all"]] and not plain[1]["seconds"]
+    for kv in ("full", "squeezed:budget=200", "longheads:budget=800", "lm_infinite:budget=200"):
+        bounded[kv] = forecasts(folder, "--selector", "all", "--kv", kv)
+        grows = kv.startswith("l")
+        assert [work["refused"] for work in bounded[kv]] == [[], [] if grows else [f"all --kv {kv}"]]
+    # 2 layers of 2 KV heads of 16 numbers in float32, keys and values: 512 bytes a token
+    peaks = {kv.partition(":")[0]: works[0]["peak_bytes"] - plain[0]["peak_bytes"] for kv, works in bounded.items()}
+    assert peaks["full"] == 0 < peaks["longheads"] < peaks["squeezed"]
+    frame = 2000 - 200  # tokens of which no key and no value is kept, beside the question's
+    assert -(frame + 60) * 512 < peaks["lm_infinite"] < -(frame - 60) * 512 + 2 * 2 * 8 * 200
+    # one text with two facts is read once and not for each question; its own forward reads no slower here
+    once, twice = bounded["full"][0]["seconds"], plain[0]["seconds"]
+    answers = 2 * 4 * tiny_weight_bytes() / (0.5 * 1e9)
+    assert once - answers == pytest.approx((twice - answers) / 2)
+    assert bounded["lm_infinite:budget=200"][0]["seconds"] < once, "it attends to fewer keys while it reads"
+
+
+def test_the_bounded_cache_of_one_system_is_there_while_another_works(folder: Path) -> None:
+    kv = ("--kv", "longheads:budget=800")
+    alone, plain = forecasts(folder, "--selector", "all", *kv), forecasts(folder, "--plain", "truncated")
+    both = forecasts(folder, "--selector", "all", "--plain", "truncated", *kv)
+    for one, other, together in zip(alone, plain, both, strict=True):
+        kept = together["peak_bytes"] - max(one["peak_bytes"], other["peak_bytes"])
+        pages = one["length"] // 256 * 16
+        assert kept == one["length"] * 512 + 2 * 2 * pages * 16 * 4, "keys, values and the index of its text"
+        assert together["seconds"] == pytest.approx(one["seconds"] + other["seconds"])
+
+
+def tiny_weight_bytes() -> int:
+    return sum(weight.nbytes for weight in tiny.model(num_hidden_layers=2).parameters())
 
 
 def test_a_dry_run_counts_the_rows_of_a_server_beside_those_of_the_model(folder: Path) -> None:

@@ -9,11 +9,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from longctx.commands.plan import _ENCODES, _READS, _activations, _memory, _piece, _tokens_read, plan
+from longctx import plugins
+from longctx.commands.plan import (
+    _ENCODES,
+    _QUESTION,
+    _READS,
+    _activations,
+    _held,
+    _memory,
+    _piece,
+    _tokens_read,
+    plan,
+)
 from longctx.commands.process import free_bytes
 from longctx.commands.screen import Screen, size
 from longctx.commands.settings import Settings
@@ -24,6 +35,7 @@ if TYPE_CHECKING:
 
 _SHARE = 0.5  # of the matrix products' speed that a whole model reaches: norms, attention and small kernels take time
 _ENCODER_PARAMETERS = 10_600_000  # in the layers of the embedded sentence encoder, which computes in the faster format
+_EVERYTHING = "all"  # the selector that keeps the whole text
 _SIDE, _ROWS, _ROUNDS, _LEAST_SECONDS = 2048, 512, 5, 1e-6
 
 
@@ -55,7 +67,7 @@ class Work:
 def forecast(
     model: Report | None,
     lengths: Sequence[tuple[int, int, int]],
-    selectors: Sequence[str],
+    selectors: Mapping[str, Settings],
     plain: Sequence[str],
     servers: int,
     settings: Settings,
@@ -63,7 +75,8 @@ def forecast(
 ) -> list[Work]:
     """The work of each (length, texts, questions). Without a model on this machine's processor no time is known.
 
-    That of servers is never known.
+    ``selectors`` are systems by name, each with settings of its own; ``settings`` are those of the ``plain`` ones. The
+    time of servers is never known. Raises BadOption for a KV policy that cannot bound a prompt.
     """
     found = []
     speed = measure() if model is not None and model.device == "cpu" else Speed(math.inf, math.inf, math.inf)
@@ -74,10 +87,15 @@ def forecast(
         if model is None:
             found.append(work)
             continue
-        peaks, seconds, refused = [0], 0.0, []
-        for selector in selectors:
-            own = dataclasses.replace(settings, selector=selector)
+        peaks: list[int] = []
+        kept, seconds, refused = 0, 0.0, []
+        for name, own in selectors.items():
+            fixed = model.frame_tokens + _QUESTION + own.max_new_tokens
+            if own.selector == _EVERYTHING and _reach(own, length) + fixed > model.window:
+                refused.append(name)
+                continue
             peaks.append(plan(model, length, own).peak)
+            kept = max(kept, _cached(model, own, length))
             seconds += _selecting(model, own, length, texts, questions, speed)
         for name in plain:
             room = model.window - settings.max_new_tokens
@@ -85,11 +103,11 @@ def forecast(
                 refused.append(name)
                 continue
             read = min(length, room)
-            whole = plan(model, read, dataclasses.replace(settings, selector="all"))
+            whole = plan(model, read, dataclasses.replace(settings, selector=_EVERYTHING, kv="none"))
             peaks.append(whole.peak + _activations(model, read) - _activations(model, min(read, _piece())))
-            attention = 2.0 * sum(model.layers.values()) * model.heads * model.head_dim * read**2
-            seconds += questions * (attention / (_SHARE * speed.stock) + _said(model, read, settings, plainly))
-        found.append(dataclasses.replace(work, peak_bytes=max(peaks), seconds=seconds or None, refused=tuple(refused)))
+            seconds += questions * (_attended(model, read, read, plainly) + _said(model, read, settings, plainly))
+        peak = max(peaks, default=0) + (kept if len(peaks) > 1 else 0)  # the last bounded cache outlives its answer
+        found.append(dataclasses.replace(work, peak_bytes=peak, seconds=seconds or None, refused=tuple(refused)))
     return found
 
 
@@ -142,8 +160,10 @@ def _selecting(model: Report, settings: Settings, length: int, texts: int, quest
     from longctx.reader import SEGMENT_TOKENS
 
     name = settings.selector.partition(":")[0]
-    if length <= settings.budget or name == "all":
-        return questions * _said(model, length, settings, speed)
+    if length <= settings.budget or settings.selector == _EVERYTHING:
+        # through a bounded cache a text is read once for all questions about it
+        reading = _whole(model, settings, length, speed) * (questions if settings.policy() is None else texts)
+        return reading + questions * _spoken(model, settings, speed)
     if length * model.kv_bytes_per_token <= _memory(settings):
         read = texts * length  # a text that the memory holds is read when it is compiled
     else:
@@ -155,9 +175,39 @@ def _selecting(model: Report, settings: Settings, length: int, texts: int, quest
     return seconds
 
 
+def _reach(settings: Settings, tokens: int) -> int:
+    """How many of ``tokens`` a token attends to while they are read: all, unless the policy bounds the reading too."""
+    method = plugins.load("kv", settings.policy() or "full")
+    return min(tokens, int(method.slots(tokens))) if method.grows else tokens
+
+
+def _cached(model: Report, settings: Settings, length: int) -> int:
+    """Bytes of the bounded cache that stays until the next one is made; 0 without a policy."""
+    policy = settings.policy()
+    tokens = length if settings.selector == _EVERYTHING else min(length, settings.budget)
+    return 0 if policy is None else _held(model, tokens, policy)
+
+
+def _whole(model: Report, settings: Settings, length: int, speed: Speed) -> float:
+    """Seconds of reading all of a text; a policy that bounds that has the model's own forward do it."""
+    if plugins.load("kv", settings.policy() or "full").grows:
+        speed = dataclasses.replace(speed, operations=speed.stock)
+    return _read(model, length, speed) + _attended(model, length, _reach(settings, length), speed)
+
+
+def _attended(model: Report, tokens: int, reach: int, speed: Speed) -> float:
+    """Seconds of attention while ``tokens`` are read, each of which attends to at most ``reach`` before it."""
+    pairs = tokens * reach - reach**2 / 2
+    return 4.0 * sum(model.layers.values()) * model.heads * model.head_dim * pairs / (_SHARE * speed.operations)
+
+
 def _said(model: Report, prompt: int, settings: Settings, speed: Speed) -> float:
-    """Seconds of one answer of full length."""
-    return _read(model, prompt, speed) + settings.max_new_tokens * model.weight_bytes / (_SHARE * speed.weight_bytes)
+    """Seconds of one answer of full length to a prompt that is read for it."""
+    return _read(model, prompt, speed) + _spoken(model, settings, speed)
+
+
+def _spoken(model: Report, settings: Settings, speed: Speed) -> float:
+    return settings.max_new_tokens * model.weight_bytes / (_SHARE * speed.weight_bytes)
 
 
 def _read(model: Report, tokens: int, speed: Speed) -> float:

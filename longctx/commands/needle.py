@@ -26,6 +26,7 @@ from longctx.errors import UsageError
 from longctx.protocols import Progress
 
 _PATIENCE_SECONDS = 10.0
+_OF_ANSWERS = ("kv", "drafters")  # what answers to a selection have, and the model's own generate and servers have not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,12 +84,15 @@ def run(asked: Asked, settings: Settings, screen: Screen) -> None:
     _show(written, rows, before, screen)
 
 
-def rebuild(rows: Path, row: int, haystack: Sequence[Path], screen: Screen) -> None:
-    """Print the prompt of a row, after it was made again and its hash was compared."""
-    prompt = importlib.import_module("longctx.pipelines.needle").rebuild(rows, row, haystack)
+def rebuild(rows: Path, row: int, haystack: Sequence[Path], whole: bool, screen: Screen) -> None:
+    """Print what the system of a row was given, or the whole text with the question, after its hash was compared."""
+    needle = _pipeline("needle")
+    prompt, warnings = (needle.rebuild(rows, row, haystack), ()) if whole else needle.given(rows, row, haystack)
     if screen.json:
-        screen.result({"row": row, "prompt": prompt})
-    else:
+        screen.result({"row": row, "prompt": prompt, "warnings": list(warnings)})
+        return
+    screen.warn(warnings)
+    if prompt is not None:
         screen.line(prompt)
 
 
@@ -118,6 +122,7 @@ def _checked(grids: Any, asked: Asked, settings: Settings) -> Any:
         raise UsageError(f"--endpoint-model {asked.endpoint_model!r} goes with --endpoint URL, which is missing.")
     if settings.temperature != 0.0:
         raise UsageError(f"temperature={settings.temperature}: needles are asked for with temperature 0 alone.")
+    _check_used(asked, settings)
     for selector in asked.selectors:
         check(dataclasses.replace(settings, selector=selector))
     _pipeline("needle_systems").check_plain(asked.plain)
@@ -125,6 +130,18 @@ def _checked(grids: Any, asked: Asked, settings: Settings) -> Any:
     if len(set(names)) < len(names):
         raise UsageError(f"a system under test is named twice: {', '.join(names)}.")
     return grid
+
+
+def _check_used(asked: Asked, settings: Settings) -> None:
+    """Raises UsageError for a setting that no system under test would be given."""
+    if settings.seed is not None:
+        raise UsageError(f"seed={settings.seed} is not for needle, whose answers are greedy; --seeds draws the facts.")
+    given, usual = (dataclasses.asdict(one) for one in (settings, Settings()))
+    unused = [f"{key}={given[key]!r}" for key in _OF_ANSWERS if given[key] != usual[key]]
+    if unused and not asked.selectors:
+        raise UsageError(
+            f"{' and '.join(unused)}: for a --selector, such as all; --plain and --endpoint have no such setting."
+        )
 
 
 def _servers(asked: Asked, settings: Settings, tokens: Callable[[str], int]) -> list[Any]:
@@ -153,7 +170,9 @@ def _local(asked: Asked, settings: Settings, screen: Screen) -> list[Any]:
     reading = {name: getattr(settings, name) for name in ("splitter", "calibration", "segment_tokens")}
     reading["encoder"] = Path(settings.encoder).name  # rows never say where a file lies
     limit = settings.max_new_tokens
-    chosen = [systems.Selecting(books, name, settings.budget, limit, reading) for name in asked.selectors]
+    how: dict[str, Any] = {"kv": settings.policy(), "drafters": settings.stack()}
+    how["allow_partial"] = settings.kv_partial
+    chosen = [systems.Selecting(books, name, settings.budget, limit, reading, **how) for name in asked.selectors]
     return [*(systems.Plain(reader, name, limit) for name in asked.plain), *chosen]
 
 
@@ -187,9 +206,13 @@ def _forecast(grids: Any, grid: Any, asked: Asked, settings: Settings, screen: S
     model = report(settings, screen) if local else None
     formats = ("", "") if model is None else (model.dtype, model.reading_dtype)
     counted = [(length, *grids.counted(grid)) for length in grid.lengths]
+    named = _pipeline("needle_systems").named
+    selecting = {
+        named(name, settings.policy()): dataclasses.replace(settings, selector=name) for name in asked.selectors
+    }
     servers = 0 if asked.endpoint is None else 1
     return forecast.forecast(
-        model, counted, asked.selectors, asked.plain, servers, settings, lambda: forecast.speed_of(*formats)
+        model, counted, selecting, asked.plain, servers, settings, lambda: forecast.speed_of(*formats)
     )
 
 

@@ -52,6 +52,8 @@ def needle(
     model: flags.Model = None,
     budget: flags.Budget = None,
     max_new_tokens: flags.MaxNewTokens = None,
+    kv: flags.KV = None,
+    drafters: flags.Drafters = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
     config: flags.Config = None,
@@ -65,7 +67,9 @@ def needle(
         return
     if not lengths:
         raise typer.BadParameter("--lengths is needed, such as --lengths 4k,16k.")
-    given = dict(model=model, budget=budget, max_new_tokens=max_new_tokens, dtype=dtype, device=device)
+    given = dict(
+        model=model, budget=budget, max_new_tokens=max_new_tokens, kv=kv, drafters=drafters, dtype=dtype, device=device
+    )
     settings, screen = begin(config, given, json, quiet, verbose)
     command = importlib.import_module("longctx.commands.needle")
     asked = command.Asked(
@@ -84,15 +88,16 @@ def rebuild(
     haystack: Annotated[
         list[Path] | None, typer.Option(metavar="PATH", help="The files the rows were made with.")
     ] = None,
+    whole: Annotated[bool, typer.Option("--whole", help="The whole text with the question.")] = False,
     model: flags.NoModel = None,
     config: flags.Config = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
     verbose: flags.Verbose = False,
 ) -> None:
-    """Print the exact prompt of a row, made again from its recipe and compared by its hash."""
+    """Print what the system of a row was given, made again from its recipe and compared by its hash."""
     _, screen = begin(config, dict(model=model), json, quiet, verbose)
-    importlib.import_module("longctx.commands.needle").rebuild(rows, row, haystack or [], screen)
+    importlib.import_module("longctx.commands.needle").rebuild(rows, row, haystack or [], whole, screen)
 
 
 def _check_none_in_front(context: typer.Context) -> None:
