@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -163,13 +164,25 @@ def test_two_writers_wait_for_one_another_and_one_that_waits_too_long_says_so(tm
     assert whole(folder) == NEW and names(folder) == kept(folder)
 
 
-def test_a_writer_whose_folder_was_taken_away_while_it_waited_makes_it_again(tmp_path: Path) -> None:
-    """The first one failed at a context that was not there before, so nothing of it stays."""
-    folder = tmp_path / "context"
-    with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError), folders.held(folder, contexts._KIND):
-        waiting = pool.submit(write, folder, NEW)
-        raise ZeroDivisionError
-    waiting.result()
+def test_a_writer_whose_folder_is_taken_away_while_it_waits_makes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that had the lock failed at a context that was not there before, so nothing of it stays."""
+    folder, real, waits = tmp_path / "context", os.open, threading.Event()
+
+    def opened(path: Any, *args: Any, **kwargs: Any) -> int:
+        handle = real(path, *args, **kwargs)
+        if Path(path).name == folders.LOCK and threading.current_thread() is not threading.main_thread():
+            waits.set()
+        return handle
+
+    monkeypatch.setattr(os, "open", opened)
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(ZeroDivisionError), folders.held(folder, contexts._KIND):
+            waiting = pool.submit(write, folder, NEW)
+            assert waits.wait(60)
+            raise ZeroDivisionError
+        waiting.result()
     assert whole(folder) == NEW and names(folder) == kept(folder)
 
 
