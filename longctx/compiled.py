@@ -15,17 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longctx.embeddings import PLAIN, Embeddings
 from longctx.errors import CacheError
 from longctx.lexical import Lexical
 from longctx.memory import Memory
 from longctx.overview import Heads, glancing, overview
+from longctx.pieces import pieces
 from longctx.protocols import By, Calibrated, Inquirer, Progress
 from longctx.suffixes import SuffixIndex
 from longctx.supplies import EncoderSource, Stored
 from longctx.types import Document, EncodedDocument, Inquiry, Reading, Saved, Unit
-
-PLAIN = 1.0  # the encoder's own temperature
-EMBED_AT_ONCE = 1024  # units of one block of embeddings: the same blocks whether they go to memory or to files
 
 
 class CompiledDocument:
@@ -48,10 +47,16 @@ class CompiledDocument:
         self.encoded, self.units, self.segments = tuple(encoded), tuple(units), tuple(segments)
         self.documents: tuple[Document, ...] = tuple(e.document for e in encoded)
         self.memory, self.warnings, self.fingerprint = memory, warnings, fingerprint
-        self._probe, self._calibration, self.encoder = probe, calibration, encoder
+        self._probe, self._calibration = probe, calibration
         self._stored, self._save = stored, save
         self.saved: Saved | None = None  # what saving did, where that was part of compiling
-        self._vectors: dict[float, NDArray[np.float32]] = {}
+        self.embeddings = Embeddings(
+            self._shown,
+            lambda tokens: pieces(self.encoded, self.units, tokens),
+            encoder,
+            stored,
+            lambda: self._progress,
+        )
         self._spent = 0
         self._overview: tuple[Heads, Any] | None = None
         self._latest: tuple[Inquiry, dict[int, Reading]] | None = None
@@ -71,7 +76,7 @@ class CompiledDocument:
         with self.reporting(progress):
             self.lexical("")
             if self.can_embed:
-                self.vectors()
+                self.embeddings.vectors()
             if segments:
                 for _ in self.read(range(len(self.segments))):
                     pass
@@ -99,7 +104,7 @@ class CompiledDocument:
     @property
     def can_embed(self) -> bool:
         """Whether there is a sentence encoder."""
-        return self.encoder.available
+        return self.embeddings.encoder.available
 
     def text(self, unit: int) -> str:
         """The unit's own text."""
@@ -118,9 +123,12 @@ class CompiledDocument:
             return self.text(unit)
         return self.documents[u.document].text[slice(*u.context)] + "\n" + self.text(unit)
 
+    def _shown(self) -> list[str]:
+        return [self.shown(i) for i in range(len(self.units))]
+
     @cached_property
     def index(self) -> Lexical:
-        return Lexical([self.shown(i) for i in range(len(self.units))])
+        return Lexical(self._shown())
 
     @cached_property
     def copies(self) -> SuffixIndex:
@@ -135,42 +143,15 @@ class CompiledDocument:
         """The largest share of the question's words, by weight, that one unit holds."""
         return self.index.coverage(question)
 
-    def vectors(self, temperature: float = PLAIN) -> NDArray[np.float32]:
-        """The embedding of every unit, [units, dim], of length one. Raises MissingExtra without an encoder."""
-        if temperature not in self._vectors:
-            found = None
-            if self._stored is not None and temperature == PLAIN:
-                found = self._stored.vectors(self.encoder(temperature).fingerprint)
-            if found is None:
-                found = np.concatenate([rows for _, rows, _ in self.embed(temperature)])
-            self._vectors[temperature] = found
-        return self._vectors[temperature]
+    def similarity(
+        self, question: str, temperature: float = PLAIN, piece_tokens: int = 0, signature: float = 0.0
+    ) -> NDArray[np.float32]:
+        """Cosine of the question's and every unit's embedding, [units]. Raises MissingExtra without an encoder.
 
-    def embed(
-        self, temperature: float = PLAIN, known: Callable[[str], NDArray[np.float32] | None] | None = None
-    ) -> Iterator[tuple[range, NDArray[np.float32], int]]:
-        """The embeddings of all units in blocks: which units, their rows [units, dim], how many were made now.
-
-        Texts that ``known`` has a row of are not embedded again; nothing is kept.
+        With ``piece_tokens`` a unit of code has the best cosine of its text and of its pieces of about so many tokens;
+        where it has a signature, that one's cosine makes up the share ``signature`` of the score.
         """
-        for first in range(0, len(self.units), EMBED_AT_ONCE):
-            block = range(first, min(first + EMBED_AT_ONCE, len(self.units)))
-            texts = [self.shown(unit) for unit in block]
-            rows = [known(text) if known is not None else None for text in texts]
-            new = [at for at, row in enumerate(rows) if row is None]
-            if new:
-                made = self.encoder(temperature).encode([texts[at] for at in new], progress=self._embedding(block))
-                for at, row in zip(new, made, strict=True):
-                    rows[at] = row
-            yield block, np.stack([row for row in rows if row is not None]), len(new)
-
-    def keep(self, vectors: NDArray[np.float32]) -> None:
-        """Later questions use ``vectors`` [units, dim] as the embeddings of the units."""
-        self._vectors[PLAIN] = vectors
-
-    def similarity(self, question: str, temperature: float = 1.0) -> NDArray[np.float32]:
-        """Cosine of the question's and every unit's embedding, [units]. Raises MissingExtra without an encoder."""
-        return np.asarray(self.vectors(temperature) @ self.encoder(temperature).encode([question])[0], dtype=np.float32)
+        return self.embeddings.similarity(question, temperature, piece_tokens, signature)
 
     def segment_ids(self, segment: int) -> NDArray[np.int32]:
         first, last = self.segments[segment]
@@ -289,13 +270,6 @@ class CompiledDocument:
             self._spent += len(inquiry.ids)
             known[batch[index][0]] = reading
             yield batch[index][0], reading
-
-    def _embedding(self, block: range) -> Progress | None:
-        """Tells of one block's embedding in units of the whole document."""
-        if (progress := self._progress) is None:
-            return None
-        whole = len(self.units)
-        return lambda stage, done, total: progress(stage, block.start + len(block) * done // max(total, 1), whole)
 
 
 _ASK_AT_ONCE = 16  # segments held at once while asking, so that a long document needs no more memory than its limit

@@ -148,8 +148,14 @@ class Corpus(Protocol):
         """The largest share of the question's words, by inverse document frequency, that one unit holds."""
         ...
 
-    def similarity(self, question: str, temperature: float = 1.0) -> NDArray[np.float32]:
-        """Cosine of the question's and every unit's embedding, [units]. Raises MissingExtra without an encoder."""
+    def similarity(
+        self, question: str, temperature: float = 1.0, piece_tokens: int = 0, signature: float = 0.0
+    ) -> NDArray[np.float32]:
+        """Cosine of the question's and every unit's embedding, [units]. Raises MissingExtra without an encoder.
+
+        With ``piece_tokens`` a unit of code has the best cosine of its text and of its pieces of about so many tokens;
+        where it has a signature, that one's cosine makes up the share ``signature`` of the score.
+        """
         ...
 
     def ask(self, segments: Sequence[int], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:

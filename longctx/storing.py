@@ -26,8 +26,9 @@ from longctx.backend.model import Loaded
 from longctx.backend.probe import Probe, bytes_per_token
 from longctx.backend.summaries import Summary
 from longctx.backend.tokens import Frame
-from longctx.compiled import PLAIN, CompiledDocument
+from longctx.compiled import CompiledDocument
 from longctx.console import listener
+from longctx.embeddings import PLAIN
 from longctx.errors import ArtifactError, ModelError
 from longctx.overview import deepest, glancing, lengths
 from longctx.protocols import Progress
@@ -155,16 +156,17 @@ class Storage:
         """The embeddings of all units in files, and how many texts were embedded for it."""
         if not book.can_embed:
             return None, 0
-        fingerprint = book.encoder(PLAIN).fingerprint
+        embeddings, shown = book.embeddings, book.embeddings.texts()
+        fingerprint = embeddings.encoder(PLAIN).fingerprint
         known = _known_vectors(writer, fingerprint)
         entries, blocks, made = [], [], 0
-        for units, rows, new in book.embed(known=lambda text: known.get(vectors.key(text))):
-            data = vectors.pack(rows, [book.shown(unit) for unit in units])
+        for units, rows, new in embeddings.embed(shown, known=lambda text: known.get(vectors.key(text))):
+            data = vectors.pack(rows, shown[units.start : units.stop])
             entries.append(writer.add("vectors", data, f"vectors {fingerprint} {units.start}"))
             blocks.append(rows)
             made += new
         whole = np.concatenate(blocks)
-        book.keep(whole)
+        embeddings.keep(whole)
         return Vectors(fingerprint, whole.shape[1], tuple(entries)), made
 
     def _segments(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from longctx import Reader
 from longctx.compiled import CompiledDocument, Memory
 from longctx.errors import MissingExtra
+from longctx.pieces import parts
 from longctx.types import Document
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -293,13 +294,72 @@ class Encoder:
 def test_units_are_embedded_once_for_all_questions(reader: Reader) -> None:
     book = book_of(reader, 0)
     encoder = Encoder()
-    book.encoder = encoder
+    book.embeddings.encoder = encoder
     first = book.similarity("a e")
     assert first.shape == (len(book.units),) and first.dtype == np.float32 and first.max() <= 1.0001
     book.similarity("o u")
     assert encoder.asked == [len(book.units), 1, 1]
     book.similarity("o u", temperature=0.5)
     assert encoder.asked[3:] == [len(book.units), 1]
+
+
+PROSE = Document.from_text(TEXT.replace(". The", ".\nThe"), id="prose")  # it could be cut as code is
+CODE = Document(
+    "f.py",
+    "\n\n".join(
+        f"def keep_{name}(ledger):\n" + "".join(f"    {name}_{n} = ledger + {n * n}\n" for n in range(30))
+        for name in ("eels", "oak", "ivy")
+    ),
+    kind="code",
+    language="python",
+)
+
+
+@pytest.mark.parametrize("signature", [0.0, 0.4])
+def test_a_unit_of_code_scores_by_its_best_piece_and_prose_by_itself(reader: Reader, signature: float) -> None:
+    book = book_of(reader, 0, [PROSE, CODE])
+    encoder = Encoder()
+    book.embeddings.encoder = encoder
+    plain = book.similarity("a e")
+    found = book.similarity("a e", 1.0, 16, signature)
+    asked = encoder.encode(["a e"])[0]
+    for number, unit in enumerate(book.units):
+        encoded = book.encoded[unit.document]
+        assert plain[number] == pytest.approx(float(encoder.encode([book.shown(number)])[0] @ asked), abs=1e-5)
+        if unit.document == 0:
+            assert found[number].tobytes() == plain[number].tobytes()
+            continue
+        texts = [book.shown(number), *(CODE.text[a:b] for a, b in parts(encoded, unit, 16))]
+        best = max(float(encoder.encode([text])[0] @ asked) for text in texts)
+        if unit.context is not None:
+            own = float(encoder.encode([CODE.text[slice(*unit.context)]])[0] @ asked)
+            best = (1 - signature) * best + signature * own
+        assert found[number] == pytest.approx(best, abs=1e-5)
+    assert (found[[unit.document == 1 for unit in book.units]] != plain[[u.document == 1 for u in book.units]]).any()
+
+
+def test_prose_has_the_scores_it_had_and_nothing_more_is_embedded_of_it(reader: Reader) -> None:
+    book = book_of(reader, 0, PROSE)
+    assert any(parts(book.encoded[0], unit, 16) for unit in book.units)
+    encoder = Encoder()
+    book.embeddings.encoder = encoder
+    rows = encoder.encode([book.text(i) for i in range(len(book.units))])
+    expected = rows @ encoder.encode(["a e"])[0]
+    encoder.asked.clear()
+    assert book.similarity("a e").tobytes() == expected.tobytes()
+    assert book.similarity("a e", 1.0, 16, 0.5).tobytes() == expected.tobytes()
+    assert encoder.asked == [len(book.units), 1, 1]
+
+
+def test_pieces_are_embedded_once_for_all_questions(reader: Reader) -> None:
+    book = book_of(reader, 0, CODE)
+    encoder = Encoder()
+    book.embeddings.encoder = encoder
+    first = book.similarity("a e", 1.0, 16, 0.1)
+    assert encoder.asked[0] == len(book.units) and encoder.asked[1] > len(book.units) and encoder.asked[2:] == [1]
+    assert book.similarity("a e", 1.0, 16, 0.1).tobytes() == first.tobytes() and encoder.asked[3:] == [1]
+    book.similarity("a e")
+    assert encoder.asked[4:] == [1]
 
 
 def test_without_an_encoder_similarity_says_what_to_install(reader: Reader) -> None:

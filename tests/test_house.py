@@ -27,8 +27,8 @@ VERBS = NOUNS | {"drafts", "keys", "protocols", "options", "values"}
 METHODS = VERBS | {"plugins", "kernels", "segments", "suffixes"}
 ROOMS = {"segmenters", "kv", "drafters", "decoding", "store", "documents"}
 COMPILED = {
-    "calibration", "cite", "compiled", "compiling", "cut", "indexing", "lexical", "memory", "overview", "questions",
-    "resources", "segments", "storing", "summaries", "supplies", "synthetic",
+    "calibration", "cite", "compiled", "compiling", "cut", "embeddings", "indexing", "lexical", "memory", "overview",
+    "pieces", "questions", "resources", "segments", "storing", "summaries", "supplies", "synthetic",
 }  # fmt: skip
 WIRING = METHODS | ROOMS | COMPILED | {"backend", "stacks"}
 MAY_IMPORT = {
@@ -54,9 +54,12 @@ MAY_IMPORT = {
     "memory": set(),
     "supplies": VERBS,
     "overview": VERBS | {"supplies"},
-    "compiled": VERBS | {"lexical", "memory", "overview", "suffixes", "supplies"},
+    "pieces": NOUNS,
+    "embeddings": VERBS | {"pieces", "supplies"},
+    "compiled": VERBS | {"embeddings", "lexical", "memory", "overview", "pieces", "suffixes", "supplies"},
     "summaries": VERBS | {"backend", "overview", "store"},  # wiring: as storing
-    "storing": VERBS | {"backend", "compiled", "console", "overview", "store", "summaries", ""},  # wiring: the store
+    # wiring: a reader's store
+    "storing": VERBS | {"backend", "compiled", "console", "embeddings", "overview", "store", "summaries", ""},
     "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
     "indexing": VERBS,
     "origins": NOUNS | {"backend", "cut", ""},

@@ -25,6 +25,7 @@ from longctx.backend import tokens as framing
 from longctx.calibration import Calibration
 from longctx.compiled import CompiledDocument
 from longctx.errors import ArtifactError, BadOption, DoesNotFit, UsageError
+from longctx.pieces import parts
 from longctx.store import manifest, sizes, texts
 from longctx.store.artifact import open_artifact
 from longctx.types import Page, Selection
@@ -358,6 +359,32 @@ def test_true_is_a_bar_while_saving(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err == ""
     made.save(tmp_path / "book.lctx", segment_kv="disk", progress=True)
     assert "reading: " in capsys.readouterr().err
+
+
+CODE = Document("f.py", "".join(f"def f_{n}(a):\n    return a + {n}\n" for n in range(60)), kind="code")
+
+
+LINED = Document.from_text(TEXT.replace(". The", ".\nThe"), id="lined")  # prose that could be cut as code is
+
+
+def test_pieces_of_stored_code_are_embedded_where_they_are_asked_for_and_nothing_else(tmp_path: Path) -> None:
+    """What is stored is the same with them and without, so that no artifact is scored by what it does not hold."""
+    fresh = reader_of().compile([LINED, CODE], path=tmp_path / "book.lctx")
+    encoder = Encoder()
+    reader = reader_of(encoder=encoder)
+    loaded = reader.load(tmp_path / "book.lctx")
+    for selector in ("dense", "dense:pieces=16", "auto:model=false"):
+        one, other = (
+            r.select(b, QUESTION, budget_tokens=150, selector=selector)
+            for r, b in ((reader, loaded), (reader_of(), fresh))
+        )
+        assert found(one) == found(other) and one.warnings == other.warnings
+        np.testing.assert_allclose([s.score for s in one.profile], [s.score for s in other.profile], atol=1e-5)
+        if selector == "dense":
+            assert encoder.asked == [QUESTION]
+    pieces = [text for text in encoder.asked if text != QUESTION]
+    assert pieces and all(text in CODE.text for text in pieces)
+    assert any(parts(loaded.encoded[0], unit, 16) for unit in loaded.units if unit.document == 0)
 
 
 @pytest.mark.parametrize("options", [{"segment_kv": "cloud"}, {"segment_form": "int4"}])

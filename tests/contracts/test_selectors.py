@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = plugins.names("selectors")
 VARIANTS = [
     *NAMES,
+    "dense:pieces=8,signature=0.3",
     *("xl3m:signal=entropy", "xl3m:signal=gain", "xl3m:signal=contrast", "infiniretri:compat=paper,window=96,topk=20"),
 ]
 QUESTION = "Where is the kettle of Tobin kept?"
@@ -155,7 +156,10 @@ def test_options_are_fields_and_others_are_refused_by_name(name: str) -> None:
                 plugins.load("selectors", f"{name}:{option}=many")
 
 
-BAD = ("dense:temperature=0", "dense:temperature=-1", "infiniretri:topk=0", "infiniretri:phrase=0", "xl3m:signal=luck")
+BAD = (
+    *("dense:temperature=0", "dense:temperature=-1", "dense:pieces=-1", "dense:signature=-0.1", "dense:signature=2"),
+    *("infiniretri:topk=0", "infiniretri:phrase=0", "xl3m:signal=luck"),
+)
 
 
 @pytest.mark.parametrize("spec", BAD)

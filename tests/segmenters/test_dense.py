@@ -1,4 +1,4 @@
-"""The cosine of question and unit; BM25 is added standardised, so that neither drowns the other."""
+"""The cosine of question and unit, or of a best piece; BM25 is added standardised, so that neither drowns the other."""
 
 from __future__ import annotations
 
@@ -19,20 +19,22 @@ class Corpus:
 
     def __init__(self, cosine: list[float], words: list[float]) -> None:
         self.cosine, self.words = np.array(cosine, dtype=np.float32), np.array(words, dtype=np.float32)
-        self.asked: list[float] = []
+        self.asked: list[tuple[float, int, float]] = []
 
-    def similarity(self, question: str, temperature: float) -> np.ndarray:
-        self.asked.append(temperature)
+    def similarity(self, question: str, temperature: float, piece_tokens: int, signature: float) -> np.ndarray:
+        self.asked.append((temperature, piece_tokens, signature))
         return self.cosine
 
     def lexical(self, question: str) -> np.ndarray:
         return self.words
 
 
-def test_the_cosine_alone_is_the_score_and_the_temperature_reaches_the_encoder() -> None:
+def test_the_cosine_alone_is_the_score_and_the_options_reach_the_encoder() -> None:
     corpus: Any = Corpus([0.1, 0.9, 0.3], [5.0, 0.0, 0.0])
     assert Dense(temperature=0.7).score("q", corpus, 9).values.tolist() == corpus.cosine.tolist()
-    assert corpus.asked == [0.7]
+    assert corpus.asked == [(0.7, 0, 0.1)]
+    Dense(pieces=96, signature=0.25).score("q", corpus, 9)
+    assert corpus.asked[1:] == [(1.0, 96, 0.25)]
 
 
 def test_words_are_added_on_the_scale_of_the_cosine() -> None:
@@ -45,7 +47,7 @@ def test_words_are_added_on_the_scale_of_the_cosine() -> None:
 
 @pytest.mark.skipif(not Encoders("auto").available, reason="the sentence encoder is not installed")
 def test_a_planted_needle_is_found_by_what_it_means(haystack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(haystack, "encoder", Encoders("auto"))
-    monkeypatch.setattr(haystack, "_vectors", {})
+    monkeypatch.setattr(haystack.embeddings, "encoder", Encoders("auto"))
+    monkeypatch.setattr(haystack.embeddings, "_vectors", {})
     best = int(Dense().score("Who gave the lighthouse a new coat of paint?", haystack, 200).values.argmax())
     assert "Ilse Renwick" in haystack.text(best)
