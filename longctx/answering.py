@@ -44,13 +44,19 @@ class Request:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kv", plugins.unless_none(self.kv))
+        checked: dict[str, Any] = {
+            "temperature": values.amount("temperature", self.temperature),
+            "max_new_tokens": values.whole("max_new_tokens", self.max_new_tokens, 0),
+        }
+        for name in ("budget_tokens", "seed"):
+            if (value := getattr(self, name)) is not None:
+                checked[name] = values.whole(name, value)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def check(self) -> None:
         """Raises BadOption or UnknownMethod for what can be refused before any work is done."""
-        values.amount("temperature", self.temperature)
         values.whole("max_new_tokens", self.max_new_tokens, 1)
-        if self.seed is not None:
-            values.whole("seed", self.seed)
         resolve(self.drafters)
         plugins.resolve("kv", "full" if self.kv is None else self.kv)
 

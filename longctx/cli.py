@@ -32,12 +32,10 @@ app = typer.Typer(
 app.add_typer(needle_app.app, name="needle")
 app.add_typer(cache_app.app, name="cache")
 
-Words = Annotated[list[str], typer.Argument(metavar='FILE... "QUESTION"', show_default=False)]
-
 
 @app.command()
 def ask(
-    words: Words,
+    words: flags.Words,
     questions: flags.Questions = None,
     out: flags.Answers = None,
     model: flags.Model = None,
@@ -78,7 +76,7 @@ def ask(
 
 @app.command()
 def select(
-    words: Words,
+    words: flags.Words,
     model: flags.Model = None,
     selector: flags.Selector = None,
     budget: flags.Budget = None,

@@ -167,7 +167,8 @@ def chosen(
     method: KVPolicy = plugins.resolve("kv", policy)
     found = kinds(model, allow_partial and not method.grows)
     budget = method.slots(tokens)
-    warnings = _partial(found) + (() if method.grows else beyond_window(model, tokens))
+    # a policy that bounds distances reads as far as its budget goes, any other as far as the text does
+    warnings = _partial(found) + beyond_window(model, min(budget, tokens) if method.grows else tokens)
     if not method.lossless and budget >= tokens:
         short = method.shortfall(tokens)
         if short and method.grows and tokens > (stated_window(model) or tokens):

@@ -78,7 +78,7 @@ def generate(
     had together with drafting, such as beams, and DraftError where a drafter fails.
     """
     stop, temperature = values.texts("stop", stop), values.amount("temperature", temperature)
-    values.whole("max_new_tokens", max_new_tokens, 1)
+    max_new_tokens = values.whole("max_new_tokens", max_new_tokens, 1)
     if options.get("assistant_model") is not None:
         raise BadOption("assistant_model= cannot be had: drafts come from drafters=.")
     prompts, mask = rows_and_mask(input_ids, options.pop("attention_mask", None))

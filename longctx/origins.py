@@ -35,7 +35,8 @@ class Origins:
         self._places = [
             span.start + len(text) - len(text.lstrip("\r\n")) for span, text in zip(spans, raw, strict=True)
         ]
-        begins = tokens.encode(Document.from_text(joined)).token_starts
+        blank = not joined.strip()  # spans of empty lines: a document of nothing has no tokens
+        begins = np.zeros(0, np.int64) if blank else tokens.encode(Document.from_text(joined)).token_starts
         self._begins = np.append(begins, len(joined))  # of every token, and the end of the last
 
     def votes(self, count: int) -> NDArray[np.float32] | None:
@@ -67,8 +68,10 @@ class Origins:
         for span, start, length, own in zip(self._spans, self._starts, self._lengths, self._places, strict=True):
             bounds = np.searchsorted(self._begins[:-1], (start, start + length))
             a, b = max(first, int(bounds[0])), min(first + count, int(bounds[1]))
-            if a < b:
-                begin = own + int(self._begins[a] - start)
-                end = own + min(length, int(self._begins[b] - start))
+            if a >= b:
+                continue
+            begin = own + int(self._begins[a] - start)
+            end = own + min(length, int(self._begins[b] - start))
+            if begin < end:  # else tokens inside one character
                 where = {"document_id": span.document_id, "start": begin, "end": end}
                 yield {**where, "new": new + a - first, "tokens": b - a}

@@ -66,7 +66,8 @@ def select(
         if not spans:
             raise DoesNotFit(
                 f"no unit fits a budget of {budget_tokens} tokens; the smallest has "
-                f"{min(unit.tokens for unit in book.units)}. Raise the budget, or give the splitter a smaller cap."
+                f"{min(unit.tokens for unit in book.units)}. Raise the budget, give the splitter a smaller cap, or "
+                f"lower max_new_tokens where the window sets the budget."
             )
     ended = time.perf_counter()
     steps = (

@@ -6,14 +6,15 @@ Knows no argument: the name comes with the value. All raise BadOption.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from numbers import Integral, Real
 
 from longctx.errors import BadOption
 
 
 def whole(name: str, value: object, least: int | None = None) -> int:
-    """``value`` where it is a whole number, and at least ``least``."""
+    """``value`` where it is a whole number, and at least ``least``; also as an array or tensor of one."""
+    value = _single(value)
     if not isinstance(value, Integral) or isinstance(value, bool) or (least is not None and value < least):
         bound = "" if least is None else f" of at least {least}"
         raise BadOption(f"{name}={value!r:.80} must be a whole number{bound}.")
@@ -21,7 +22,8 @@ def whole(name: str, value: object, least: int | None = None) -> int:
 
 
 def amount(name: str, value: object) -> float:
-    """``value`` where it is a finite number of 0 or more."""
+    """``value`` where it is a finite number of 0 or more; also as an array or tensor of one."""
+    value = _single(value)
     found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not 0 <= found < math.inf:
         raise BadOption(f"{name}={value!r:.80} must be a finite number of 0 or more.")
@@ -36,8 +38,13 @@ def text(name: str, value: object) -> str:
 
 
 def texts(name: str, value: object) -> tuple[str, ...]:
-    """``value`` where it is a list of strings, none of them empty."""
-    listed = value if isinstance(value, Sequence) and not isinstance(value, str) else (None,)
+    """``value`` where it is a list, a set or any other row of strings, none of them empty."""
+    listed = tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else (None,)
     if not all(isinstance(one, str) and one for one in listed):
         raise BadOption(f"{name}={value!r:.80} must be a list of strings, none of them empty.")
-    return tuple(listed)
+    return tuple(str(one) for one in listed)
+
+
+def _single(value: object) -> object:
+    """What an array or tensor without dimensions holds; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value

@@ -189,6 +189,8 @@ class _Run:
 
     def compiled(self, reader: longctx.Reader, text: str, path: str | None) -> longctx.CompiledDocument:
         document = longctx.Document.from_text(text, "text")
+        if path is None:
+            return reader.compile(document)
         return reader.compile(document, path=path, segment_kv=self.segment_kv, segment_form=self.segment_form)
 
     def all_asked(self, reader: longctx.Reader, book: Any, asked: Sequence[str], started: float) -> dict[str, Any]:

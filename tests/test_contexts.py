@@ -517,7 +517,9 @@ def test_a_context_beyond_the_window_is_read_with_a_warning_unless_distances_are
         (said,) = [
             text for text in longctx.kv.compress(model, ids, policy=policy).warnings if "was trained with" in text
         ]
-        assert "has 600 tokens and the model was trained with 256" in said
+        assert said.startswith("600 tokens of the context are read at once and the model was trained with 256")
     within = longctx.kv.compress(model, ids[:, :256], policy="full")
     bounded = longctx.kv.compress(model, ids, policy="longheads:window=16,budget=128")
     assert not [text for text in (*within.warnings, *bounded.warnings) if "was trained with" in text]
+    far = longctx.kv.compress(model, ids, policy="lm_infinite:budget=400")
+    assert any(text.startswith("400 tokens of the context are read at once") for text in far.warnings)

@@ -106,7 +106,7 @@ def test_a_method_without_a_page_gets_one_that_asks_to_be_written(tmp_path: Path
 def test_the_configuration_in_the_guide_has_every_key_and_its_default() -> None:
     block = re.search(r"```toml\n(.*?)```", read(DOCS / "guide" / "command-line.md"), re.S)
     assert block is not None
-    defaults = {field.name: field.default for field in dataclasses.fields(Settings)}
+    defaults = dataclasses.asdict(Settings())
     told = tomllib.loads(block[1])
     assert told == {name: value for name, value in defaults.items() if value is not None}
     unset = re.findall(r"^# (\w+) = ", block[1], re.M)
@@ -126,7 +126,8 @@ def test_limits_and_errors_in_the_guide_are_those_of_the_code() -> None:
 def test_the_reference_has_every_public_name() -> None:
     told = re.findall(r"^::: ([\w.]+)$", read(DOCS / "api.md"), re.M)
     assert sorted(told) == sorted(
-        [f"longctx.{name}" for name in longctx.__all__] + [f"longctx.kv.{name}" for name in longctx.kv.__all__]
+        [f"longctx.{name}" for name in longctx.__all__ if name != "kv"]  # a module, of which each name is told
+        + [f"longctx.kv.{name}" for name in longctx.kv.__all__]
     )
 
 

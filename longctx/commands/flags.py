@@ -25,6 +25,7 @@ _READING = "Reading"
 _ANSWERING = "Answering"
 _TALK = "Output"
 
+Words = Annotated[list[str], typer.Argument(metavar='FILE... "QUESTION"', show_default=False)]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="A hub id, a folder, or 'embedded' (the default).")]
 ModelName = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="A hub id, a folder, or 'embedded'.")]
 NoModel = Annotated[str | None, typer.Option("--model", "-m", hidden=True)]  # taken by the commands that load none

@@ -160,7 +160,7 @@ def _selecting(model: Report, settings: Settings, length: int, texts: int, quest
     from longctx.reader import SEGMENT_TOKENS
 
     name = settings.selector.partition(":")[0]
-    if length <= settings.budget or settings.selector == _EVERYTHING:
+    if length <= settings.usual_budget or settings.selector == _EVERYTHING:
         # through a bounded cache a text is read once for all questions about it
         reading = _whole(model, settings, length, speed) * (questions if settings.policy() is None else texts)
         return reading + questions * _spoken(model, settings, speed)
@@ -168,8 +168,10 @@ def _selecting(model: Report, settings: Settings, length: int, texts: int, quest
         read = texts * length  # a text that the memory holds is read when it is compiled
     else:
         segment = settings.segment_tokens or SEGMENT_TOKENS
-        read = questions * _tokens_read(settings, length, segment) if _READS.get(name, True) else 0
-    seconds = _read(model, read, speed) + questions * _said(model, settings.budget, settings, speed)
+        read = (
+            questions * _tokens_read(settings, length, segment, settings.usual_budget) if _READS.get(name, True) else 0
+        )
+    seconds = _read(model, read, speed) + questions * _said(model, settings.usual_budget, settings, speed)
     if _ENCODES.get(name, True) and not model.abilities["embeds text (auto, dense)"]:
         seconds += 2.0 * _ENCODER_PARAMETERS * texts * length / (_SHARE * speed.operations)
     return seconds
@@ -184,7 +186,7 @@ def _reach(settings: Settings, tokens: int) -> int:
 def _cached(model: Report, settings: Settings, length: int) -> int:
     """Bytes of the bounded cache that stays until the next one is made; 0 without a policy."""
     policy = settings.policy()
-    tokens = length if settings.selector == _EVERYTHING else min(length, settings.budget)
+    tokens = length if settings.selector == _EVERYTHING else min(length, settings.usual_budget)
     return 0 if policy is None else _held(model, tokens, policy)
 
 

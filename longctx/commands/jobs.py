@@ -53,6 +53,9 @@ _USED = (
     "segment_tokens",
     "segment_memory_bytes",
     "temperature",
+    "budget",
+    "max_new_tokens",
+    "seed",
 )
 
 

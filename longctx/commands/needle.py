@@ -172,7 +172,7 @@ def _local(asked: Asked, settings: Settings, screen: Screen) -> list[Any]:
     limit = settings.max_new_tokens
     how: dict[str, Any] = {"kv": settings.policy(), "drafters": settings.stack()}
     how["allow_partial"] = settings.kv_partial
-    chosen = [systems.Selecting(books, name, settings.budget, limit, reading, **how) for name in asked.selectors]
+    chosen = [systems.Selecting(books, name, settings.usual_budget, limit, reading, **how) for name in asked.selectors]
     return [*(systems.Plain(reader, name, limit) for name in asked.plain), *chosen]
 
 

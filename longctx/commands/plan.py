@@ -19,7 +19,7 @@ from longctx.commands.models import report
 from longctx.commands.process import free_bytes
 from longctx.commands.screen import Screen, size
 from longctx.commands.settings import Settings
-from longctx.errors import DoesNotFit, UsageError
+from longctx.errors import DoesNotFit, ModelError, UsageError
 from longctx.room import Room
 from longctx.store import manifest, sizes
 
@@ -79,6 +79,9 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
     model = report(settings, screen)
     made = plan(model, tokens, settings)
     why = beyond_window(model, tokens, settings)
+    lacks = model.abilities["reads a bounded cache (kv policies)"]
+    if lacks and settings.policy() is not None and not settings.kv_partial:
+        raise ModelError(lacks)
     kept = stored(model, tokens)
     if screen.json:
         parts = {f"{name.replace(' ', '_')}_bytes": value for name, value in made.parts.items()}
@@ -123,44 +126,48 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
 
 
 def beyond_window(model: Report, tokens: int, settings: Settings) -> str:
-    """Why no prompt of this plan fits the window, as ``ask`` would say it; empty where one does."""
+    """Why ``ask`` would refuse a prompt of this plan for the window, in its words; empty where it would not."""
     from longctx.contexts import reach
 
-    whole = settings.selector.partition(":")[0] == "all"
-    room = Room(model.window, model.frame_tokens, 0)
+    room, whole = _room(model, settings), settings.selector == "all"
     try:
+        room.budget(_QUESTION, 1 if whole else settings.budget, settings.max_new_tokens)
         if whole:
             prompt = tokens + model.frame_tokens + _QUESTION
             room.check_prompt(reach(settings.policy(), prompt), settings.max_new_tokens)
-        elif tokens > settings.budget:
-            room.budget(_QUESTION, settings.asked_budget, settings.max_new_tokens)
     except DoesNotFit as error:
         return str(error)
     return ""
 
 
-def plan(model: Report, tokens: int, settings: Settings) -> Plan:
-    """The memory for one question about a text of ``tokens`` tokens."""
+def _room(model: Report, settings: Settings) -> Room:
     from longctx.reader import SEGMENT_TOKENS
 
+    return Room(model.window, model.frame_tokens, settings.segment_tokens or SEGMENT_TOKENS)
+
+
+def plan(model: Report, tokens: int, settings: Settings) -> Plan:
+    """The memory for one question about a text of ``tokens`` tokens."""
+    room = _room(model, settings)
     selector = settings.selector.partition(":")[0]
-    segment = settings.segment_tokens or SEGMENT_TOKENS
     whole = selector == "all"
-    scored = not whole and tokens > settings.budget
+    longest = room.longest(_QUESTION, settings.max_new_tokens)
+    budget = min(settings.usual_budget, max(1, longest)) if settings.budget is None else settings.budget
+    scored = not whole and tokens > budget
     encodes = scored and _ENCODES.get(selector, True) and not model.abilities["embeds text (auto, dense)"]
-    read = _tokens_read(settings, tokens, segment) if scored and _READS.get(selector, True) else 0
+    read = _tokens_read(settings, tokens, room.segment_tokens, budget) if scored and _READS.get(selector, True) else 0
     units = tokens // _UNIT + 1
-    room = model.window - model.frame_tokens - _QUESTION - settings.max_new_tokens
-    budget = settings.budget if settings.asked_budget else min(settings.budget, max(1, room))
     prompt = model.frame_tokens + _QUESTION + (tokens if whole else min(tokens, budget))
+    said = room.few(budget) if scored and settings.budget is None else ()
     short: str = plugins.load("kv", settings.policy() or "full").shortfall(prompt)
+    said += (short,) if short else ()
     parts = {
         "runtime": _RUNTIME + model.vocabulary * _VOCABULARY,
         "weights": model.weight_bytes,
         "text and index": tokens * (_TEXT + 4 + 8) + units * _UNIT_BYTES + min(_TOKENISING, tokens * 400),
         "encoder": _ENCODER if encodes else 0,
         "segment memory": min(_memory(settings), read * model.kv_bytes_per_token),
-        "reading scratch": _reading(model, settings, read, segment) if read else 0,
+        "reading scratch": _reading(model, settings, read, room.segment_tokens) if read else 0,
         "prompt": _keys(model, prompt, settings.policy()) + settings.max_new_tokens * model.kv_bytes_per_token,
         "prompt scratch": _activations(model, min(prompt, _piece())),
     }
@@ -168,7 +175,7 @@ def plan(model: Report, tokens: int, settings: Settings) -> Plan:
     kept = parts["text and index"] + parts["encoder"] + parts["segment memory"]
     loaded = parts["runtime"] + parts["weights"]
     above = kept + max(parts["reading scratch"], during)
-    return Plan(parts, loaded, above, free_bytes(), _policies(model, tokens), (short,) if short else ())
+    return Plan(parts, loaded, above, free_bytes(), _policies(model, tokens), said)
 
 
 def _keys(model: Report, tokens: int, policy: str | None) -> int:
@@ -247,7 +254,7 @@ def _memory(settings: Settings) -> int:
     return MEMORY_BYTES if settings.segment_memory_bytes is None else settings.segment_memory_bytes
 
 
-def _tokens_read(settings: Settings, tokens: int, segment: int) -> int:
+def _tokens_read(settings: Settings, tokens: int, segment: int, budget: int) -> int:
     """Tokens of the text that the model reads for one question."""
     name = settings.selector.partition(":")[0]
     if name != "auto":
@@ -255,7 +262,7 @@ def _tokens_read(settings: Settings, tokens: int, segment: int) -> int:
     method: Any = plugins.load("selectors", settings.selector)
     if not method.model:
         return 0
-    return min(tokens, int(method.limit(settings.budget)) + (int(method.sample) + 1) * segment)
+    return min(tokens, int(method.limit(budget)) + (int(method.sample) + 1) * segment)
 
 
 def _reading(model: Report, settings: Settings, read: int, segment: int) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from longctx import plugins
 from longctx.errors import BadOption, UsageError
+from longctx.room import BUDGET_TOKENS
 
 if TYPE_CHECKING:
     from longctx.documents.limits import Limits
@@ -33,7 +34,7 @@ class Settings:
     dtype: str = "auto"
     device: str = "auto"
     selector: str = "auto"
-    budget: int = 2048
+    budget: int | None = None
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int | None = None
@@ -49,9 +50,9 @@ class Settings:
     limits: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def asked_budget(self) -> int | None:
-        """Tokens of text to keep; None where that is the default, which gives way to a small window."""
-        return None if self.budget == Settings().budget else self.budget
+    def usual_budget(self) -> int:
+        """Tokens of text to keep: those asked for, or what is kept where the window holds them."""
+        return BUDGET_TOKENS if self.budget is None else self.budget
 
     def stack(self) -> str | list[str]:
         """The drafters as Python takes them: ``a+b:option=value`` is two of them."""

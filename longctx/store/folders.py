@@ -59,11 +59,12 @@ def check(folder: Path, kind: Kind) -> None:
 
 @contextmanager
 def held(folder: Path, kind: Kind, wait_seconds: float = WAIT_SECONDS) -> Iterator[None]:
-    """Inside, ``folder`` is there and no other process changes it. Where nothing came of it, it is gone afterwards.
+    """Inside, ``folder`` is there and no other process changes it. Where nothing came of it, it is as it was before.
 
     Raises UsageError as ``check`` does, and ArtifactBusy where another process has been at it for ``wait_seconds``.
     """
     check(folder, kind)
+    there = folder.exists()
     with _locked(folder, wait_seconds):
         try:
             yield
@@ -71,12 +72,13 @@ def held(folder: Path, kind: Kind, wait_seconds: float = WAIT_SECONDS) -> Iterat
             with suppress(OSError):  # in use elsewhere: an empty folder may stay
                 if {path.name for path in folder.iterdir()} == {LOCK}:
                     (folder / LOCK).unlink()
-                    folder.rmdir()
+                    if not there:
+                        folder.rmdir()
 
 
 @contextmanager
 def _locked(folder: Path, wait_seconds: float) -> Iterator[None]:
-    lock = FileLock(folder / LOCK)
+    lock, there = FileLock(folder / LOCK), folder.exists()
     while not lock.is_locked:
         folder.mkdir(exist_ok=True)
         try:
@@ -91,7 +93,8 @@ def _locked(folder: Path, wait_seconds: float) -> Iterator[None]:
             ) from error
         except OSError:
             with suppress(OSError):  # only an empty folder can go so
-                folder.rmdir()
+                if not there:
+                    folder.rmdir()
             raise
     try:
         yield
@@ -108,10 +111,11 @@ def fitting(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+        takes = f"it takes about {needed():,} bytes, and " if needed() else ""
         raise DoesNotFit(
-            f"{str(folder)!r} cannot be written whole ({error.strerror}): it takes about {needed():,} bytes, and "
-            f"{shutil.disk_usage(there).free:,} are free on its disk. Nothing half-written stays. Free some space "
-            f"there, or name another place."
+            f"{str(folder)!r} cannot be written whole ({error.strerror}): {takes}"
+            f"{shutil.disk_usage(there).free:,} bytes are free on its disk. Nothing half-written stays: it is what it "
+            f"was, or whole. Free some space there, or name another place."
         ) from error
 
 
