@@ -311,8 +311,20 @@ def test_a_plan_is_refused_where_asking_would_be(model: Path, folder: Path) -> N
     assert call(*words, "--selector", "all", "--kv", "longheads").exit_code == 0
     large = call(*words, "--budget", "8k")
     assert large.exit_code == 3 and "budget_tokens=8000 leaves no room" in large.stderr
-    small = tiny.save(folder / "small", num_hidden_layers=2, max_position_embeddings=1024)
-    assert call("plan", str(small), "--tokens", "1M").exit_code == 0
+    small = str(tiny.save(folder / "small", num_hidden_layers=2, max_position_embeddings=1024))
+    less = json.loads(call("plan", small, "--tokens", "1M", "--json").stdout)
+    assert less["fits"] and any("has room for" in said for said in less["warnings"])
+    for words in (("--budget", "2048"), ("--max-new-tokens", "5000"), ("--config", "large.toml")):
+        (folder / "large.toml").write_text("segment_tokens = 1020\n")
+        told, why = call("plan", small, "--tokens", "100", *words), ("ask", "story.txt", QUESTION, "--model", small)
+        refused = call(*why, *words)
+        assert (told.exit_code, refused.exit_code) == (3, 3), (words, told.stderr, refused.stderr)
+    tiny.hybrid().save_pretrained(folder / "hybrid")
+    tiny.tokenizer("system").save_pretrained(folder / "hybrid")
+    bounded = ("plan", str(folder / "hybrid"), "--tokens", "1k", "--kv", "squeezed")
+    assert call(*bounded).exit_code == 1
+    (folder / "partial.toml").write_text("kv_partial = true\n")
+    assert call(*bounded, "--config", "partial.toml").exit_code == 0
 
 
 def test_the_limits_of_reading_stand_in_the_configuration(model: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from longctx import Document, Reader, cut
 from longctx.backend.tokens import Tokens
 from longctx.drafts import Budget, Draft, DraftSource, Stats, Verified
 from longctx.origins import Origins
-from longctx.types import SelectedSpan, Selection
+from longctx.types import Scores, SelectedSpan, Selection
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXT = "the code of the room is in the letter. a winter report was not kept. they would answer the question there. "
@@ -124,3 +124,27 @@ def test_an_answer_says_what_it_copied_and_from_where(monkeypatch: pytest.Monkey
     starts = Tokens(reader.tokenizer).encode(DOCUMENT).token_starts
     assert copy == {"document_id": "a", "start": starts[2], "end": starts[6], "new": 0, "tokens": 4}
     assert json.loads(json.dumps(answer.as_dict()))["trace"][-2]["facts"]["copied"] == [copy]
+
+
+def test_spans_of_nothing_but_empty_lines_are_asked_about_as_any() -> None:
+    class Blank:
+        baseline = True
+
+        def score(self, question: str, corpus: Any, budget_tokens: int) -> Scores:
+            blank = [not corpus.text(unit).strip() for unit in range(len(corpus.units))]
+            return Scores(np.where(blank, 1.0, -np.inf).astype(np.float32))
+
+    reader = Reader(tiny.model(), tiny.tokenizer(), encoder=None, calibration=None)
+    text = "the code is in the letter." + "\n" * 3000 + "they would answer there."
+    answer = reader.ask(Document.from_text(text), "where?", budget_tokens=100, selector=Blank(), max_new_tokens=2)
+    assert answer.selection.spans and answer.selection.text == "" and answer.usage["new_tokens"] > 0
+
+
+def test_tokens_inside_one_character_copy_nothing() -> None:
+    tokens = Tokens(tiny.tokenizer())
+    document = Document.from_text("a😀b", id="a")
+    encoded = tokens.encode(document)
+    inside = [at for at, start in enumerate(encoded.token_starts) if list(encoded.token_starts).count(start) > 1]
+    assert len(inside) > 2
+    spans = [SelectedSpan("a", 0, 3, None, 1.0)]
+    assert Origins(tokens, [document], spans, 0).copies([(0, inside[0], 1)]) == []

@@ -251,6 +251,16 @@ def test_a_value_of_the_wrong_type_is_an_error_of_the_library_with_the_value(
             list(reader.stream(DOCUMENT, **given))
 
 
+@pytest.mark.parametrize("made", [torch.tensor, np.array, np.int64], ids=["torch", "array", "scalar"])
+def test_single_numbers_of_arrays_and_tensors_are_numbers(made: Any, reader: Reader) -> None:
+    plain: dict[str, Any] = {"budget_tokens": 100, "max_new_tokens": 5, "temperature": 1.0, "seed": 3}
+    wrapped = {name: made(value) for name, value in plain.items() if name != "temperature"}
+    wrapped["temperature"] = np.float32(1.0) if made is np.int64 else made(1.0)
+    expected = reader.ask(DOCUMENT, QUESTION, **plain).text
+    assert reader.ask(DOCUMENT, QUESTION, **wrapped).text == expected
+    assert list(reader.stream(DOCUMENT, QUESTION, **wrapped))[-1].answer.text == expected  # type: ignore[union-attr]
+
+
 def test_a_reader_is_made_with_numbers_and_methods_only() -> None:
     wrong: list[dict[str, Any]] = [{"segment_tokens": None}, {"segment_memory_bytes": "1G"}, {"splitter": None}]
     wrong += [{"segment_memory_bytes": -1}, {"encoder": object()}, {"progress": 7}]

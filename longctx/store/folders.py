@@ -111,10 +111,11 @@ def fitting(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-        takes = f"it takes about {needed():,} bytes, and " if needed() else ""
+        takes = needed()
+        needs = f"it takes about {takes:,} bytes, and" if takes else "bytes:"
         raise DoesNotFit(
-            f"{str(folder)!r} cannot be written whole ({error.strerror}): {takes}"
-            f"{shutil.disk_usage(there).free:,} bytes are free on its disk. Nothing half-written stays: it is what it "
+            f"{str(folder)!r} cannot be written whole ({error.strerror}): {needs} "
+            f"{shutil.disk_usage(there).free:,} are free on its disk. Nothing half-written stays: it is what it "
             f"was, or whole. Free some space there, or name another place."
         ) from error
 
