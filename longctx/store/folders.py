@@ -112,7 +112,7 @@ def fitting(folder: Path, needed: Callable[[], int]) -> Iterator[None]:
             raise
         there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
         takes = needed()
-        needs = f"it takes about {takes:,} bytes, and" if takes else "bytes:"
+        needs = f"it takes about {takes:,} bytes, and" if takes else "it takes more bytes than there are:"
         raise DoesNotFit(
             f"{str(folder)!r} cannot be written whole ({error.strerror}): {needs} "
             f"{shutil.disk_usage(there).free:,} are free on its disk. Nothing half-written stays: it is what it "

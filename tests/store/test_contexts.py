@@ -241,3 +241,19 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UsageError, match="is a file; a compressed context is a folder"):
         write(tmp_path / "file", NEW)
+
+
+def test_an_empty_folder_that_was_there_stays_where_nothing_comes_of_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, new = tmp_path / "made", tmp_path / "new"
+    made.mkdir()
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for folder in (made, new):
+        with pytest.raises((DoesNotFit, OSError)):
+            write(folder, NEW)
+    assert list(made.iterdir()) == [] and not new.exists()
