@@ -101,6 +101,7 @@ class Storage:
         """``path`` holds ``book`` afterwards, or what it held before. What it held of the same text is taken over."""
         check_words(segment_kv, form)
         writer = Writer(path)
+        writer.expected_bytes = self._expected(book, "none", form)
         with folders.fitting(path, lambda: writer.needed_bytes), writer, book.reporting(listener(progress)):
             residency = self._residency(book, path, segment_kv, form)
             writer.expected_bytes = self._expected(book, residency, form)

@@ -14,17 +14,17 @@ from longctx.errors import BadOption
 
 def whole(name: str, value: object, least: int | None = None) -> int:
     """``value`` where it is a whole number, and at least ``least``; also as an array or tensor of one."""
-    value = _single(value)
-    if not isinstance(value, Integral) or isinstance(value, bool) or (least is not None and value < least):
+    found = _single(value)
+    if not isinstance(found, Integral) or isinstance(found, bool) or (least is not None and found < least):
         bound = "" if least is None else f" of at least {least}"
         raise BadOption(f"{name}={value!r:.80} must be a whole number{bound}.")
-    return int(value)
+    return int(found)
 
 
 def amount(name: str, value: object) -> float:
     """``value`` where it is a finite number of 0 or more; also as an array or tensor of one."""
-    value = _single(value)
-    found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    one = _single(value)
+    found = float(one) if isinstance(one, Real) and not isinstance(one, bool) else math.nan
     if not 0 <= found < math.inf:
         raise BadOption(f"{name}={value!r:.80} must be a finite number of 0 or more.")
     return found

@@ -48,11 +48,12 @@ def test_what_is_no_amount_is_refused_with_its_value(value: Any) -> None:
 
 def test_texts_are_texts() -> None:
     assert values.text("question", " ") == " " and values.texts("stop", ["a", "b"]) == ("a", "b")
-    assert values.texts("stop", ()) == ()
+    assert values.texts("stop", ()) == () and values.texts("stop", {"a"}) == ("a",)
+    assert values.texts("stop", np.array(["a", "b"])) == ("a", "b")
     for wrong in (None, 7, b"a"):
         with pytest.raises(BadOption, match="question=.*must be a string"):
             values.text("question", wrong)
-    for wrong in (None, 7, "a", b"a", [""], [None], {"a"}):
+    for wrong in (None, 7, "a", b"a", [""], [None], {"a", ""}):
         with pytest.raises(BadOption, match="stop=.*list of strings, none of them empty"):
             values.texts("stop", wrong)
 
