@@ -7,6 +7,7 @@ no drafter.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,17 +28,21 @@ class Origins:
     ) -> None:
         texts = {document.id: document.text for document in documents}
         raw = [texts[span.document_id][span.start : span.end] for span in spans]
-        joined = cut.joined(documents, spans)
-        self._spans, self._first = spans, first
+        self._joined = cut.joined(documents, spans)
+        self._tokens, self._spans, self._first = tokens, spans, first
         self._lengths = [len(piece) for piece in cut.pieces(documents, spans)]
         steps = np.cumsum([0, *(length + len(cut.SEPARATOR) for length in self._lengths)])
         self._starts = steps[:-1]  # of every span in the joined text
         self._places = [
             span.start + len(text) - len(text.lstrip("\r\n")) for span, text in zip(spans, raw, strict=True)
         ]
-        blank = not joined.strip()  # spans of empty lines: a document of nothing has no tokens
-        begins = np.zeros(0, np.int64) if blank else tokens.encode(Document.from_text(joined)).token_starts
-        self._begins = np.append(begins, len(joined))  # of every token, and the end of the last
+
+    @cached_property
+    def _begins(self) -> NDArray[np.int64]:
+        """Where every token begins, and the end of the last: worked out when a vote or a copy asks for it."""
+        blank = not self._joined.strip()  # spans of empty lines: a document of nothing has no tokens
+        begins = np.zeros(0, np.int64) if blank else self._tokens.encode(Document.from_text(self._joined)).token_starts
+        return np.append(begins, len(self._joined))
 
     def votes(self, count: int) -> NDArray[np.float32] | None:
         """One factor for every one of the ``count`` tokens of the prompt: how much it counts as a source of copies.

@@ -1,6 +1,7 @@
 """Whether a request fits the model's window, asked before any work is done.
 
-Owns the sums and their messages: question and instructions, budget, new tokens, segments.
+Owns the sums and their messages: question and instructions, budget, new tokens, segments; and how much text is
+selected where nobody says it. Knows no document and no model.
 """
 
 from __future__ import annotations

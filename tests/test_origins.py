@@ -148,3 +148,14 @@ def test_tokens_inside_one_character_copy_nothing() -> None:
     assert len(inside) > 2
     spans = [SelectedSpan("a", 0, 3, None, 1.0)]
     assert Origins(tokens, [document], spans, 0).copies([(0, inside[0], 1)]) == []
+
+
+def test_a_text_is_not_tokenised_again_where_nobody_votes_and_nothing_was_copied() -> None:
+    tokens = Tokens(tiny.tokenizer())
+    chosen = selection((0, 38, 2.0), (69, 107, 2.0))
+    read: list[Document] = []
+    encode = tokens.encode
+    tokens.encode = lambda document: read.append(document) or encode(document)  # type: ignore[method-assign, func-returns-value]
+    origins = Origins(tokens, [DOCUMENT], chosen.spans, 3)
+    assert origins.votes(40) is None and origins.copies(()) == [] and read == []
+    assert origins.copies([(0, 3, 2)]) != [] and len(read) == 1

@@ -28,6 +28,7 @@ from longctx.commands.plan import (
 from longctx.commands.process import free_bytes
 from longctx.commands.screen import Screen, size
 from longctx.commands.settings import Settings
+from longctx.contexts import reach
 from longctx.errors import DoesNotFit
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def forecast(
         kept, seconds, refused = 0, 0.0, []
         for name, own in selectors.items():
             fixed = model.frame_tokens + _QUESTION + own.max_new_tokens
-            if own.selector == _EVERYTHING and _reach(own, length) + fixed > model.window:
+            if own.selector == _EVERYTHING and reach(own.policy(), length)[0] + fixed > model.window:
                 refused.append(name)
                 continue
             peaks.append(plan(model, length, own).peak)
@@ -177,12 +178,6 @@ def _selecting(model: Report, settings: Settings, length: int, texts: int, quest
     return seconds
 
 
-def _reach(settings: Settings, tokens: int) -> int:
-    """How many of ``tokens`` a token attends to while they are read: all, unless the policy bounds the reading too."""
-    method = plugins.load("kv", settings.policy() or "full")
-    return min(tokens, int(method.slots(tokens))) if method.grows else tokens
-
-
 def _cached(model: Report, settings: Settings, length: int) -> int:
     """Bytes of the bounded cache that stays until the next one is made; 0 without a policy."""
     policy = settings.policy()
@@ -194,7 +189,7 @@ def _whole(model: Report, settings: Settings, length: int, speed: Speed) -> floa
     """Seconds of reading all of a text; a policy that bounds that has the model's own forward do it."""
     if plugins.load("kv", settings.policy() or "full").grows:
         speed = dataclasses.replace(speed, operations=speed.stock)
-    return _read(model, length, speed) + _attended(model, length, _reach(settings, length), speed)
+    return _read(model, length, speed) + _attended(model, length, reach(settings.policy(), length)[0], speed)
 
 
 def _attended(model: Report, tokens: int, reach: int, speed: Speed) -> float:
