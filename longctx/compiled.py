@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from longctx.embeddings import PLAIN, Embeddings
 from longctx.errors import CacheError
+from longctx.latest import Latest
 from longctx.lexical import Lexical
 from longctx.memory import Memory
 from longctx.overview import Heads, glancing, overview
@@ -59,7 +60,7 @@ class CompiledDocument:
         )
         self._spent = 0
         self._overview: tuple[Heads, Any] | None = None
-        self._latest: tuple[Inquiry, dict[int, Reading]] | None = None
+        self._latest = Latest()
         self._progress: Progress | None = None
 
     @contextmanager
@@ -225,26 +226,21 @@ class CompiledDocument:
         """The reading of each of ``segments`` as (segment, reading); segments not yet read are read first.
 
         The readings of the latest inquiry are kept while they are small, so that the same question with another budget
-        costs only the segments it adds.
+        costs only the segments it adds, and one that wants less of the same pass costs nothing.
         """
-        if self._latest is None or self._latest[0] != inquiry:
-            self._latest = (inquiry, {})
-        known = self._latest[1]
-        small = not (inquiry.next_token or inquiry.keep_rows)
-        batch: list[tuple[int, Any]] = []
-        for segment in segments:
-            if segment in known:
-                yield segment, known[segment]
+        known = self._latest.of(inquiry, segments)
         missing = [segment for segment in segments if segment not in known]
+        yield from [(segment, known[segment]) for segment in segments if segment in known]
         depth = self.probe.depth(inquiry)
         held = {s: kept for s in missing if (kept := self.memory.get(s)) is not None and kept.depth >= depth}
-        yield from self._ask(list(held.items()), inquiry, known if small else {})  # at once: they are in memory anyway
+        yield from self._ask(list(held.items()), inquiry)  # at once: they are in memory anyway
+        batch: list[tuple[int, Any]] = []
         for segment, stored in self.read([segment for segment in missing if segment not in held], depth):
             batch.append((segment, stored))
             if len(batch) >= _ASK_AT_ONCE:
-                yield from self._ask(batch, inquiry, known if small else {})
+                yield from self._ask(batch, inquiry)
                 batch = []
-        yield from self._ask(batch, inquiry, known if small else {})
+        yield from self._ask(batch, inquiry)
 
     def glance(self, question: str, by: By = "representation") -> NDArray[np.float32]:
         """What heads would look at, held against summaries of the segments: a share of each unit, [heads, units].
@@ -263,12 +259,10 @@ class CompiledDocument:
         """Token-forwards spent through ``read`` and ``ask`` so far."""
         return self._spent
 
-    def _ask(
-        self, batch: Sequence[tuple[int, Any]], inquiry: Inquiry, known: dict[int, Reading]
-    ) -> Iterator[tuple[int, Reading]]:
+    def _ask(self, batch: Sequence[tuple[int, Any]], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:
         for index, reading in self.probe.ask([stored for _, stored in batch], inquiry):
             self._spent += len(inquiry.ids)
-            known[batch[index][0]] = reading
+            self._latest.keep(inquiry, batch[index][0], reading)
             yield batch[index][0], reading
 
 

@@ -117,6 +117,7 @@ def _case(
     book = None
     for number, question in enumerate(case.questions):
         wanted = [*FREE, *CASCADE, *(FULL if number < full_sample else ())]
+        asked: dict[str, Any] = {}  # what the one pass took that all of FULL are read from
         for selector in selectors or wanted:
             row = {**base, "set": case.set, "document": case.name, "sha256": digest, "question": number}
             row["selector"] = selector
@@ -127,17 +128,30 @@ def _case(
                 book = _book(reader, case, base.get("stored"), folder)
                 if not quiet:
                     _say(f"{case.name}: {book.tokens:,} tokens compiled in {time.perf_counter() - started:.0f} s")
+            if missing and selector in FULL and book is not None and not asked:
+                asked |= _ask(book, question.text)
             whole = book is not None and bool(missing) and book.tokens <= missing[0]  # kept whole: nothing was scored
             if selector.partition(":")[0] in CASCADE or whole:
                 for budget in missing:
                     yield row | _measure(reader, book, question, selector, budget)[1]
             elif missing and book is not None:
                 selection, found = _measure(reader, book, question, selector, missing[0])
+                found |= {"together": asked} if selector in FULL else {}
                 yield row | found
                 for budget in missing[1:]:
                     yield row | found | _kept(reader.recut(book, selection, budget), question) | {"budget": budget}
         if not quiet:
             _say(f"{case.name}: question {number + 1} of {len(case.questions)}")
+
+
+def _ask(book: Any, question: str) -> dict[str, Any]:
+    """What one pass over every segment took, which tells all that the selectors of FULL ask for one by one."""
+    started, before = time.perf_counter(), book.spent()
+    heads = book.probe.middle() if book.calibration is None else book.calibration.heads
+    inquiry = book.probe.inquiry(question, heads=heads, likelihood=True, next_token=True)
+    for _ in book.ask(range(len(book.segments)), inquiry):
+        pass
+    return {"tokens_read": book.spent() - before, "seconds": round(time.perf_counter() - started, 4)}
 
 
 def _book(reader: Reader, case: Case, stored: str | None, folder: str) -> Any:

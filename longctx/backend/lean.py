@@ -27,6 +27,8 @@ _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj"}
 _ROWS = 512  # rows worked on at a time: enough for the products, few enough for what is between them to stay in caches
+_MANY = 64  # rows from which the head's weights are worth a conversion
+_WORDS = 4096  # rows of the head's weights converted at a time: they stay in caches
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -104,10 +106,21 @@ class Lean:
         weights = _Weights(self.dtype)
         for index, layer in enumerate(self.layers):
             x = self._one(layer, index, x, turn, cache, mask, weights, {TAP: tap, **extra})
-        kept = self.final(x[:, keep].float()).to(self.head.weight.dtype)
-        if not narrow(kept[..., 0].numel(), kept.dtype, kept.device):
-            return F.linear(kept, self.head.weight, self.head.bias)
-        return product(kept.view(-1, kept.shape[-1]), self.head.weight, self.head.bias).view(*kept.shape[:2], -1)
+        kept = self.final(x[:, keep].float())
+        return self._logits(kept.view(-1, kept.shape[-1])).view(*kept.shape[:2], -1)
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        """The head's product with ``rows``, float32 [rows, width], in the format of the head's weights."""
+        weight, bias = self.head.weight, self.head.bias
+        own = rows.to(weight.dtype)
+        if narrow(len(own), own.dtype, own.device):
+            return product(own, weight, bias)
+        if self.dtype == weight.dtype or len(own) < _MANY:
+            return F.linear(own, weight, bias)
+        out = own.new_empty(len(own), len(weight))
+        for part, some in zip(torch.split(out, _WORDS, dim=1), torch.split(weight, _WORDS), strict=True):
+            part.copy_(torch.mm(rows.to(self.dtype), some.to(self.dtype).t()))
+        return out if bias is None else out.add_(bias)
 
     def _one(
         self,
