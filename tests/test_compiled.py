@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from longctx import Reader
 from longctx.compiled import CompiledDocument, Memory
 from longctx.errors import MissingExtra
+from longctx.latest import Latest
 from longctx.pieces import parts
 from longctx.types import Document
 
@@ -192,13 +193,17 @@ def test_an_ask_given_up_halfway_loses_nothing(reader: Reader) -> None:
         np.testing.assert_allclose(found[segment].likelihood, other[segment].likelihood, atol=1e-4)
 
 
-def test_laws_over_the_vocabulary_are_not_kept(reader: Reader) -> None:
+def test_laws_over_the_vocabulary_are_kept_as_far_as_there_is_room(reader: Reader) -> None:
     book = book_of(reader, 0)
     inquiry = book.probe.inquiry(QUESTION, next_token=True)
-    list(book.ask([0, 1], inquiry))
-    before = book.spent()
-    list(book.ask([0, 1], inquiry))
-    assert book.spent() > before
+    size = sum(a.nbytes for _, r in book.ask([0], inquiry) for a in (r.attention, r.likelihood, r.next_token))
+    for limit, kept in ((2 * size, 2), (2 * size - 1, 1), (size - 1, 0)):
+        book._latest = Latest(limit)
+        list(book.ask([0, 1], inquiry))
+        before = book.spent()
+        list(book.ask([0, 1], inquiry))
+        read = sum(len(book.segment_ids(segment)) + len(inquiry.ids) for segment in range(kept, 2))
+        assert book.spent() - before == read
 
 
 def test_progress_is_told_of_reading_and_the_earlier_listener_is_back_afterwards(reader: Reader) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import tiny
 
-from longctx import Reader
+from longctx import Document, Reader
 from longctx.errors import ArtifactError, BadOption
-from longctx.pipelines.evaluate import run_selection
+from longctx.pipelines.evaluate import FULL, run_selection
 from longctx.pipelines.selection_report import write_figures, write_report
-from longctx.pipelines.selection_sets import Question, kept_share
+from longctx.pipelines.selection_sets import Question, cases, kept_share
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FACT = "The lamp of Odette stands in room 4711."
@@ -55,6 +55,27 @@ def test_rows_are_made_once_and_an_interrupted_run_goes_on(data: Path, tmp_path:
     with pytest.raises(ArtifactError, match=r"line 1 was made with other versions: torch was '1\.0' and is"):
         run_selection(data, str(model), tmp_path / "out", **grid)
     assert path.read_bytes() == before
+
+
+def test_selectors_that_read_everything_share_one_pass_and_keep_what_they_keep_alone(
+    data: Path, tmp_path: Path
+) -> None:
+    model = tiny.save(tmp_path / "model")
+    grid = {"sets": ("loogle",), "budgets": (100, 200), "selectors": ("bm25", *FULL), "quiet": True}
+    path = run_selection(data, str(model), tmp_path / "out", **grid)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert {row["selector"]: row["tokens_read"] for row in rows if row["selector"] in FULL} == dict.fromkeys(FULL, 0)
+    (shared,) = {row["together"]["tokens_read"] for row in rows if "together" in row}
+    assert [row["selector"] for row in rows if "together" not in row] == ["bm25", "bm25"]
+    (case,) = cases(data, ["loogle"], 7, 100, 0)
+    reader = Reader.from_pretrained(str(model))
+    for selector in FULL:
+        book = reader.compile(Document.from_text(case.text, case.name))
+        alone = reader.select(book, case.questions[0].text, budget_tokens=200, selector=selector)
+        assert 0 < alone.tokens_read <= shared
+        (row,) = [row for row in rows if row["selector"] == selector and row["budget"] == 200]
+        share = kept_share(case.questions[0], [(span.start, span.end) for span in alone.spans])
+        assert (row["tokens"], row["recall"]) == (alone.tokens, round(share, 6))
 
 
 def test_segments_from_files_stand_beside_those_just_read(

@@ -27,8 +27,8 @@ VERBS = NOUNS | {"drafts", "keys", "protocols", "options", "values"}
 METHODS = VERBS | {"plugins", "kernels", "segments", "suffixes"}
 ROOMS = {"segmenters", "kv", "drafters", "decoding", "store", "documents"}
 COMPILED = {
-    "calibration", "cite", "compiled", "compiling", "cut", "embeddings", "indexing", "lexical", "memory", "overview",
-    "pieces", "questions", "resources", "segments", "storing", "summaries", "supplies", "synthetic",
+    "calibration", "cite", "compiled", "compiling", "cut", "embeddings", "indexing", "latest", "lexical", "memory",
+    "overview", "pieces", "questions", "resources", "segments", "storing", "summaries", "supplies", "synthetic",
 }  # fmt: skip
 WIRING = METHODS | ROOMS | COMPILED | {"backend", "stacks"}
 MAY_IMPORT = {
@@ -51,12 +51,13 @@ MAY_IMPORT = {
     "cite": NOUNS | {"lexical", "segmenters"},
     "resources": VERBS | {"backend", "calibration"},  # wiring: makes what the reader hands on
     "lexical": NOUNS,
+    "latest": {"types"},
     "memory": set(),
     "supplies": VERBS,
     "overview": VERBS | {"supplies"},
     "pieces": NOUNS,
     "embeddings": VERBS | {"pieces", "supplies"},
-    "compiled": VERBS | {"embeddings", "lexical", "memory", "overview", "pieces", "suffixes", "supplies"},
+    "compiled": VERBS | {"embeddings", "latest", "lexical", "memory", "overview", "pieces", "suffixes", "supplies"},
     "summaries": VERBS | {"backend", "overview", "store"},  # wiring: as storing
     # wiring: a reader's store
     "storing": VERBS | {"backend", "compiled", "console", "embeddings", "overview", "store", "summaries", ""},

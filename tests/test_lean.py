@@ -204,3 +204,23 @@ def test_a_wrapper_is_not_looked_through() -> None:
 
     with pytest.raises(Unlike, match="Wrapper wraps the model"):
         Lean(Wrapper())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_logits_of_many_rows_are_computed_in_the_wider_format(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In pieces of the vocabulary, of which the last is a short one."""
+    monkeypatch.setattr(lean, "arithmetic", lambda dtype, device: torch.float32)
+    monkeypatch.setattr(lean, "_MANY", 8)
+    monkeypatch.setattr(lean, "_WORDS", 100)
+    model = tiny.model("llama", "sdpa", torch.bfloat16)
+    if bias:
+        model.lm_head.bias = torch.nn.Parameter(torch.linspace(-1, 1, model.config.vocab_size).bfloat16())
+    used = Lean(model)
+    rows = torch.randn(9, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = used._logits(rows)
+        weight = model.lm_head.weight.double()
+        truth = rows.double() @ weight.t() + (model.lm_head.bias.double() if bias else 0.0)
+        plain = torch.nn.functional.linear(rows.bfloat16(), model.lm_head.weight, model.lm_head.bias)
+    assert found.dtype == torch.bfloat16 and found.shape == truth.shape
+    assert float((found - truth).norm()) < 0.9 * float((plain - truth).norm())

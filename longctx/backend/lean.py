@@ -117,10 +117,13 @@ class Lean:
             return product(own, weight, bias)
         if self.dtype == weight.dtype or len(own) < _MANY:
             return F.linear(own, weight, bias)
-        out = own.new_empty(len(own), len(weight))
-        for part, some in zip(torch.split(out, _WORDS, dim=1), torch.split(weight, _WORDS), strict=True):
-            part.copy_(torch.mm(rows.to(self.dtype), some.to(self.dtype).t()))
-        return out if bias is None else out.add_(bias)
+        out, wide = own.new_empty(len(own), len(weight)), rows.to(self.dtype)
+        for at in range(0, len(weight), _WORDS):
+            some = slice(at, at + _WORDS)
+            out[:, some] = F.linear(
+                wide, weight[some].to(self.dtype), None if bias is None else bias[some].to(self.dtype)
+            )
+        return out
 
     def _one(
         self,
