@@ -40,6 +40,17 @@ def cite(
     return tuple(found.values())[:_MOST]
 
 
+def nearest(question: str, text: str) -> tuple[int, int]:
+    """Where in ``text`` the sentence stands that holds the most words of ``question``, the first of equals.
+
+    All of ``text`` where no sentence holds one.
+    """
+    asked = set(words(question))
+    held = [(len(asked & set(words(text[start:end]))), -start, end) for start, end in _pieces(text)]
+    most, start, end = max(held, default=(0, 0, 0))
+    return (-start, end) if most else (0, len(text))
+
+
 def _best(
     said: set[str],
     asked: set[str],

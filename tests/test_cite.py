@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longctx.cite import cite
+from longctx.cite import cite, nearest
 from longctx.lexical import Lexical
 from longctx.types import Document, Page, SelectedSpan
 
@@ -92,3 +92,17 @@ def test_every_quote_is_the_text_at_its_place(text: str, data: st.DataObject) ->
         assert any(span.start <= citation.start and citation.end <= span.end for span in spans)
         assert 0.5 <= citation.score <= 1.0
     assert [c.score for c in found] == sorted((c.score for c in found), reverse=True)
+
+
+def test_the_sentence_nearest_to_a_question_holds_most_of_its_words() -> None:
+    text = "  Rain fell. The kettle was old.  Tobin keeps the kettle there. A kettle of Tobin! "
+    start, end = nearest("Where is the kettle of Tobin?", text)
+    assert text[start:end] == "Tobin keeps the kettle there."
+    assert nearest("Who was Mara?", text) == (0, len(text))
+    assert nearest("Where is it?", "") == (0, 0)
+
+
+@given(st.text(max_size=60), st.text(max_size=200))
+def test_the_nearest_sentence_is_a_piece_of_the_text(question: str, text: str) -> None:
+    start, end = nearest(question, text)
+    assert 0 <= start <= end <= len(text) and (end > start or not text)

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import longctx
 from longctx import plugins
 from longctx.cli import app
-from longctx.commands import process, screen
+from longctx.commands import ask, process, screen
 from longctx.commands.settings import Settings, count
 from longctx.errors import MissingExtra, installing
 
@@ -182,16 +182,22 @@ def test_the_answer_is_streamed_once_and_the_summary_counts_what_was_kept(model:
     assert "guarantee: approximate" in ran.stderr
 
 
-def test_an_answer_without_citations_shows_the_passages_it_was_made_from(model: Path, folder: Path) -> None:
+def test_an_answer_without_citations_shows_the_passages_it_was_made_from(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ask, "_QUOTE_CHARS", 90)  # a sentence fits, a passage does not
     answer = json.loads(asked(model, "story.txt", QUESTION, "--json").stdout)
     assert not answer["citations"], "the tiny model says nothing that stands in the text"
     shown = [line for line in asked(model, "story.txt", QUESTION).stdout.splitlines() if line.startswith("- ")]
     best = sorted(answer["selection"]["spans"], key=lambda span: -span["score"])[: len(shown)]
     text = story()
     assert 1 <= len(shown) <= 3
+    assert any(NEEDLE in line for line in shown)
     for line, span in zip(shown, best, strict=True):
         assert line.startswith(f"- story.txt chars {span['start']}-{span['end']} ")
-        assert line.endswith(" ".join(text[span["start"] : span["end"]].split())[-40:] + '"')
+        own = text[span["start"] : span["end"]]
+        quote = line.partition('"')[2].removesuffix('"').strip("… ")
+        assert quote == NEEDLE if NEEDLE in own else own.startswith(quote[:40]) and own.endswith(quote[-40:])
     fast = ["--config", "fast.toml", "--max-new-tokens", "4", "--model", str(model)]
     everything = call("ask", "story.txt", QUESTION, "--budget", "3k", *fast)
     assert everything.exit_code == 0 and everything.stdout and "scored highest" not in everything.stdout

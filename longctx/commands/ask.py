@@ -62,7 +62,7 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
     for number, citation in enumerate(answer.citations, 1):
         screen.line(_citation(number, citation))
     if not answer.citations:
-        _unsupported(screen, answer.selection, sources.documents)
+        _unsupported(screen, question, answer.selection, sources.documents)
     _summary(screen, answer)
 
 
@@ -236,18 +236,24 @@ def _citation(number: int, citation: Citation) -> str:
     return f'[{number}] {_place(citation)} "{quote}" score {citation.score:.2f}'
 
 
-def _unsupported(screen: Screen, selection: Selection, documents: Sequence[Document]) -> None:
+def _unsupported(screen: Screen, question: str, selection: Selection, documents: Sequence[Document]) -> None:
     """Where to look in place of citations: the passages that scored highest of those that the model read.
 
-    None where it read everything, which no score chose.
+    Of a long one the sentence with the most words of the question is shown. None where the model read everything, which
+    no score chose.
     """
+    from longctx.cite import nearest
+
     strongest = sorted(selection.as_read, key=lambda span: -span.score)[:_SHOWN] if selection.dropped_tokens else []
     if strongest:
         screen.line("no sentence that was read holds these words; the passages that scored highest:")
     texts = {document.id: document.text for document in documents}
     for span in strongest:
-        quote = one_line(texts[span.document_id][span.start : span.end], _QUOTE_CHARS)
-        screen.line(f'- {_place(span)} "{quote}"')
+        text = texts[span.document_id][span.start : span.end]
+        start, end = nearest(question, text) if len(text) > _QUOTE_CHARS else (0, len(text))
+        left = "… " if text[:start].strip() else ""
+        right = " …" if text[end:].strip() else ""
+        screen.line(f'- {_place(span)} "{left}{one_line(text[start:end], _QUOTE_CHARS)}{right}"')
 
 
 def _place(span: Citation | SelectedSpan) -> str:
