@@ -12,13 +12,13 @@ import numpy as np
 
 from longctx.types import Inquiry, Reading
 
-_BYTES = 256 * 2**20  # the next-token laws of some 400 segments, with a vocabulary of 150,000
+BYTES = 256 * 2**20  # the next-token laws of some 400 segments, with a vocabulary of 150,000
 
 
 class Latest:
     """The readings of one inquiry at a time, as many as fit into ``limit_bytes``."""
 
-    def __init__(self, limit_bytes: int = _BYTES) -> None:
+    def __init__(self, limit_bytes: int = BYTES) -> None:
         self._limit, self._used = limit_bytes, 0
         self._inquiry: Inquiry | None = None
         self._known: dict[int, Reading] = {}

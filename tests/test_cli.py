@@ -398,6 +398,16 @@ def test_a_plan_grows_with_text_and_budget_and_its_parts_make_its_sum(model: Pat
     assert lexical["encoder_bytes"] == lexical["segment_memory_bytes"] == 0 < large["segment_memory_bytes"]
 
 
+def test_a_plan_counts_the_laws_that_xl3m_keeps_and_works_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("longctx.commands.plan.free_bytes", lambda: None)
+    vocabulary = json.loads((model / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    for tokens, kept in ((1_000_000, 4 * (1_000_000 // 512) * vocabulary), (200_000_000, 256 * 2**20)):
+        entropy = planned(model, "--tokens", str(tokens), "--selector", "xl3m:signal=entropy")
+        likely = planned(model, "--tokens", str(tokens), "--selector", "xl3m")
+        more = entropy["reading_scratch_bytes"] - likely["reading_scratch_bytes"]
+        assert more == 2 * (tokens // 512) * vocabulary + kept - 64 * tokens
+
+
 def test_a_plan_knows_the_bytes_of_every_kv_policy(model: Path) -> None:
     found = planned(model, "--tokens", "100k", "--selector", "all", code=3)  # beyond the window, and told all the same
     full = found["kv_bytes"]["full"]

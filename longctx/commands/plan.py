@@ -38,7 +38,7 @@ _UNIT_BYTES = 3_000  # a unit's object, text, words and vector, with what buildi
 _HEADS = 16  # calibrated heads whose attention is kept for every token that was read
 _HOLES = 0.35  # of the segments dropped for others: memory between those kept that cannot be used again at once
 _DIMENSION = 384  # of an embedding by the embedded encoder
-_LAW = 2  # bytes of a vocabulary entry that xl3m keeps for every segment
+_LAW = 2  # bytes of a vocabulary entry that xl3m works on for every segment, beside the readings that are kept
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float64": 8}  # of a number; any other format counts as four
 
@@ -269,6 +269,7 @@ def _reading(model: Report, settings: Settings, read: int, segment: int) -> int:
     """What one pass over segments takes, and the numbers kept of each."""
     from longctx.backend.probe import _READ_TOKENS
     from longctx.compiled import _ASK_AT_ONCE
+    from longctx.latest import BYTES
 
     batch = max(_READ_TOKENS, segment) * model.kv_bytes_per_token + _activations(model, _READ_TOKENS, reading=True)
     if model.reading_dtype != model.dtype:  # the weights of one layer, converted
@@ -276,10 +277,9 @@ def _reading(model: Report, settings: Settings, read: int, segment: int) -> int:
     asked = _ASK_AT_ONCE * _QUESTION * model.vocabulary * 10  # logits: as computed, in float32, and as logarithms
     kept = read * _HEADS * 4
     if settings.selector.startswith("xl3m:signal=") and "question_likelihood" not in settings.selector:
-        kept = read // segment * model.vocabulary * _LAW
-    limit = _memory(settings)
-    dropped = max(0, read * model.kv_bytes_per_token - limit)
-    return batch + asked + kept + int(_HOLES * min(dropped, limit))
+        kept = (laws := read // segment * model.vocabulary) * _LAW + min(BYTES, 4 * laws)
+    dropped = max(0, read * model.kv_bytes_per_token - _memory(settings))
+    return batch + asked + kept + int(_HOLES * min(dropped, _memory(settings)))
 
 
 def _activations(model: Report, tokens: int, reading: bool = False) -> int:
