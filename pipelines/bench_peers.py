@@ -26,7 +26,7 @@ from longctx.errors import ProgramError, UnknownMethod
 
 _FOLDER = Path(__file__).parent / "peers"
 _FINISHED = "finished.json"
-_SECONDS = 1800.0  # a peer that takes longer to install, or to build, is not available
+_SECONDS = 3600.0  # a peer that takes longer to install, or to build, is not available: busy cores build for half of it
 # The folder above is searched last, so that no module of this package stands in the way of a peer's own.
 _START = "import sys; sys.path.append({folder!r}); from peers._serve import main; main()"
 
