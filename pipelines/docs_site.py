@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import re
 import statistics
 import subprocess
@@ -301,19 +300,25 @@ def _compiled(results: Path) -> str:
 
 
 def _speculation(results: Path) -> str:
-    """The rows of ``longctx bench speculation``: a table for every file, model, number format and day."""
+    """The rows of ``longctx bench speculation``: a table for every file, model, number format and machine.
+
+    A run that was interrupted may have gone on another day; older rows do not say of which run they are, but the day.
+    """
     runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for path in sorted(results.glob("speculation*.jsonl")):
         for row in read(path):
-            drawn = f"drawn at temperature {row['temperature']}, " if "temperature" in row else ""
-            key = (path.name, row["model"], row["dtype"], drawn + row["machine"], str(row["threads"]), row["date"])
-            runs.setdefault((*key, f"longctx {row['longctx']}, torch {row['torch']}"), []).append(row)
+            made, day = (row["made_with"], "") if "made_with" in row else (row, row["date"])
+            drawn = f"drawn at temperature {made['temperature']}, " if "temperature" in made else ""
+            key = (path.name, made["model"], made["dtype"], drawn + row["machine"], str(made["threads"]), day)
+            runs.setdefault((*key, f"longctx {made['longctx']}, torch {made['torch']}"), []).append(row)
     parts = []
-    for (_, model, dtype, machine, threads, day, made), rows in runs.items():
+    for (_, model, dtype, machine, threads, _, made_with), rows in runs.items():
         found = bench_speculation.summary(rows)
         methods = list(dict.fromkeys(row["method"] for row in rows if not row["method"].startswith("hf")))
+        days = sorted(row["date"] for row in rows)
         lines = [
-            f"**{model}**, {dtype}; {machine}, {threads} threads, {day}, {made}.",
+            f"**{model}**, {dtype}; {machine}, {threads} threads, {' to '.join(dict.fromkeys((days[0], days[-1])))}, "
+            f"{made_with}.",
             "",
             f"| group | prompts | stock tokens/s | prompt lookup | {' | '.join(methods)} "
             "| tokens a pass | same | prompt |",
@@ -322,17 +327,21 @@ def _speculation(results: Path) -> str:
         best = methods[-1]
         for group, ratios in found.items():
             own = [row for row in rows if row["group"] == group]
-            stock = statistics.median(row["tokens_per_second"] for row in own if row["method"] == "hf")
+            speeds = [row["tokens_per_second"] for row in own if row["method"] == "hf"]
+            stock = statistics.median(speed for speed in speeds if speed)
             drafted = [row for row in own if row["method"] == best]
             passes = statistics.mean(row["tokens_per_round"] for row in drafted)
-            cells = [f"{ratios.get(name, math.nan):.2f}" for name in ("hf_lookup", *methods)]
+            cells = [f"{ratios[name]:.2f}" if name in ratios else "" for name in ("hf_lookup", *methods)]
             same = f"{sum(row['same'] for row in drafted)} of {len(drafted)}"
             first = {row["prompt"]: row["first_seconds"] for row in own if row["method"] == "hf"}
             sooner = statistics.geometric_mean(first[row["prompt"]] / row["first_seconds"] for row in drafted)
             cells += [f"{passes:.2f}", same, f"{sooner:.2f}"]
             lines.append(f"| {group} | {len(drafted)} | {stock:.1f} | {' | '.join(cells)} |")
-        means = [statistics.geometric_mean(by[name] for by in found.values()) for name in ("hf_lookup", *methods)]
-        lines.append(f"| geometric mean | | | {' | '.join(f'{mean:.2f}' for mean in means)} | | | |")
+        means = [[by.get(name) for by in found.values()] for name in ("hf_lookup", *methods)]
+        shown = [f"{statistics.geometric_mean(ratios):.2f}" if all(ratios) else "" for ratios in means]
+        lines.append(f"| geometric mean | | | {' | '.join(shown)} | | | |")
+        if refused := {row["method"]: row["refused"]["message"] for row in rows if "refused" in row}:
+            lines += ["", f"Refused: {'; '.join(f'`{name}`, {why}' for name, why in refused.items())}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) or "No file of results holds such rows yet."
 

@@ -23,7 +23,7 @@ from .cases import Case, Question
 from .long_qa_report import write_report
 from .long_qa_rows import Key, about_question, about_run, digest, held
 from .rows import alone
-from .scoring import graded, scores
+from .scoring import graded, ready, scores
 from .systems import SYSTEMS, answer, budgets_of, check, show, warm
 
 Progress = Callable[[str, int, int], None]
@@ -166,7 +166,8 @@ def suites() -> list[str]:
 def read_cases(suite: str, data: Path) -> list[Case]:
     """All documents of a suite in ``data``/SUITE, or in ``data`` where that is the suite's folder or holds row files.
 
-    Raises UnknownMethod for a suite that there is not and UsageError for rows that are not there or not in its format.
+    Raises UnknownMethod for a suite that there is not, UsageError for rows that are not there or not in its format, and
+    MissingExtra for questions that cannot be scored with what is installed.
     """
     if suite not in suites():
         raise UnknownMethod("suite", suite, suites())
@@ -188,6 +189,7 @@ def read_cases(suite: str, data: Path) -> list[Case]:
             if not (question.query.strip() and question.prompt.strip() and case.text.strip()):
                 raise UsageError(f"{folder} has {which} without text.")
             names.add((case.name, question.id))
+            ready(question)
     return found
 
 

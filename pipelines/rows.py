@@ -13,7 +13,7 @@ import platform
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,17 @@ class Rows:
             os.fsync(file.fileno())
         self.rows[self.key(row)] = row
         self._seen = self._bytes()
+
+    def drop(self, keys: Collection[Key]) -> None:
+        """The rows of ``keys`` are not held any longer, and leave the file with the next row that is added."""
+        for key in keys:
+            del self.rows[key]
+        self._clean = self._clean and not keys
+
+    def renew(self, rows: Sequence[Row]) -> None:
+        """Afterwards each of ``rows`` stands where the row of its key stood, in the file too."""
+        self.rows.update((self.key(row), row) for row in rows)
+        self._rewrite()
 
     def sort(self, keys: Sequence[Key]) -> None:
         """Afterwards the rows of ``keys`` stand in that order behind all others, in the file too."""

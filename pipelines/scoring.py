@@ -9,15 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .cases import Measure, Question
-from .metrics import choices, counts, rouge, words
+from .metrics import chinese, choices, counts, rouge, words
+
+
+def _nothing() -> None:
+    """What most metrics need besides what is installed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A function of an answer and a reference (and class names, where the task has them)."""
+    """A function of an answer and a reference (and class names, where the task has them).
+
+    ``check`` raises MissingExtra where the package that it needs is not installed.
+    """
 
     function: Callable[..., float]
     graded: bool = False
+    check: Callable[[], None] = _nothing
 
 
 METRICS = {
@@ -32,6 +40,8 @@ METRICS = {
     "rouge_l": Metric(rouge.rouge_l, graded=True),
     "longbench_rouge_l": Metric(rouge.longbench_rouge_l, graded=True),
     "loogle_rouge_l": Metric(rouge.loogle_rouge_l, graded=True),
+    "chinese_f1": Metric(chinese.chinese_f1, graded=True, check=chinese.check),
+    "chinese_rouge_l": Metric(chinese.chinese_rouge_l, graded=True, check=chinese.check),
     "option": Metric(choices.option),
     "lone_option": Metric(choices.lone_option),
     "exam_option": Metric(choices.exam_option),
@@ -44,6 +54,12 @@ METRICS = {
     "classification": Metric(counts.classification, graded=True),
     "code_similarity": Metric(counts.code_similarity, graded=True),
 }
+
+
+def ready(question: Question) -> None:
+    """Raises MissingExtra where a package is not installed that one of the question's measures needs."""
+    for measure in question.measures:
+        METRICS[measure.metric].check()
 
 
 def scores(question: Question, answer: str) -> dict[str, float]:

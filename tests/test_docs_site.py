@@ -87,6 +87,22 @@ def test_the_reading_rows_are_all_shown() -> None:
         assert f"| {row['model']} | bfloat16 | {speed:,.0f} (" in page and f"| {ratio:.2f} (" in page
 
 
+def test_speculation_over_two_days_is_one_table_that_names_what_is_refused(tmp_path: Path) -> None:
+    made = {"model": "m", "dtype": "float32", "threads": 2, "longctx": "1", "torch": "2"}
+    speeds = {"hf": 10, "hf_lookup:5,2": 15, "document": 20, "lookup": None}
+    rows = []
+    for prompt, day in enumerate(("2026-01-31", "2026-02-01")):
+        for method, speed in speeds.items():
+            row = {"group": "a", "prompt": prompt, "method": method, "tokens_per_second": speed, "machine": "x"}
+            row |= {"same": True, "tokens_per_round": 1.0, "first_seconds": 1.0, "date": day, "made_with": made}
+            rows.append(row if speed else row | {"refused": {"kind": "unchanged", "message": "no token"}})
+    (tmp_path / "speculation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = docs_site._speculation(tmp_path)
+    assert page.count("**m**") == 1 and "2 threads, 2026-01-31 to 2026-02-01, longctx 1, torch 2." in page
+    assert "| a | 2 | 10.0 | 1.50 | 2.00 |  | 1.00 | 2 of 2 | 1.00 |" in page
+    assert "| geometric mean | | | 1.50 | 2.00 |  | | | |" in page and "Refused: `lookup`, no token." in page
+
+
 def test_a_method_without_a_page_gets_one_that_asks_to_be_written(tmp_path: Path) -> None:
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("results"))
     shutil.copy(ROOT / "zensical.toml", tmp_path)

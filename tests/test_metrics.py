@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import marshal
+import tempfile
 import types
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longctx.errors import MissingExtra
+
 words = importlib.import_module("longctx.pipelines.metrics.words")
 rouge = importlib.import_module("longctx.pipelines.metrics.rouge")
 choices = importlib.import_module("longctx.pipelines.metrics.choices")
 counts = importlib.import_module("longctx.pipelines.metrics.counts")
+chinese = importlib.import_module("longctx.pipelines.metrics.chinese")
 scoring = importlib.import_module("longctx.pipelines.scoring")
 cases = importlib.import_module("longctx.pipelines.cases")
 
@@ -152,7 +158,14 @@ KNOWN: dict[str, list[tuple[str, str, float]]] = {
         ("[fact: false]", "False [fact: False]", 0.0),
     ],
     "count": [("7", "7", 1.0), ("7 of 8, so 7 or 9", "7", 1 / 2), ("none", "7", 0.0), ("17", "7", 0.0)],
-    "paragraph": [("Paragraph 3", "Paragraph 3", 1.0), ("3 or 4", "Paragraph 3", 1 / 2), ("30", "Paragraph 3", 0.0)],
+    "paragraph": [
+        ("Paragraph 3", "Paragraph 3", 1.0),
+        ("3 or 4", "Paragraph 3", 1 / 2),
+        ("30", "Paragraph 3", 0.0),
+        ("段落3", "段落3", 1.0),
+        ("是第3段，不是段落4", "段落3", 1 / 2),  # any number counts, not only one behind the word
+        ("段落三", "段落3", 0.0),
+    ],
     "code_similarity": [
         ("x = 1", "x = 1", 1.0),
         ("# first\nx = 1\ny = 2", "x = 1", 1.0),
@@ -162,6 +175,30 @@ KNOWN: dict[str, list[tuple[str, str, float]]] = {
         ("", "x", 0.0),
     ],
 }
+# The same for words that are cut out of a text; the cutter stands in for jieba, which cuts these texts alike.
+CHINESE: dict[str, list[tuple[str, str, float]]] = {
+    "chinese_f1": [
+        ("北京大学。", "北京大学", 1.0),
+        ("我来到北京大学", "来到清华大学", 2 / 5),  # 来到 of 3 and 2 words; one character less would be another word
+        ("清华，大学", "清华大学", 0.0),  # words are cut before the comma is gone
+        ("北京大学北京大学", "北京大学", 2 / 3),  # one word is shared, not two
+        ("北京大学北京大学", "北京大学，北京大学来到", 4 / 5),
+        ("我 来到\n北京大学", "我来到北京大学", 1.0),
+        ("「BERT」", "bert", 1.0),
+        ("《北京大学》", "北京大学", 2 / 3),  # 》 is on the published list and 《 is not
+        ("。，！", "北京大学", 0.0),
+        ("", "北京大学", 0.0),
+    ],
+    "chinese_rouge_l": [
+        ("北京大学。", "北京大学", 2 / 3),  # punctuation is a word
+        ("我来到北京大学", "我来到清华大学", 2 / 3),
+        ("北京大学我来到", "我来到北京大学", 2 / 3),  # 2 of 3 words stand in order
+        ("BERT", "bert", 0.0),
+        ("我我来到", "我来到", 1.0),  # a word counts once
+        ("", "北京大学", 0.0),
+    ],
+}
+_LEXICON = ("北京大学", "清华大学", "大学", "北京", "清华", "来到", "BERT", "bert")
 CLASSES = ("Date", "Date of birth", "Place", "Person")
 CLASSIFIED = [("Place", "Place", 1.0), ("Place or Person", "Place", 1 / 2), ("none", "Place", 0.0)]
 CLASSIFIED += [("Date of birth", "Date of birth", 1.0), ("Date of birth", "Date", 1 / 2), ("Person", "Place", 0.0)]
@@ -173,6 +210,53 @@ def test_a_metric_gives_the_value_worked_out_by_hand(name: str, case: tuple[str,
     assert scoring.METRICS[name].function(answer, reference) == pytest.approx(value, abs=1e-6)
 
 
+def cut(text: str) -> list[str]:
+    """The longest word of the lexicon at every place, else one character."""
+    found = []
+    while text:
+        found.append(next((word for word in _LEXICON if text.startswith(word)), text[0]))
+        text = text[len(found[-1]) :]
+    return found
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in CHINESE.items() for case in cases])
+def test_a_metric_of_chinese_words_gives_the_value_worked_out_by_hand(name: str, case: tuple[str, str, float]) -> None:
+    answer, reference, value = case
+    assert scoring.METRICS[name].function(answer, reference, cut=cut) == pytest.approx(value, abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name, cases in CHINESE.items() for case in cases])
+def test_jieba_cuts_as_the_values_by_hand_suppose(name: str, case: tuple[str, str, float]) -> None:
+    pytest.importorskip("jieba", exc_type=ImportError)
+    answer, reference, value = case
+    assert chinese.jieba()(answer) == cut(answer) and chinese.jieba()(reference) == cut(reference)
+    assert scoring.METRICS[name].function(answer, reference) == pytest.approx(value, abs=1e-6)
+
+
+def test_jieba_leaves_no_file_behind_and_reads_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would trust a file of that name in the folder that all users write to."""
+    jieba = pytest.importorskip("jieba", exc_type=ImportError)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    planted = tmp_path / "jieba.cache"
+    planted.write_bytes(marshal.dumps(({"来": 0, "来到": 0, "来到北": 10**6}, 10**6)))
+    chinese.jieba.cache_clear()
+    assert chinese.jieba()("我来到北京大学") == ["我", "来到", "北京大学"]
+    assert list(tmp_path.iterdir()) == [planted]
+    assert "来到北" in jieba.Tokenizer().lcut("我来到北京大学"), "otherwise this shows nothing"
+
+
+def test_without_jieba_chinese_answers_are_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chinese, "find_spec", lambda name: None)
+    chinese.jieba.cache_clear()
+    for metric in CHINESE:
+        question = cases.Question("0", "?", "?", (cases.Measure(metric, ("大学",)),), 5)
+        for call in (scoring.ready, lambda question: scoring.scores(question, "大学")):
+            with pytest.raises(MissingExtra, match=r"jieba, which is not installed.*\[eval\]"):
+                call(question)
+    assert chinese.chinese_f1("大学", "大学", cut) == 1.0, "another cutter needs no package"
+    scoring.ready(cases.Question("0", "?", "?", (cases.Measure("token_f1", ("x",)),), 5))
+
+
 @pytest.mark.parametrize(("answer", "reference", "value"), CLASSIFIED)
 def test_a_class_counts_among_those_named(answer: str, reference: str, value: float) -> None:
     measure = cases.Measure("classification", (reference,), classes=CLASSES)
@@ -180,8 +264,8 @@ def test_a_class_counts_among_those_named(answer: str, reference: str, value: fl
 
 
 def test_every_metric_has_cases_and_its_grading_is_told_truly() -> None:
-    assert {*KNOWN, "classification"} == set(scoring.METRICS)
-    for name, known in {**KNOWN, "classification": CLASSIFIED}.items():
+    assert {*KNOWN, *CHINESE, "classification"} == set(scoring.METRICS)
+    for name, known in {**KNOWN, **CHINESE, "classification": CLASSIFIED}.items():
         between = any(0 < value < 1 for _, _, value in known)
         assert between == scoring.METRICS[name].graded, name
 
@@ -235,7 +319,7 @@ def test_longbench_rouge_is_that_of_the_package_rouge(answer: str, reference: st
 def test_every_score_lies_between_0_and_1_and_a_copy_scores_1(answer: str, reference: str) -> None:
     for name, metric in scoring.METRICS.items():
         if name not in ("first_number", "classification"):
-            assert 0.0 <= metric.function(answer, reference) <= 1.0
+            assert 0.0 <= metric.function(answer, reference, **({"cut": cut} if name in CHINESE else {})) <= 1.0
     if words.normalise(reference):
         assert words.token_f1(reference, reference) == words.exact_match(reference, reference) == 1.0
 
@@ -301,6 +385,19 @@ MUTANTS = [
     (counts, "100 * 2 * longest_common(line, reference)", "100 * longest_common(line, reference)"),
     (counts, 'answer.lstrip("\\n").split("\\n")', "[answer]"),
     (counts, "if not any(mark in line for mark in _NOT_CODE)", "if line"),
+    (chinese, ".lower()", ""),
+    (chinese, ".translate(_PUNCTUATION)", ""),
+    (chinese, ".translate(_PUNCTUATION).split()", ".translate(_PUNCTUATION)"),
+    (chinese, "for word in plain if word", "for word in plain"),
+    (chinese, "(Counter(said) & Counter(wanted)).total()", "len(set(said) & set(wanted))"),
+    (chinese, "(Counter(said) & Counter(wanted)).total()", "sum(word in wanted for word in said)"),
+    (chinese, "2 * shared / (len(said) + len(wanted))", "shared / len(wanted)"),
+    (chinese, "_normalised((cut or jieba())(text))", "(cut or jieba())(text.lower().translate(_PUNCTUATION))"),
+    (chinese, "_normalised((cut or jieba())(text))", "_normalised(text)"),
+    (chinese, "(0x300B, 0x3011)", "(0x3008, 0x3011)"),
+    (chinese, '" ".join((cut or jieba())(text))', '" ".join(_normalised((cut or jieba())(text)))'),
+    (chinese, '" ".join((cut or jieba())(text))', '" ".join(text)'),
+    (chinese, '" ".join((cut or jieba())(text))', "text"),
 ]
 
 
@@ -311,13 +408,13 @@ def test_a_planted_scoring_bug_is_noticed(module: types.ModuleType, said: str, b
     mutant = types.ModuleType(module.__name__)
     mutant.__package__ = module.__package__
     exec(compile(source.replace(said, bug), f"mutant of {module.__name__}", "exec"), mutant.__dict__)
-    assert any(_wrong(mutant, name) for name in {*KNOWN, "classification"} if hasattr(mutant, name))
+    assert any(_wrong(mutant, name) for name in {*KNOWN, *CHINESE, "classification"} if hasattr(mutant, name))
 
 
 def _wrong(module: types.ModuleType, name: str) -> bool:
     """Whether some case of a metric does not come out as worked out by hand."""
-    known = {"classes": CLASSES} if name == "classification" else {}
-    for answer, reference, value in CLASSIFIED if known else KNOWN[name]:
+    known = {"classes": CLASSES} if name == "classification" else {"cut": cut} if name in CHINESE else {}
+    for answer, reference, value in {**KNOWN, **CHINESE, "classification": CLASSIFIED}[name]:
         try:
             found = getattr(module, name)(answer, reference, **known)
         except (ValueError, IndexError, ZeroDivisionError):

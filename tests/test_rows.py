@@ -56,6 +56,29 @@ def test_rows_marked_to_be_made_again_leave_the_file_with_the_next_row(tmp_path:
     assert list(rows(path).rows.values()) == [row(1, answer="now")]
 
 
+def test_dropped_rows_leave_the_file_with_the_next_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for fact in (1, 2, 3):
+        rows(path).add(row(fact))
+    before = path.read_bytes()
+    held = rows(path)
+    held.drop([("t", 1), ("t", 3)])
+    assert row(1) not in held and row(2) in held
+    assert path.read_bytes() == before, "until there is something in their place"
+    held.add(row(3, answer="now"))
+    assert module.read(path) == [row(2), row(3, answer="now")]
+
+
+def test_renewed_rows_stand_where_they_stood(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for fact in (1, 2, 3):
+        rows(path).add(row(fact))
+    held = rows(path)
+    held.renew([row(2, answer="other")])
+    held.add(row(4))
+    assert module.read(path) == [row(1), row(2, answer="other"), row(3), row(4)]
+
+
 def test_rows_of_another_version_are_refused_with_the_difference(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows(path).add(row(1))

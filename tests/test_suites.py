@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from longctx.errors import UsageError
+from longctx.errors import MissingExtra, UsageError
 
 long_qa = importlib.import_module("longctx.pipelines.long_qa")
 scoring = importlib.import_module("longctx.pipelines.scoring")
+chinese = importlib.import_module("longctx.pipelines.metrics.chinese")
 
 LEVAL = {"input": "A long text.", "evaluation": "exam"}
 LONGBENCH = {"context": "A long text.", "input": "Who?", "answers": ["Odette", "Mara"], "_id": "a"}
@@ -48,6 +49,11 @@ PROMPTS = {
     "hotpotqa": "Answer.\n\n{context}\n\nAnswer the question.\n\nQuestion: {input}\nAnswer:",
     "trec": "Name the type.\n\n{context}\n{input}\nType:",
     "gov_report": "Report: {context}\n\nSummarise it.",
+    "lsht": "请判断类别。\n\n{context}\n{input}",
+    "vcsum": "写一段总结。\n会议记录：\n{context}\n\n会议总结：",
+    "dureader": "请回答问题。\n\n文章：{context}\n\n问题：{input}\n回答：",
+    "multifieldqa_zh": "阅读文字。\n\n{context}\n\n问题：{input}\n回答：",
+    "passage_retrieval_zh": "是哪一段。\n\n{context}\n\n{input}\n\n答案是：",
 }
 
 
@@ -134,6 +140,37 @@ def test_longbench_summaries_have_no_input_and_their_own_rouge(tmp_path: Path) -
     assert question.query == question.prompt == "Summarise it." and measured(question) == ["longbench_rouge_l"]
 
 
+@pytest.mark.parametrize(
+    ("task", "metric", "longest", "prompt"),
+    [
+        ("multifieldqa_zh", "chinese_f1", 64, "问题：Who?\n回答："),
+        ("dureader", "chinese_rouge_l", 128, "问题：Who?\n回答："),
+        ("vcsum", "chinese_rouge_l", 512, "写一段总结。\n会议记录：\n\n\n\n会议总结："),  # nothing of it is said again
+        ("lsht", "classification", 64, "请判断类别。\n\n\nWho?"),
+        ("passage_retrieval_zh", "paragraph", 32, "Who?\n\n答案是："),
+    ],
+)
+def test_longbench_has_its_chinese_tasks(
+    task: str, metric: str, longest: int, prompt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chinese, "find_spec", lambda name: "there")
+    row = {**LONGBENCH, "dataset": task, "answers": ["军事"], "all_classes": ["军事", "体育"]}
+    _, question = only(read(tmp_path, "longbench", row, prompts=PROMPTS))
+    assert (measured(question), question.max_new_tokens, question.prompt) == ([metric], longest, prompt)
+    assert question.first_line == (task == "lsht") and question.measures[0].references == ("军事",)
+    if task == "lsht":
+        assert scoring.scores(question, "军事\n类别：体育") == {"classification": 1.0}
+
+
+def test_what_cannot_be_scored_is_said_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chinese, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match="jieba"):
+        read(tmp_path, "longbench", {**LONGBENCH, "dataset": "dureader"}, prompts=PROMPTS)
+    assert read(tmp_path, "longbench", {**LONGBENCH, "dataset": "lsht", "all_classes": ["Mara"]}, prompts=PROMPTS)
+
+
 def test_longbench_v2_reads_a_list_too_and_wants_the_published_words(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(json.dumps([V2]), encoding="utf-8")
     case, question = only(long_qa.read_cases("longbench_v2", tmp_path))
@@ -217,7 +254,7 @@ def test_freeform_rows_share_a_document_or_are_passages_of_one(tmp_path: Path) -
     [
         ("leval", {**LEVAL, "instructions": ["a", "b"], "outputs": ["c"]}, "row 1 has 2 instructions and 1 outputs"),
         ("leval", {**LEVAL, "instructions": ["a"], "outputs": [" "]}, "empty output 0"),
-        ("longbench", {**LONGBENCH, "dataset": "dureader"}, "task 'dureader', which has no metric"),
+        ("longbench", {**LONGBENCH, "dataset": "trivia"}, "task 'trivia', which has no metric"),
         ("longbench", {**LONGBENCH, "dataset": "qasper"}, "no template with {context}"),
         ("longbench", {**LONGBENCH, "dataset": "hotpotqa", "answers": []}, "has no answers"),
         ("longbench_v2", {**V2, "answer": "E"}, "answer 'E', which is none of ABCD"),

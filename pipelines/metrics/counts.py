@@ -17,7 +17,7 @@ def count(answer: str, reference: str) -> float:
 
 
 def paragraph(answer: str, reference: str) -> float:
-    """``count`` for a reference of the form "Paragraph 7"."""
+    """``count`` for a reference of the form "Paragraph 7" or "段落7"."""
     wanted = re.search(r"\d+", reference)
     return count(answer, wanted[0]) if wanted else 0.0
 

@@ -1,4 +1,4 @@
-"""LongBench (Bai et al. 2023), English and code: a line a question with its context.
+"""LongBench (Bai et al. 2023), English, Chinese and code: a line a question with its context.
 
 The templates come with the data: ``dataset2prompt.json`` or ``prompts.json`` in the folder. What a template says after
 the context is asked after the text; what it says before is asked there too where nothing is repeated after it.
@@ -29,11 +29,16 @@ _TASKS = {
     "trec": ("classification", 64),
     "passage_count": ("count", 32),
     "passage_retrieval_en": ("paragraph", 32),
+    "multifieldqa_zh": ("chinese_f1", 64),
+    "dureader": ("chinese_rouge_l", 128),
+    "vcsum": ("chinese_rouge_l", 512),
+    "lsht": ("classification", 64),
+    "passage_retrieval_zh": ("paragraph", 32),
     "lcc": ("code_similarity", 64),
     "repobench-p": ("code_similarity", 64),
 }
-_TOLD_BEFORE = {"triviaqa", "samsum", "trec", "lcc", "repobench-p"}
-_FIRST_LINE = {"triviaqa", "samsum", "trec"}
+_TOLD_BEFORE = {"triviaqa", "samsum", "trec", "lsht", "vcsum", "lcc", "repobench-p"}
+_FIRST_LINE = {"triviaqa", "samsum", "trec", "lsht"}
 _TEMPLATES = ("dataset2prompt.json", "prompts.json")
 
 
