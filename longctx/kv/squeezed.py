@@ -84,6 +84,9 @@ class Squeezed:
     def shortfall(self, tokens: int) -> str:
         return _budget.shortfall(tokens, self.budget, self.keep, self.sinks + self.recent, "squeezed")
 
+    def reach(self, tokens: int) -> int:
+        return tokens
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         first, last = self.sinks, layer.tokens - self.recent
         cluster = _clusterers.by(self.clusterer)
