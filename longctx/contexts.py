@@ -167,14 +167,15 @@ def chosen(
     method: KVPolicy = plugins.resolve("kv", policy)
     found = kinds(model, allow_partial and not method.grows)
     budget = method.slots(tokens)
-    # a policy that bounds distances reads as far as its budget goes, any other as far as the text does
-    warnings = _partial(found) + beyond_window(model, min(budget, tokens) if method.grows else tokens)
+    said: tuple[str, ...] = ()
     if not method.lossless and budget >= tokens:
         short = method.shortfall(tokens)
         if short and method.grows and tokens > (stated_window(model) or tokens):
             raise DoesNotFit(f"{short} But they pass the model's window of {stated_window(model)}. Give budget=.")
-        warnings += (short or f"all {tokens} tokens of the context are read: the budget of {budget} slots holds them.",)
+        said = (short or f"all {tokens} tokens of the context are read: the budget of {budget} slots holds them.",)
         method = plugins.load("kv", "full")
+    # a policy that bounds the reading too reads as much at once as its budget holds, any other the text
+    warnings = _partial(found) + beyond_window(model, budget if method.grows else tokens, method.reach(tokens)) + said
     if "full_attention" not in found:
         warnings += ("no layer of the model sees more than a window: there was nothing to compress.",)
     return method, budget, warnings
@@ -208,12 +209,14 @@ def load(path: str | Path, model: Any) -> CompressedContext:
 
 
 def reach(policy: Policy | None, tokens: int) -> tuple[int, str]:
-    """How many of ``tokens`` the model attends to at their distance: what counts against its window.
+    """How far away the model sees the first of ``tokens`` once ``policy`` bounds them: what counts against its window.
 
-    And why a policy that would bound them does not, where it does not.
+    And why a policy that would bound the distance does not, where it does not.
     """
     method: KVPolicy = plugins.resolve("kv", policy or "full")
-    return (min(tokens, method.slots(tokens)), method.shortfall(tokens)) if method.grows else (tokens, "")
+    if not method.grows:
+        return tokens, ""
+    return (tokens if method.slots(tokens) >= tokens else method.reach(tokens)), method.shortfall(tokens)
 
 
 class Kept:

@@ -21,7 +21,7 @@ class LayerKeys:
 
     ``queries`` are those of the last tokens of the context, rotated too. ``positions`` are the tokens that the keys are
     of, ascending; None: 0, 1, 2 … ``turn(keys, by)`` gives keys [..., tokens, dim] that stand ``by`` [..., tokens]
-    positions further on; only growing policies have it.
+    positions further on; only growing policies have it. ``whole`` is False while a context that grows is still read.
     """
 
     layer: int
@@ -32,6 +32,7 @@ class LayerKeys:
     softcap: float | None = None
     turn: Turn | None = None
     positions: Tensor | None = None  # long [kv_heads, tokens]
+    whole: bool = True
 
     @property
     def tokens(self) -> int:

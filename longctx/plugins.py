@@ -38,7 +38,7 @@ WORDS = {
 _ASKED = {
     "splitters": ("split", "warnings"),
     "selectors": ("baseline", "score"),
-    "kv": ("lossless", "grows", "window", "slots", "shortfall", "index", "settle", "choose"),
+    "kv": ("lossless", "grows", "window", "slots", "shortfall", "reach", "index", "settle", "choose"),
     "drafters": ("needs", "begin"),
     "needles": ("draw",),
     "controllers": ("begin",),

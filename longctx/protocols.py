@@ -272,6 +272,10 @@ class KVPolicy(Protocol):
         """Why the share that was asked for leaves no choice in so short a context, in words; empty where it does."""
         ...
 
+    def reach(self, tokens: int) -> int:
+        """How far before the last token read a key may seem to stand, at most: what ``tokens`` take of a window."""
+        ...
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         """The index of a layer; ``before`` is that of its beginning, where a context grows."""
         ...

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GptOssConfig
 
 import longctx
 import longctx.kv
+from longctx.contexts import chosen, reach
 from longctx.errors import ArtifactError, BadOption, CacheError, DoesNotFit, EmptyInput, ModelError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -523,3 +524,29 @@ def test_a_context_beyond_the_window_is_read_with_a_warning_unless_distances_are
     assert not [text for text in (*within.warnings, *bounded.warnings) if "was trained with" in text]
     far = longctx.kv.compress(model, ids, policy="lm_infinite:budget=400")
     assert any(text.startswith("400 tokens of the context are read at once") for text in far.warnings)
+
+
+@pytest.mark.parametrize(
+    ("policy", "away", "said"),
+    [
+        ("lm_infinite:budget=100", 100, ""),
+        ("lm_infinite:budget=400", 400, "400 tokens of the context are read at once and "),
+        ("lm_infinite:budget=400,ceiling=200", 200, ""),
+        ("lm_infinite:budget=100,ceiling=300", 300, "100 tokens of the context are read at once, from up to 300 "),
+        ("lm_infinite:budget=100,ceiling=3000", 600, "100 tokens of the context are read at once, from up to 600 "),
+        (
+            "lm_infinite:budget=100,middle=5,apart=300",
+            300,
+            "100 tokens of the context are read at once, from up to 300 ",
+        ),
+        ("lm_infinite:budget=700,ceiling=200", 600, "600 tokens of the context are read at once and "),
+        ("longheads:budget=128,window=16", 128, ""),
+        ("longheads:budget=128,window=16,move=no", 600, "128 tokens of the context are read at once, from up to 600 "),
+        ("quest:budget=100", 600, "600 tokens of the context are read at once and "),
+    ],
+)
+def test_what_counts_against_the_window_is_how_far_away_a_key_seems_to_stand(policy: str, away: int, said: str) -> None:
+    assert reach(policy, 600) == (away, "")
+    model = tiny.model(max_position_embeddings=256)
+    found = [text for text in chosen(model, 600, policy)[2] if "was trained with 256" in text]
+    assert len(found) == bool(said) and all(text.startswith(said) for text in found)

@@ -65,10 +65,10 @@ def test_a_text_beyond_the_window_needs_a_policy_that_bounds_the_reading_too() -
         calibration=None,
         segment_tokens=100,
     )
-    for kv in (None, "squeezed:budget=200", "snapkv:budget=200"):
+    for kv in (None, "squeezed:budget=200", "snapkv:budget=200", "lm_infinite:budget=300,ceiling=2000"):
         with pytest.raises(DoesNotFit, match="kv='longheads'"):
             asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv=kv)
-    for kv in ("longheads:budget=300,window=32", "lm_infinite:budget=300"):
+    for kv in ("longheads:budget=300,window=32", "lm_infinite:budget=300", "lm_infinite:budget=650,ceiling=300"):
         answer = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv=kv)
         assert answer.usage["prompt_tokens"] > 600 and answer.guarantee == "approximate"
 

@@ -84,7 +84,8 @@ class _Growing:
             keys, values = self._appended(keys, values, context.tokens)
         scale, softcap = queries.scores[self.number]
         own = queries.last[self.number]
-        layer = LayerKeys(self.number, keys, values, own, scale, softcap, self.turn, positions)
+        whole = context.tokens + count == self.reserve
+        layer = LayerKeys(self.number, keys, values, own, scale, softcap, self.turn, positions, whole)
         index = context.policy.index(layer, budget, before.index)
         if index.stored is not None:
             slots = index.stored if positions is None else torch.searchsorted(positions, index.stored)

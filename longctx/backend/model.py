@@ -109,14 +109,20 @@ def stated_window(model: PreTrainedModel) -> int | None:
     return None
 
 
-def beyond_window(model: PreTrainedModel, tokens: int) -> tuple[str, ...]:
-    """A warning where a context of ``tokens`` is read at distances that the model was not trained for."""
+def beyond_window(model: PreTrainedModel, tokens: int, reach: int) -> tuple[str, ...]:
+    """A warning where ``tokens`` of a context, read at once, stand at distances the model was not trained for.
+
+    ``reach`` is how far before the last token read one of them seems to stand.
+    """
     trained = stated_window(model)
-    if trained is None or tokens <= trained:
+    if trained is None or reach <= trained:
         return ()
+    what = f"{tokens} tokens of the context are read at once"
+    if reach != tokens:
+        what = f"{tokens} tokens of the context are read at once, from up to {reach} tokens away,"
     return (
-        f"{tokens} tokens of the context are read at once and the model was trained with {trained}: what it says of so "
-        f"many is not to be relied on. longheads with a smaller budget reads longer texts at distances that it knows.",
+        f"{what} and the model was trained with {trained}: what it says of so many is not to be relied on. longheads "
+        f"with a smaller budget reads longer texts at distances that it knows.",
     )
 
 

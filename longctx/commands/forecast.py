@@ -187,14 +187,16 @@ def _cached(model: Report, settings: Settings, length: int) -> int:
 
 def _whole(model: Report, settings: Settings, length: int, speed: Speed) -> float:
     """Seconds of reading all of a text; a policy that bounds that has the model's own forward do it."""
-    if plugins.load("kv", settings.policy() or "full").grows:
-        speed = dataclasses.replace(speed, operations=speed.stock)
-    return _read(model, length, speed) + _attended(model, length, reach(settings.policy(), length)[0], speed)
+    method = plugins.load("kv", settings.policy() or "full")
+    most = length
+    if method.grows:
+        speed, most = dataclasses.replace(speed, operations=speed.stock), min(length, method.slots(length))
+    return _read(model, length, speed) + _attended(model, length, most, speed)
 
 
-def _attended(model: Report, tokens: int, reach: int, speed: Speed) -> float:
-    """Seconds of attention while ``tokens`` are read, each of which attends to at most ``reach`` before it."""
-    pairs = tokens * reach - reach**2 / 2
+def _attended(model: Report, tokens: int, most: int, speed: Speed) -> float:
+    """Seconds of attention while ``tokens`` are read, each of which attends to at most ``most`` before it."""
+    pairs = tokens * most - most**2 / 2
     return 4.0 * sum(model.layers.values()) * model.heads * model.head_dim * pairs / (_SHARE * speed.operations)
 
 

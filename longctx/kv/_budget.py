@@ -21,8 +21,10 @@ def check(budget: int | None, keep: float | None, name: str) -> None:
         raise BadOption(f"{name}: budget={budget} must be at least 1.")
 
 
-def slots(tokens: int, budget: int | None, keep: float | None, forced: int, name: str) -> int:
-    """Slots that a KV head reads of ``tokens``; of them ``forced`` are always the same (the first and the last).
+def slots(
+    tokens: int, budget: int | None, keep: float | None, forced: int, name: str, which: str = "sinks and recent"
+) -> int:
+    """Slots that a KV head reads of ``tokens``; of them ``forced`` are always read: ``which`` says what they are.
 
     All of them where a share leaves no choice, which ``shortfall`` says. Raises BadOption for a ``budget`` that leaves
     none.
@@ -33,12 +35,14 @@ def slots(tokens: int, budget: int | None, keep: float | None, forced: int, name
     if budget is None:
         return tokens
     raise BadOption(
-        f"{name}: a budget of {count} slots of {tokens} is not above the {forced} that are always read (sinks and "
-        f"recent). Raise it, or lower those."
+        f"{name}: a budget of {count} slots of {tokens} is not above the {forced} that are always read ({which}). "
+        f"Raise it, or lower those."
     )
 
 
-def shortfall(tokens: int, budget: int | None, keep: float | None, forced: int, name: str) -> str:
+def shortfall(
+    tokens: int, budget: int | None, keep: float | None, forced: int, name: str, which: str = "sinks and recent"
+) -> str:
     """Why a share of so short a context is no budget, and from which length on it is one; empty where it is one."""
     count = _count(tokens, budget, keep)
     if budget is not None or count >= min(forced + 1, tokens):
@@ -47,7 +51,7 @@ def shortfall(tokens: int, budget: int | None, keep: float | None, forced: int, 
     asked = f"keep={keep}" if keep is not None else f"the default (keep={KEEP}, at least {LEAST} slots)"
     return (
         f"{name}: {asked} is a budget of {count} slots of {tokens} tokens, not above the {forced} that are always read "
-        f"(sinks and recent): all {tokens} are read. The share is worth it from {_worth(share, forced):,} tokens on."
+        f"({which}): all {tokens} are read. The share is worth it from {_worth(share, forced):,} tokens on."
     )
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from longctx.kv._kmeans import spherical
+from longctx.kv._clusterers import Cluster
 
 _LARGEST = 4  # a cluster of more than this many times the mean size is cut, so that it cannot fill a budget alone
 
 
 def clustered(
-    keys: Tensor, values: Tensor, first: int, last: int, share: float, segment: int, iterations: int
+    keys: Tensor, values: Tensor, first: int, last: int, share: float, segment: int, iterations: int, cluster: Cluster
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Tokens [first, last) of ``keys`` and ``values`` [kv_heads, tokens, dim] in clusters, ``share`` clusters a token.
 
@@ -24,8 +24,8 @@ def clustered(
     are counted from ``centre``, the mean of all keys in the range, float32 [kv_heads, 1, dim].
     """
     kv_heads, tokens, _ = keys.shape
-    labels = _labels(keys[:, first:last], share, segment, iterations)
-    labels = _cut(labels, max(1, round(_LARGEST / share)))
+    labels = _labels(keys[:, first:last], share, segment, iterations, cluster)
+    labels = _cut(labels, largest(share))
     inner = labels.argsort(dim=-1, stable=True)
     count = int(labels.max()) + 1
     sizes = torch.zeros(kv_heads, count, dtype=torch.long, device=keys.device)
@@ -49,8 +49,13 @@ def clustered(
     return places, statistics
 
 
+def largest(share: float) -> int:
+    """The most keys of one cluster where there are ``share`` clusters a token."""
+    return max(1, round(_LARGEST / share))
+
+
 def grouped(
-    statistics: dict[str, Tensor], centre: Tensor, share: float, iterations: int
+    statistics: dict[str, Tensor], centre: Tensor, share: float, iterations: int, cluster: Cluster
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clusters in groups, ``share`` groups a cluster: the clusters' new order [kv_heads, clusters], and the groups.
 
@@ -58,7 +63,7 @@ def grouped(
     ``centre`` like those of clusters, ``group_says``.
     """
     means, sizes = statistics["means"], statistics["sizes"]
-    labels = spherical((means + centre).to(means.dtype), max(1, round(share * means.shape[1])), iterations)
+    labels = cluster((means + centre).to(means.dtype), max(1, round(share * means.shape[1])), iterations)
     count = int(labels.max()) + 1
     order = labels.argsort(dim=-1, stable=True)
     ones = torch.zeros(len(labels), count, dtype=torch.long, device=labels.device)
@@ -75,7 +80,7 @@ def grouped(
     }
 
 
-def _labels(keys: Tensor, share: float, segment: int, iterations: int) -> Tensor:
+def _labels(keys: Tensor, share: float, segment: int, iterations: int, cluster: Cluster) -> Tensor:
     """A cluster for every key; keys of one segment share none with those of another."""
     kv_heads, tokens, dim = keys.shape
     whole = tokens // segment
@@ -84,12 +89,12 @@ def _labels(keys: Tensor, share: float, segment: int, iterations: int) -> Tensor
     if whole:
         per = max(1, int(share * segment))
         sets = keys[:, : whole * segment].reshape(kv_heads * whole, segment, dim)
-        labels = spherical(sets, per, iterations).view(kv_heads, whole, segment)
+        labels = cluster(sets, per, iterations).view(kv_heads, whole, segment)
         found.append((labels + per * torch.arange(whole, device=keys.device)[:, None]).view(kv_heads, -1))
         offset = per * whole
     if tokens > whole * segment:
         rest = keys[:, whole * segment :]
-        found.append(spherical(rest, max(1, int(share * rest.shape[1])), iterations) + offset)
+        found.append(cluster(rest, max(1, int(share * rest.shape[1])), iterations) + offset)
     return torch.cat(found, 1)
 
 

@@ -21,19 +21,23 @@ def spherical(keys: Tensor, count: int, iterations: int) -> Tensor:
     sets, rows, dim = keys.shape
     count = min(count, rows)
     unit = F.normalize(keys.float(), dim=-1)
-    spaced = torch.arange(count, device=keys.device) * rows // count
-    centres = unit[:, spaced]
-    labels, fit = _assigned(unit, centres)
+    labels, fit = nearest(unit, unit[:, spaced(rows, count).to(unit.device)])
     for _ in range(iterations):
         centres = _centres(unit, labels, fit, count)
         before = labels
-        labels, fit = _assigned(unit, centres)
+        labels, fit = nearest(unit, centres)
         if torch.equal(labels, before):
             break
     return labels
 
 
-def _assigned(unit: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+def spaced(rows: int, count: int) -> Tensor:
+    """``count`` of so many rows, evenly spaced, long [count]."""
+    return torch.arange(count) * rows // count
+
+
+def nearest(unit: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The centre that every row [sets, rows, dim] is most similar to, long [sets, rows], and how similar it is."""
     sets, rows, _ = unit.shape
     labels = torch.empty(sets, rows, dtype=torch.long, device=unit.device)
     fit = torch.empty(sets, rows, device=unit.device)

@@ -34,3 +34,13 @@ def grouped(queries: Tensor, kv_heads: int) -> Tensor:
     """[heads, rows, dim] as [kv_heads, heads // kv_heads * rows, dim]."""
     heads, rows, dim = queries.shape
     return queries.reshape(kv_heads, heads // kv_heads * rows, dim)
+
+
+def placed(asked: Asked, place: int) -> Tensor:
+    """The queries as if each stood at position ``place``, float32 [batch, kv_heads, groups * rows, dim]."""
+    batch, kv_heads, folded, _ = asked.rows.shape
+    assert asked.turn is not None
+    count = folded // asked.groups
+    positions = torch.arange(asked.position - count + 1, asked.position + 1, device=asked.rows.device)
+    by = (asked.padding + place - positions.repeat(asked.groups)).expand(batch, kv_heads, -1)
+    return asked.turn(asked.rows, by).float()

@@ -26,6 +26,9 @@ class Full:
     def shortfall(self, tokens: int) -> str:
         return ""
 
+    def reach(self, tokens: int) -> int:
+        return tokens
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         return Index(layer.tokens, budget)
 

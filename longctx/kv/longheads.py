@@ -16,7 +16,7 @@ from torch import Tensor
 from longctx.errors import BadOption, ModelError
 from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys
 from longctx.kv import _budget
-from longctx.kv._scores import most, pooled, scores
+from longctx.kv._scores import most, placed, pooled, scores
 
 _DEFAULT = 2048  # slots, where neither budget nor keep is given
 
@@ -53,6 +53,9 @@ class LongHeads:
 
     def shortfall(self, tokens: int) -> str:
         return _budget.shortfall(tokens, self._counted, self.keep, self._forced, "longheads")
+
+    def reach(self, tokens: int) -> int:
+        return min(tokens, self.slots(tokens)) if self.move else tokens
 
     @property
     def _counted(self) -> int | None:
@@ -111,11 +114,11 @@ class LongHeads:
     def _best(self, asked: Asked, chunks: Tensor, count: int) -> Tensor:
         """``count`` chunks [batch, kv_heads, count] in their order, the first and the last among them."""
         if self.by == "pages":
-            log = scores(_placed(asked, self.window), chunks[:, 0].flatten(1, 2), asked.scale, asked.softcap)
+            log = scores(placed(asked, self.window), chunks[:, 0].flatten(1, 2), asked.scale, asked.softcap)
             shares = log.view(*log.shape[:-1], *chunks.shape[2:4]).amax(-1).softmax(-1)
             likely = most(shares, asked)
         else:
-            rows = _placed(asked, 0)
+            rows = placed(asked, 0)
             apart = rows.view(*rows.shape[:2], chunks.shape[1], -1, rows.shape[-1])
             likely = pooled((apart @ chunks[..., 0, :].float().transpose(-1, -2)).flatten(2, 3), asked)
         likely[..., 0] = likely[..., -1] = torch.inf
@@ -134,16 +137,6 @@ def _represented(queries: Tensor, keys: Tensor, values: Tensor, local: Tensor, s
     told = ((queries.float() @ keys.float().transpose(-1, -2)) * scale).softmax(-1) @ values.float()
     weights = ((told.mean(-2, keepdim=True) @ local.float().transpose(-1, -2)) * scale).softmax(-1)
     return (weights @ local.float()).squeeze(-2).to(keys.dtype)
-
-
-def _placed(asked: Asked, place: int) -> Tensor:
-    """The queries as if each stood at position ``place``, float32 [batch, kv_heads, groups * rows, dim]."""
-    batch, kv_heads, folded, _ = asked.rows.shape
-    assert asked.turn is not None
-    count = folded // asked.groups
-    positions = torch.arange(asked.position - count + 1, asked.position + 1, device=asked.rows.device)
-    by = (asked.padding + place - positions.repeat(asked.groups)).expand(batch, kv_heads, -1)
-    return asked.turn(asked.rows, by).float()
 
 
 PLUGIN = LongHeads

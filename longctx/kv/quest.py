@@ -54,6 +54,9 @@ class Quest:
         """Slots that are always read, and what may be missing to a page."""
         return self.sinks + self.recent + self.page - 1
 
+    def reach(self, tokens: int) -> int:
+        return tokens
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         inner = layer.keys[:, self.sinks : layer.tokens - self.recent]
         kv_heads, tokens, dim = inner.shape

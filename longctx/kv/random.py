@@ -38,6 +38,9 @@ class Random:
     def shortfall(self, tokens: int) -> str:
         return _budget.shortfall(tokens, self.budget, self.keep, self.sinks + self.recent, "random")
 
+    def reach(self, tokens: int) -> int:
+        return tokens
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         generator = torch.Generator().manual_seed(self.seed * 4096 + layer.layer)
         drawn = torch.rand(len(layer.keys), layer.tokens, generator=generator)

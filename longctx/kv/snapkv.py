@@ -45,6 +45,9 @@ class SnapKV:
     def shortfall(self, tokens: int) -> str:
         return _budget.shortfall(tokens, self.budget, self.keep, self.window, "snapkv")
 
+    def reach(self, tokens: int) -> int:
+        return tokens
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         kv_heads, tokens, _ = layer.keys.shape
         count = layer.queries.shape[1]

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from longctx.errors import BadOption
-from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys, Unread
-from longctx.kv import _budget, _clusters, _ranges
-from longctx.kv._scores import LOWEST, capped, grouped, pooled, scores
+from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys
+from longctx.kv import _budget, _clusterers, _clusters, _looks, _ranges
+from longctx.kv._scores import LOWEST, grouped, pooled, scores
 
 _OFTEN = 4  # keys of a cluster among the likeliest: they are small, and a few more are looked at than will be read
-_NONE = LOWEST / 4  # the logarithm of no keys
 _WINDOW = 100  # last queries on which the paper's threshold is measured
-_SCORED = ("starts", "sizes", "logs", "means", "spreads", "says")  # what a cluster is scored and read by
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +34,10 @@ class Squeezed:
     the mean; single passes may read more. ``levels=2`` looks at groups of clusters first and at the clusters of the
     better half of them then. ``sinks`` and ``recent`` slots are always read. ``clusters`` are for each key: None means
     0.1, and in the paper's mode 0.05, as published.
+
+    ``clusterer`` is the library that finds them: torch, where the keys are; faiss, from the same start; or
+    scikit-learn, from a start drawn far apart (k-means++), as published. The last two work on the CPU. Raises
+    MissingExtra where faiss is not installed, also for a stored context that was made with it.
     """
 
     lossless: ClassVar[bool] = False
@@ -51,6 +53,7 @@ class Squeezed:
     levels: int = 1
     segment: int = 2048
     iterations: int = 5
+    clusterer: Literal["torch", "faiss", "sklearn"] = "torch"
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "squeezed")
@@ -64,6 +67,7 @@ class Squeezed:
                 f"sinks={self.sinks} and recent={self.recent} must not be negative, and segment={self.segment} and "
                 f"iterations={self.iterations} at least 1."
             )
+        _clusterers.check(self.clusterer)
 
     @property
     def density(self) -> float:
@@ -80,17 +84,21 @@ class Squeezed:
     def shortfall(self, tokens: int) -> str:
         return _budget.shortfall(tokens, self.budget, self.keep, self.sinks + self.recent, "squeezed")
 
+    def reach(self, tokens: int) -> int:
+        return tokens
+
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         first, last = self.sinks, layer.tokens - self.recent
+        cluster = _clusterers.by(self.clusterer)
         stored, found = _clusters.clustered(
-            layer.keys, layer.values, first, last, self.density, self.segment, self.iterations
+            layer.keys, layer.values, first, last, self.density, self.segment, self.iterations, cluster
         )
         centre = found.pop("centre")
-        found["logs"] = _log(found["sizes"])
+        found["logs"] = _looks.logs(found["sizes"])
         if self.mode == "paper":
             found["window"] = _window(layer, found, centre)
         if self.levels == 2:
-            order, groups = _clusters.grouped(found, centre, self.density, self.iterations)
+            order, groups = _clusters.grouped(found, centre, self.density, self.iterations, cluster)
             found = {name: _ordered(value, order) for name, value in found.items()} | groups
         return Index(layer.tokens, budget, stored, found | {"centre": centre})
 
@@ -108,11 +116,10 @@ class Squeezed:
 
     def choose(self, index: Index, asked: Asked) -> Choice:
         own = index.tensors
-        look = _visited(own, asked) if self.levels == 2 else _all(own)
-        first = _scores(asked, look.means, own["centre"]).add_(look.logs[:, :, None])
-        second = first if asked.softcap is not None else _spread(look.spreads, asked).add_(first)
+        look = _looks.visited(own, asked) if self.levels == 2 else _looks.every(own)
+        first, second = look.orders(asked, own["centre"])
         forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
-        shares, log = _softmax(first if self.mode == "paper" else second)
+        shares, log = _looks.softmax(first if self.mode == "paper" else second)
         norm = look.joined(log)
         if self.mode == "paper":
             likely = _pooled(shares, log - norm, asked).log() - look.logs
@@ -123,26 +130,18 @@ class Squeezed:
             likely = _pooled(shares, log - norm, asked)
             before = pooled((known - norm).exp().unsqueeze(-1), asked) if self.mass < 1 else None
             taken = self._taken(likely, look.sizes, before, index.budget - len(forced))
-        if look.others is None and bool((taken | (look.sizes == 0)).all()):
+        if look.whole(taken):
             return EVERYTHING
         slots, read = _ranges.members(taken, look.starts, look.sizes)
         slots, read = _ranges.behind(forced, slots, read)
-        # shares of what is left are taken anew: beside what is read they may be too small to be told from nothing
-        gone = taken[:, :, None].to(first.dtype).mul_(LOWEST / 2)  # to be added: a mask spread over rows takes longer
-        if second is not first:
-            second.add_(gone)
-        shares, left = _softmax(first.add_(gone))
-        log, wide = look.joined(left), look.joined(left if second is first else _softmax(second)[1])
-        if self.mode == "paper":
-            return Choice(slots, read, Unread(log, wide=wide))
-        return Choice(slots, read, Unread(log, look.said(shares, left, log), wide))
+        return Choice(slots, read, look.left(taken, first, second, says=self.mode != "paper"))
 
     def _known(self, asked: Asked) -> Tensor:
         """The logarithm of the mass of what is always read, float32 [batch, kv_heads, rows]."""
         if not self.sinks + self.recent:
             return torch.full(asked.rows.shape[:-1], LOWEST, device=asked.rows.device)
         always = _ranges.at_ends(asked.keys, self.sinks, self.recent)
-        return _softmax(scores(asked.rows, always, asked.scale, asked.softcap))[1]
+        return _looks.softmax(scores(asked.rows, always, asked.scale, asked.softcap))[1]
 
     def _taken(self, likely: Tensor, sizes: Tensor, read: Tensor | None, room: int) -> Tensor:
         """Clusters by the likelihood of one of their keys, within ``room`` slots.
@@ -169,69 +168,6 @@ class Squeezed:
         return kv_heads * (8 * tokens + found * (3 * dim * itemsize + 20))
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """The clusters that a pass scores, [batch or 1, kv_heads, clusters], and the groups it looks at no closer.
-
-    Means are counted from the index's centre; ``logs`` are the logarithms of ``sizes``.
-    """
-
-    starts: Tensor
-    sizes: Tensor
-    logs: Tensor
-    means: Tensor
-    spreads: Tensor
-    says: Tensor
-    others: tuple[Tensor, Tensor] | None = None  # log mass [batch, kv_heads, rows] of those groups, and what they say
-
-    def joined(self, log: Tensor) -> Tensor:
-        """``log``, a mass of clusters [batch, kv_heads, rows], with that of the groups not looked at."""
-        return log if self.others is None else torch.logaddexp(log, self.others[0])
-
-    def said(self, shares: Tensor, log: Tensor, joined: Tensor) -> Tensor:
-        """What clusters say in their ``shares`` [..., clusters], with what the groups say that are not looked at."""
-        says = (shares.to(self.says.dtype) @ self.says).float()  # as wide as the values themselves
-        if self.others is None:
-            return says
-        share = (log - joined).exp().unsqueeze(-1)
-        return says * share + self.others[1] * (1 - share)
-
-
-def _all(own: Mapping[str, Tensor]) -> _Look:
-    return _look({name: own[name][None] for name in _SCORED})
-
-
-def _visited(own: Mapping[str, Tensor], asked: Asked) -> _Look:
-    """The clusters of the better half of the groups, by the likelihood of one of their keys."""
-    sizes = own["group_sizes"]
-    log = _scores(asked, own["group_means"], own["centre"]) + _log(sizes)[:, None]
-    likely = pooled(log.softmax(-1), asked) / sizes.clamp_min(1)
-    better = likely.argsort(dim=-1, descending=True, stable=True)[..., : (likely.shape[-1] + 1) // 2]
-    taken = torch.zeros_like(likely, dtype=torch.bool).scatter(-1, better, True)
-    which, real = _ranges.members(taken, own["group_starts"][None], own["group_counts"][None])
-    found = {name: _at(own[name], which) for name in _SCORED}
-    found["sizes"], found["logs"] = found["sizes"].masked_fill(~real, 0), found["logs"].masked_fill(~real, _NONE)
-    shares, others = _softmax(log.masked_fill(taken[:, :, None], LOWEST))
-    return replace(_look(found), others=(others, shares @ own["group_says"].float()))
-
-
-def _look(found: Mapping[str, Tensor]) -> _Look:
-    starts, sizes, logs, means, spreads, says = (found[name] for name in _SCORED)
-    return _Look(starts, sizes, logs, means, spreads, says)
-
-
-def _scores(asked: Asked, means: Tensor, centre: Tensor) -> Tensor:
-    """Logits of the rows for clusters by their ``means`` about ``centre``, float32 [..., rows, clusters].
-
-    Products are as narrow as what is stored: what is rounded off is less than what a mean leaves out of its keys. It
-    would be more without the centre where keys share a large part, as a bias in dimensions that hardly turn.
-    """
-    narrow = asked.rows.dtype == means.dtype == torch.bfloat16
-    rows, means = (asked.rows, means) if narrow else (asked.rows.float(), means.float())
-    logits = (rows @ means.transpose(-1, -2)).float().add_(asked.rows.float() @ centre.transpose(-1, -2))
-    return capped(logits.mul_(asked.scale), asked.softcap)
-
-
 def _window(layer: LayerKeys, found: Mapping[str, Tensor], centre: Tensor) -> Tensor:
     """How likely one key of each cluster is in the mean over the last queries, float32 log [kv_heads, clusters]."""
     queries = grouped(layer.queries, layer.keys.shape[0])
@@ -241,37 +177,9 @@ def _window(layer: LayerKeys, found: Mapping[str, Tensor], centre: Tensor) -> Te
     return likely.masked_fill(found["sizes"] == 0, LOWEST)
 
 
-def _spread(spreads: Tensor, asked: Asked) -> Tensor:
-    """The second order of a cluster's mass: half the variance of its scores.
-
-    It is worked out in the narrow format where that has the range, for conversions took as long: what is rounded off
-    is a part in 256 of a term that is off by more.
-    """
-    narrow = asked.rows.dtype == spreads.dtype == torch.bfloat16
-    rows, spreads = (asked.rows, spreads) if narrow else (asked.rows.float(), spreads.float())
-    return (rows * asked.scale).square().mul(0.5).matmul(spreads.transpose(-1, -2)).float()
-
-
-def _softmax(log: Tensor) -> tuple[Tensor, Tensor]:
-    """The softmax over the last axis, and the logarithm of its denominator: one pass of exponentials for both."""
-    shares = log.softmax(-1)
-    return shares, log.amax(-1) - shares.amax(-1).log()
-
-
 def _pooled(shares: Tensor, weight: Tensor, asked: Asked) -> Tensor:
     """``pooled`` shares [batch, kv_heads, rows, some], each row of them times the exponential of ``weight``."""
     return pooled(shares * weight.exp().unsqueeze(-1), asked)
-
-
-def _log(sizes: Tensor) -> Tensor:
-    """Natural logarithms of counts; an empty cluster's is as low as numbers go."""
-    return torch.where(sizes > 0, sizes.clamp_min(1).float().log(), _NONE)
-
-
-def _at(states: Tensor, which: Tensor) -> Tensor:
-    """[kv_heads, clusters, ...] at long [batch, kv_heads, some]."""
-    heads = torch.arange(states.shape[0], device=states.device)[None, :, None]
-    return states[heads, which]
 
 
 def _ordered(states: Tensor, order: Tensor) -> Tensor:

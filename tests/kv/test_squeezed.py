@@ -17,6 +17,7 @@ from sklearn.cluster import KMeans
 import longctx.kv
 from longctx.errors import BadOption
 from longctx.kv import _ranges
+from longctx.kv._clusterers import Cluster, by_faiss, by_sklearn
 from longctx.kv._clusters import clustered
 from longctx.kv._kmeans import spherical
 from longctx.kv.squeezed import Squeezed
@@ -70,13 +71,18 @@ def test_equal_keys_and_fewer_keys_than_clusters_are_clustered_too(keys: torch.T
 
 
 @settings(max_examples=20, deadline=None)
-@given(tokens=st.integers(20, 120), share=st.floats(0.02, 0.6), segment=st.integers(7, 60), same=st.booleans())
-def test_statistics_are_those_of_the_keys_they_lie_beside(tokens: int, share: float, segment: int, same: bool) -> None:
+@given(
+    tokens=st.integers(20, 120), share=st.floats(0.02, 0.6), segment=st.integers(7, 60), same=st.booleans(),
+    cluster=st.sampled_from([spherical, by_faiss, by_sklearn]),
+)  # fmt: skip
+def test_statistics_are_those_of_the_keys_they_lie_beside(
+    tokens: int, share: float, segment: int, same: bool, cluster: Cluster
+) -> None:
     keys, values = tensors(KV_HEADS, tokens, 8, seed=tokens), tensors(KV_HEADS, tokens, 8, seed=1)
     if same:
         keys[:, 3:] = keys[:, 3:4]
     first, last = 2, tokens - 5
-    order, found = clustered(keys, values, first, last, share, segment, 4)
+    order, found = clustered(keys, values, first, last, share, segment, 4, cluster)
     for head in range(KV_HEADS):
         assert sorted(order[head].tolist()) == list(range(tokens))
         assert order[head, :first].tolist() == [0, 1] and order[head, last:].tolist() == list(range(last, tokens))
