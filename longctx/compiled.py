@@ -133,8 +133,9 @@ class CompiledDocument:
 
     @cached_property
     def copies(self) -> SuffixIndex:
-        """Where the ends of an answer stand in the documents, for drafting: made when it is first asked for."""
-        return SuffixIndex(np.concatenate([encoded.token_ids for encoded in self.encoded]))
+        """Where the ends of an answer stand in the documents, for drafting: found or made when first asked for."""
+        tokens = np.concatenate([encoded.token_ids for encoded in self.encoded])
+        return SuffixIndex(tokens) if self._stored is None else SuffixIndex(tokens, self._stored.order)
 
     def lexical(self, question: str) -> NDArray[np.float32]:
         """BM25 of every unit, [units]; zero where no word is shared."""

@@ -131,11 +131,11 @@ class Verified:
 class Stats:
     """Counts of one generation. ``drafted`` and ``accepted`` count tokens; by source, a shared token counts for each.
 
-    ``rounds`` are the passes that gave tokens: the pieces of a long prompt before the last are not counted. In a batch
-    every prompt counts its own, and ``passes`` each pass of the model once, however many prompts it was for.
-    ``seconds`` has the phases ``prefill``, ``draft``, ``verify``, ``commit``. ``copied`` are the runs of new tokens
-    that were accepted as copies of the document (the prompt, where there was none): the first new token, the first
-    token of the document, and how many.
+    ``rounds`` are the passes that gave tokens: the pieces of a long prompt before the last are not counted, nor are
+    passes made for their time, which is part of ``draft``. In a batch every prompt counts its own, and ``passes`` each
+    pass of the model once, however many prompts it was for. ``seconds`` has the phases ``prefill``, ``draft``,
+    ``verify``, ``commit``. ``copied`` are the runs of new tokens that were accepted as copies of the document (the
+    prompt, where there was none): the first new token, the first token of the document, and how many.
     """
 
     rounds: int = 0

@@ -36,6 +36,7 @@ from longctx.decoding.noise import row_seed
 from longctx.drafts import DraftSource, Generation, Stats
 from longctx.errors import BadOption
 from longctx.indexing import documents_of
+from longctx.pace import costs_of, worth_timing
 from longctx.protocols import Drafter, Drafting, Progress
 from longctx.stacks import Drafters, Stack, resolve
 from longctx.suffixes import SuffixIndex
@@ -167,6 +168,7 @@ def speculative(
                     cache=cache,
                     seed=own,
                     folded=folded,
+                    alone=len(prompts) == 1,
                 )
                 requests.append(decoding)
                 warnings = tuple(dict.fromkeys((*warnings, *own_warnings)))
@@ -203,12 +205,14 @@ def begin(
     seed: int = 0,
     folded: NDArray[np.int32] | None = None,
     weights: NDArray[np.float32] | None = None,
+    alone: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Decoding, tuple[str, ...]]:
     """A request ready to run, and what is done otherwise than was asked.
 
     ``copied`` is the document to draft from, ``seed`` that of drafters that draw, ``shown`` the prompt as processors
-    see it, with its padding; ``folded`` and ``weights`` are what drafters may know of ids and places.
+    see it, with its padding; ``folded`` and ``weights`` are what drafters may know of ids and places. A request
+    ``alone`` has passes for itself: it begins with what passes of the model were found to take, and adds to that.
     """
     target, reason = open_target(model, len(prompt) + min(max_new_tokens, _AHEAD), cache)
     warnings: tuple[str, ...] = ()
@@ -229,7 +233,7 @@ def begin(
         prompt,
         rule,
         at_work,
-        plugins.resolve("controllers", controller).begin(),
+        plugins.resolve("controllers", controller).begin(costs_of(model, target.rows) if alone else None),
         max_new_tokens=max_new_tokens,
         needs=max((drafter.needs for _, drafter in stack), default=0),
         ends=ends,
@@ -237,6 +241,7 @@ def begin(
         shown=shown,
         piece=rotation.piece(len(prompt), PIECE),
         reach=rotation.reach,
+        timing=alone and worth_timing(max_new_tokens),
         progress=progress,
     )
     return decoding, (*warnings, *late)

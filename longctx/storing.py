@@ -19,20 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from longctx import __version__, summaries
+from longctx import __version__, filing, summaries
 from longctx.backend import segment_kv
 from longctx.backend.fingerprints import fingerprints
+from longctx.backend.folding import folds
 from longctx.backend.model import Loaded
 from longctx.backend.probe import Probe, bytes_per_token
 from longctx.backend.summaries import Summary
 from longctx.backend.tokens import Frame
 from longctx.compiled import CompiledDocument
 from longctx.console import listener
-from longctx.embeddings import PLAIN
 from longctx.errors import ArtifactError, ModelError
 from longctx.overview import deepest, glancing, lengths
 from longctx.protocols import Progress
-from longctx.store import folders, segments, sizes, texts, vectors
+from longctx.store import folders, segments, sizes
 from longctx.store.artifact import Artifact, Verify, open_artifact
 from longctx.store.files import Entry
 from longctx.store.manifest import (
@@ -42,16 +42,14 @@ from longctx.store.manifest import (
     Origin,
     Residency,
     SegmentKV,
-    StoredDocument,
     StoredSegment,
     Summaries,
-    Vectors,
     check_words,
 )
 from longctx.store.segments import SegmentFiles
 from longctx.store.shelf import Shelf
 from longctx.store.writer import Writer
-from longctx.types import Saved, Unit
+from longctx.types import Saved
 
 _CANARY = "What does the text say about the letter?"
 _TOLERANCE, _HALF_TOLERANCE = 0.02, 0.25  # mean difference of log-probabilities that is rounding: 32 bits, 16 bits
@@ -105,11 +103,12 @@ class Storage:
         with folders.fitting(path, lambda: writer.needed_bytes), writer, book.reporting(listener(progress)):
             residency = self._residency(book, path, segment_kv, form)
             writer.expected_bytes = self._expected(book, residency, form)
-            documents = _documents(writer, book)
-            embedded, units_embedded = self._vectors(writer, book)
+            documents = filing.documents(writer, book)
+            embedded, units_embedded = filing.embeddings(writer, book)
+            copies = filing.copies(writer, book, folds(self._loaded.tokenizer))
             before = book.spent()
             kv, summed = self._segments(writer, book, residency, form)
-            made = Manifest(self.origin, documents, book.segments, book.warnings, embedded, kv, summed)
+            made = Manifest(self.origin, documents, book.segments, book.warnings, embedded, kv, summed, copies)
             writer.publish(made)
         size = sum(entry.size for entry in made.entries())
         spent = book.spent() - before
@@ -146,29 +145,12 @@ class Storage:
     def _expected(self, book: CompiledDocument, residency: Residency, form: Form) -> int:
         """What ``book`` takes in files beside its embeddings and summaries, which are small."""
         text_bytes = sum(len(document.text.encode("utf-8", "surrogatepass")) for document in book.documents)
-        texts_alone = sizes.document_bytes(text_bytes, book.tokens, len(book.units))
+        texts_alone = sizes.document_bytes(text_bytes, book.tokens, len(book.units)) + sizes.copy_bytes(book.tokens)
         return texts_alone + (self._segment_bytes(book, form) if residency in ("ram", "disk") else 0)
 
     def _segment_bytes(self, book: CompiledDocument, form: Form) -> int:
         model = self._loaded.model
         return sizes.segment_bytes(book.tokens, bytes_per_token(model), model.dtype.itemsize, form)
-
-    def _vectors(self, writer: Writer, book: CompiledDocument) -> tuple[Vectors | None, int]:
-        """The embeddings of all units in files, and how many texts were embedded for it."""
-        if not book.can_embed:
-            return None, 0
-        embeddings, shown = book.embeddings, book.embeddings.texts()
-        fingerprint = embeddings.encoder(PLAIN).fingerprint
-        known = _known_vectors(writer, fingerprint)
-        entries, blocks, made = [], [], 0
-        for units, rows, new in embeddings.embed(shown, known=lambda text: known.get(vectors.key(text))):
-            data = vectors.pack(rows, shown[units.start : units.stop])
-            entries.append(writer.add("vectors", data, f"vectors {fingerprint} {units.start}"))
-            blocks.append(rows)
-            made += new
-        whole = np.concatenate(blocks)
-        embeddings.keep(whole)
-        return Vectors(fingerprint, whole.shape[1], tuple(entries)), made
 
     def _segments(
         self, writer: Writer, book: CompiledDocument, residency: Residency, form: Form
@@ -268,33 +250,3 @@ def _apart(was: Origin, now: Origin, fields: Sequence[str], characters: int) -> 
     """The fields that differ, each with the first ``characters`` of what it was and is."""
     pairs = [(field, str(getattr(was, field)), str(getattr(now, field))) for field in fields]
     return ", ".join(f"{f} ({a[:characters]}, now {b[:characters]})" for f, a, b in pairs if a != b)
-
-
-def _documents(writer: Writer, book: CompiledDocument) -> tuple[StoredDocument, ...]:
-    """The entry of every document, whose file is there afterwards."""
-    own: list[list[Unit]] = [[] for _ in book.documents]
-    for unit in book.units:
-        own[unit.document].append(unit)
-    found = []
-    for encoded, units in zip(book.encoded, own, strict=True):
-        d = encoded.document
-        counts = (len(d.text), len(encoded.token_ids), len(units))
-        entry = writer.add("document", texts.pack(encoded, units))
-        found.append(StoredDocument(d.id, d.kind, d.language, d.warnings, texts.pages(d), *counts, entry))
-    return tuple(found)
-
-
-def _known_vectors(writer: Writer, encoder: str) -> dict[bytes, NDArray[np.float32]]:
-    """The embeddings that the artifact, or an interrupted compile of it, has already; a damaged block has none."""
-    published = writer.published.vectors if writer.published is not None else None
-    entries = [*published.blocks] if published is not None and published.encoder == encoder else []
-    entries += writer.unpublished(f"vectors {encoder}").values()
-    found: dict[bytes, NDArray[np.float32]] = {}
-    for entry in dict.fromkeys(entries):
-        try:
-            block = vectors.load(writer.folder, entry)
-        except ArtifactError:
-            continue
-        if block is not None:
-            found |= dict(zip(block[1], block[0], strict=True))
-    return found

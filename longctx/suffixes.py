@@ -7,7 +7,7 @@ Knows tokens only.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -16,24 +16,35 @@ from numpy.typing import NDArray
 LONGEST = 64  # tokens up to which matches are told apart
 _LATEST = 512  # places of a growing text that are looked at: a text that repeats one token has them all
 
+Orders = Callable[[NDArray[np.int32]], NDArray[np.int32] | None]
+"""The suffix array of that very text, as ``SuffixIndex.order`` gives it, where it is at hand; None where it is not."""
+
 
 class SuffixIndex:
     """A text of n tokens in 12 bytes a token.
 
     Holds the suffix array of the reversed text (Manber and Myers 1993): read backwards, the end of a context is the
     beginning of such suffixes, so that all places of an end stand together and those of a longer end within them.
-    Suffixes are ordered by their first LONGEST tokens; equal ones by place, the last of the text first.
+    Suffixes are ordered by their first LONGEST tokens; equal ones by place, the last of the text first. ``orders`` is
+    asked for the array before it is made.
     """
 
-    def __init__(self, tokens: Sequence[int] | NDArray[np.integer]) -> None:
+    def __init__(self, tokens: Sequence[int] | NDArray[np.integer], orders: Orders = lambda text: None) -> None:
+        self._orders = orders
         self.tokens = np.ascontiguousarray(tokens, dtype=np.int32)
         self._backwards = self.tokens[::-1].copy().data  # reading one number of a memoryview is quickest
         self._folded: tuple[NDArray[np.int32], SuffixIndex] | None = None
 
     @cached_property
     def _order(self) -> memoryview:
-        """Made when a place is first asked for, once for all who share the index."""
-        return _suffix_array(self.tokens[::-1], LONGEST).data
+        """Found or made when a place is first asked for, once for all who share the index."""
+        found = self._orders(self.tokens)
+        return (_suffix_array(self.tokens[::-1], LONGEST) if found is None else found).data
+
+    @property
+    def order(self) -> NDArray[np.int32]:
+        """The suffix array, [tokens]: places of the reversed text."""
+        return np.asarray(self._order)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -42,7 +53,7 @@ class SuffixIndex:
         """The index of the same text with ``fold`` of its tokens; made once for all who share the index."""
         found = self._folded  # looked at once: another thread may put there what other folds give
         if found is None or found[0] is not folds:
-            found = self._folded = folds, SuffixIndex(fold(folds, self.tokens))
+            found = self._folded = folds, SuffixIndex(fold(folds, self.tokens), self._orders)
         return found[1]
 
     def matches(self, context: Sequence[int], most: int) -> list[tuple[int, int]]:

@@ -51,6 +51,10 @@ class Stored(Protocol):
         """The summary of every segment where ``heads`` look, or None."""
         ...
 
+    def order(self, text: NDArray[np.int32]) -> NDArray[np.int32] | None:
+        """The suffix array of the ids ``text``, both [tokens], or None."""
+        ...
+
     def share(self, segment: int, key: str, take: Callable[[Path, Any], bool]) -> Any:
         """The file of ``segment``, if it is what ``key`` says and ``take`` could have it; else None."""
         ...

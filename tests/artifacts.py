@@ -6,17 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from longctx.store import texts, vectors
+from longctx.store import copies, texts, vectors
 from longctx.store.manifest import (
     Manifest,
     Origin,
     SegmentKV,
     StoredDocument,
+    StoredOrder,
     StoredSegment,
     Summaries,
     Vectors,
 )
 from longctx.store.writer import Writer
+from longctx.suffixes import SuffixIndex
 from longctx.types import Document, EncodedDocument, Page, Unit
 
 ORIGIN = Origin("tiny", "torch.float32", "m", "t", "c", "f", "Lines()", 64, ("longctx 0",))
@@ -36,7 +38,7 @@ def encoded(text: str, id: str = "a") -> tuple[EncodedDocument, list[Unit]]:
 
 
 def write(folder: Path, *documents: str) -> Manifest:
-    """An artifact of texts, with embeddings and as many files of segments, published; the names are a, b, …"""
+    """An artifact of texts with embeddings, an index and files of segments, published; the names are a, b, …"""
     with Writer(folder) as writer:
         made = assemble(writer, *documents)
         writer.publish(made)
@@ -63,4 +65,7 @@ def assemble(writer: Writer, *documents: str) -> Manifest:
     sums = [f"summary {key}" for key in keys]
     files = [writer.known(key) or writer.add("summary", key.encode() * 20, key) for key in sums]
     summed = Summaries((), tuple(map(StoredSegment, sums, files)))
-    return Manifest(ORIGIN, tuple(stored), tuple(ranges), (), Vectors("e", 3, blocks), kv, summed)
+    index = SuffixIndex([ord(c) for text in documents for c in text])
+    key = copies.key(index.tokens)
+    order = StoredOrder(key, writer.known(key) or writer.add("copies", copies.pack(index.order), key))
+    return Manifest(ORIGIN, tuple(stored), tuple(ranges), (), Vectors("e", 3, blocks), kv, summed, (order,))

@@ -133,11 +133,11 @@ def test_inspecting_shows_what_is_there_and_verifying_finds_what_was_damaged(fol
     told(call("compile", "story.txt", "-o", "book.lctx", "--segment-kv", "disk", "--model", str(model), "--json"))
     facts = told(call("inspect", "book.lctx", "--verify", "--json"))
     sizes = sum(path.stat().st_size for path in Path("book.lctx").glob("*.safetensors"))
-    parts = [facts[f"{kind}_bytes"] for kind in ("document", "embedding", "summary", "segment")]
-    assert facts["bytes"] == sizes == sum(parts) and parts[2] > 0
+    parts = [facts[f"{kind}_bytes"] for kind in ("document", "copies", "embedding", "summary", "segment")]
+    assert facts["bytes"] == sizes == sum(parts) and parts[1] > 0 and parts[3] > 0
     assert facts["damaged"] == {} and facts["segment_kv"] == "disk" and facts["dtype"] == "float32"
     shown = call("inspect", "book.lctx").stdout
-    assert "story.txt" in shown and "keys and values" in shown and str(model) in shown
+    assert "story.txt" in shown and "where copies stand" in shown and "keys and values" in shown and str(model) in shown
     path = sorted(Path("book.lctx").glob("segment-*"))[0]
     path.write_bytes(path.read_bytes()[:-1])
     found = call("inspect", "book.lctx", "--verify", "--json")
@@ -163,6 +163,7 @@ def test_a_plan_tells_the_bytes_of_each_place_and_form_before_the_work(folder: P
     for form in ("exact", "int8"):
         assert plan[f"segment_{form}_bytes"] == pytest.approx(facts[form]["segment_bytes"], rel=0.12), form
     assert plan["text_bytes"] == pytest.approx(facts["exact"]["document_bytes"], rel=0.25)
+    assert plan["copies_bytes"] == 8 * made["tokens"] == pytest.approx(facts["exact"]["copies_bytes"], rel=0.05)
     assert plan["auto"] == "disk"
     kept = told(call("compile", "long.txt", "-o", "summary", "--segment-kv", "summary", *with_model))
     held = told(call("inspect", "summary", "--json"))

@@ -17,6 +17,7 @@ import pytest
 import tiny
 
 from longctx import Document, Reader
+from longctx.backend.folding import folds
 from longctx.errors import ArtifactError
 from longctx.store import manifest
 from longctx.store.artifact import damaged, open_artifact
@@ -64,6 +65,10 @@ def answer(folder: Path) -> tuple[Any, ...]:
         selection = made.select(made.load(folder), QUESTION, budget_tokens=90, selector=selector)
         scores = tuple(unit.score for unit in selection.profile)
         found += [selection.spans, selection.text, selection.tokens, selection.tokens_read, selection.warnings, scores]
+    copies = made.load(folder).copies
+    words = folds(made.tokenizer)
+    assert words is not None
+    found += [index.order.tolist() for index in (copies, copies.folded(words))]
     return tuple(found)
 
 

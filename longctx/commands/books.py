@@ -137,6 +137,7 @@ def _facts(path: Path, held: Manifest) -> dict[str, Any]:
         "segment_form": None if kv is None else kv.form,
         "document_bytes": sum(d.file.size for d in held.documents),
         "embedding_bytes": 0 if vectors is None else sum(entry.size for entry in vectors.blocks),
+        "copies_bytes": sum(order.file.size for order in held.copies),
         "summary_bytes": _size(held.summaries),
         "segment_bytes": _size(kv),
         "bytes": sum(entry.size for entry in held.entries()),
@@ -157,6 +158,10 @@ def _show(held: Manifest, facts: dict[str, Any], screen: Screen) -> None:
             ("holds", counts),
             ("documents", size(facts["document_bytes"])),
             ("embeddings", size(embedded) if embedded else "none"),
+            (
+                "where copies stand",
+                size(facts["copies_bytes"]) if held.copies else "not stored: sorted when it is needed",
+            ),
             ("summaries", size(facts["summary_bytes"]) if held.summaries is not None else "none"),
             ("keys and values", stored),
             ("in all", size(facts["bytes"])),

@@ -16,7 +16,7 @@ from longctx.commands.screen import Screen, one_line, size
 from longctx.commands.settings import Settings
 from longctx.errors import ArtifactError
 from longctx.store.cache import Cache, Kept
-from longctx.store.manifest import FORMAT
+from longctx.store.manifest import OLDEST
 from longctx.types import Document
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _used(book: CompiledDocument, path: Path, settings: Settings) -> CompiledDoc
 
 def _key(reader: Reader, documents: Sequence[Document], settings: Settings, segment_kv: str) -> str:
     made_with = (settings.splitter, settings.segment_tokens, settings.encoder, segment_kv)
-    digest = hashlib.sha256(json.dumps([FORMAT, reader.fingerprint, *made_with]).encode("ascii"))
+    digest = hashlib.sha256(json.dumps([OLDEST, reader.fingerprint, *made_with]).encode("ascii"))
     for document in documents:
         pages = [(page.number, page.start, page.end, page.label) for page in document.pages]
         facts = (document.id, document.kind, document.language, document.warnings, pages, len(document.text))

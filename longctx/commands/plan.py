@@ -208,6 +208,7 @@ class Stored:
     """Bytes on the disk of the compiled form, by part; ``auto`` is where it would put keys and values here."""
 
     text_bytes: int
+    copies_bytes: int
     embedding_bytes: int
     segment_exact_bytes: int
     segment_int8_bytes: int
@@ -226,6 +227,7 @@ def stored(model: Report, tokens: int) -> Stored:
     exact, small = (sizes.segment_bytes(tokens, model.kv_bytes_per_token, itemsize, form) for form in manifest.FORMS)
     return Stored(
         sizes.document_bytes(tokens * _TEXT, tokens, units),
+        sizes.copy_bytes(tokens),
         sizes.vector_bytes(units, _DIMENSION) if embeds else 0,
         exact,
         small,
@@ -238,8 +240,9 @@ def _stored_rows(kept: Stored, memory: int) -> list[tuple[str, str]]:
     """The compiled form on the disk, and what each place for keys and values adds to it and to memory."""
     exact, small = size(kept.segment_exact_bytes), size(kept.segment_int8_bytes)
     held = size(min(memory, kept.segment_exact_bytes))
+    always = size(kept.text_bytes + kept.copies_bytes + kept.embedding_bytes)
     return [
-        ("compiled", f"{size(kept.text_bytes + kept.embedding_bytes):>9}  on disk without keys and values (none)"),
+        ("compiled", f"{always:>9}  on disk without keys and values (none)"),
         ("  --segment-kv summary", f"{size(kept.summary_bytes):>9}  more on disk, and with disk and ram too"),
         ("  --segment-kv disk", f"{exact:>9}  more on disk, {small} with --segment-form int8; mapped, not held"),
         ("  --segment-kv ram", f"{exact:>9}  more on disk, of which {held} are held in memory"),

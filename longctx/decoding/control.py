@@ -1,36 +1,39 @@
-"""What the loop asks of a controller, and what controllers share: calibrated acceptance and the cost of rows.
+"""What the loop asks of a controller, and what controllers share: calibrated acceptance.
 
-Knows counts, values and seconds; no drafter and no model.
+Knows counts and values; no drafter and no model.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
 
 _BINS = 10  # of the drafters' own estimate
 _PRIOR = 6.0  # tries that a drafter's own estimate counts for where none was judged
 _KEEPS = 0.98  # of the counts, per round: what was long ago matters less
-_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)  # row counts whose cost is kept apart
-_SLOPE = 0.02  # what a row is taken to add to the cost of one, until it was measured
-_NEW = 0.25  # weight of a new measurement
 _TINY = 1e-300
-_ODD = 3.0  # a pass this many times slower than expected was disturbed, and counts for little
 
 
 class Control(Protocol):
     """A controller at work on one request."""
 
-    def plan(self, depth: int) -> Budget | None:
-        """How much may be drafted in the next round, whose paths may be ``depth`` long; None: nothing."""
+    def untimed(self, context: int) -> Sequence[int]:
+        """Counts of rows that it would have timed behind ``context`` tokens before it plans at all.
+
+        Where passes for that are made, ``feedback`` is told of each as of a round that committed nothing.
+        """
+        ...
+
+    def plan(self, depth: int, context: int) -> Budget | None:
+        """How much may be drafted in the next round, behind ``context`` tokens, whose paths may be ``depth`` long;
+        None: nothing."""
         ...
 
     def cut(self, tree: TokenTree) -> TokenTree:
@@ -45,7 +48,9 @@ class Control(Protocol):
 class Controller(Protocol):
     """A method of deciding. Frozen: all options are fields."""
 
-    def begin(self) -> Control: ...
+    def begin(self, costs: RowCosts | None = None) -> Control:
+        """``costs`` are those of passes of the model, for all of its requests; None: this one's are like no other's."""
+        ...
 
 
 class Acceptance:
@@ -95,52 +100,3 @@ def _conditional(tree: TokenTree) -> list[float]:
     """Each node's own estimate, given that its parent is right."""
     above = np.append(tree.values, 1.0)[tree.parents]  # the anchor is parent -1
     return [float(min(1.0, max(0.0, v))) for v in tree.values / np.maximum(above, _TINY)]
-
-
-class RowCosts:
-    """Seconds of a pass by its count of rows, learned from every pass."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[int, float] = {}
-
-    def add(self, rows: int, seconds: float) -> None:
-        bucket = _bucket(rows)
-        known = self._seconds.get(bucket)
-        if known is None:
-            self._seconds[bucket] = seconds
-            return
-        weight = _NEW if seconds < _ODD * known else _NEW / 10
-        self._seconds[bucket] = known + weight * (seconds - known)
-
-    def knows(self, rows: int) -> bool:
-        return _bucket(rows) in self._seconds
-
-    def seconds(self, rows: int) -> float:
-        """The expected cost: measured, or on the line between the measured counts below and above.
-
-        Beyond the largest, rows cost what they cost up to there, and at least what rows cost before any was measured.
-        """
-        bucket = _bucket(rows)
-        known = sorted(self._seconds)
-        if not known:
-            return 1.0 + _SLOPE * (bucket - 1)
-        if bucket in self._seconds or len(known) > 1 and known[0] < bucket < known[-1]:
-            return float(np.interp(bucket, known, [self._seconds[count] for count in known]))
-        first, last = known[0], known[-1]
-        slope = _SLOPE * self._seconds[first]
-        if last > first:
-            slope = max(slope, (self._seconds[last] - self._seconds[first]) / (last - first))
-        if bucket > last:
-            return self._seconds[last] + slope * (bucket - last)
-        return self._seconds[first] / (1.0 + _SLOPE * (first - bucket))
-
-    def best(self, reach: NDArray[np.float64]) -> int:
-        """How many nodes of falling ``reach`` give the most tokens a second: argmax of (1 + their sum) / seconds."""
-        gains = 1.0 + np.concatenate(([0.0], np.cumsum(reach)))
-        costs = np.asarray([self.seconds(1 + count) for count in range(len(gains))])
-        return int(np.argmax(gains / costs))
-
-
-def _bucket(rows: int) -> int:
-    """The smallest kept count that holds ``rows``."""
-    return _BUCKETS[min(bisect_left(_BUCKETS, rows), len(_BUCKETS) - 1)]

@@ -19,6 +19,7 @@ from longctx.decoding.acceptance import Rule
 from longctx.decoding.control import Control
 from longctx.decoding.guard import Guard, checked
 from longctx.decoding.laws import Laws, Processor
+from longctx.decoding.timing import seconds_of
 from longctx.decoding.tree import TokenTree, merge
 from longctx.drafts import Lead, Stats, Verified
 from longctx.protocols import Drafting, Progress, Target
@@ -75,6 +76,7 @@ class Decoding:
         shown: Sequence[int] | None = None,  # what processors see in place of the prompt: the same with its padding
         piece: int = PIECE,
         reach: Reach | None = None,
+        timing: bool = False,  # whether passes may be made for their time alone, where the control asks for some
         progress: Progress | None = None,
     ) -> None:
         self.committed = list(prompt)
@@ -83,7 +85,7 @@ class Decoding:
         self._drafters = tuple(drafters) if target.rows != "off" else ()
         self._prompt_tokens, self._limit, self._needs = len(prompt), max_new_tokens, needs
         self._ends, self._processors, self._progress = ends, processors, progress
-        self._piece, self._reach = piece, reach
+        self._piece, self._reach, self._timing = piece, reach, timing
         self._ids = torch.tensor([list(prompt if shown is None else shown)]) if processors else None  # [1, tokens]
         self._unseen: list[list[Verified]] = [[] for _ in self._drafters]  # told to a drafter before it proposes
         self._asked = bool(self._drafters)  # whether this round was drafted for
@@ -201,7 +203,9 @@ class Decoding:
         depth = self._limit - (len(self.committed) - self._prompt_tokens) - 1
         if self._reach is not None:
             depth = min(depth, self._reach(len(self.committed)))
-        budget = self._control.plan(depth) if self._drafters and depth > 0 else None
+        if self._timing and self._drafters:
+            self._time(depth)
+        budget = self._control.plan(depth, len(self.committed)) if self._drafters and depth > 0 else None
         self._asked = budget is not None
         if budget is None:
             return merge((), 0, 0)
@@ -218,6 +222,16 @@ class Decoding:
         if self.target.rows == "chain":
             tree = tree.chain()
         return self._control.cut(tree).best_path_first()
+
+    def _time(self, depth: int) -> None:
+        """Tells the control, once, what passes take that it asks for, as rounds that commit nothing; all is as before.
+
+        Rows behind ``depth`` would stand where drafts may not, so that none are timed there.
+        """
+        self._timing = False
+        for rows in self._control.untimed(len(self.committed)):
+            if rows <= depth:
+                self._control.feedback((), rows, seconds_of(self.target, self.committed[-1], rows))
 
     def _verified(self, tree: TokenTree, path: Sequence[int], kept: Sequence[int], logits: torch.Tensor) -> Verified:
         """What drafters are told of a round; the likeliest tokens only where one of them asks."""

@@ -21,7 +21,8 @@ from longctx.errors import ArtifactError, BadOption
 from longctx.store import files
 from longctx.store.files import Entry
 
-FORMAT = 2
+FORMAT = 3
+OLDEST = 2  # that is still read: it holds no suffix arrays
 FILE = "manifest.json"
 JOURNAL = "unfinished.jsonl"  # what was added for a version that is not published yet
 _MOST_BYTES = 64 << 20
@@ -111,6 +112,14 @@ class Summaries:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredOrder:
+    """A suffix array of the tokens of all documents, as they are or folded. ``key`` is a hash of those tokens."""
+
+    key: str
+    file: Entry
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything an artifact says of itself. ``segments`` are half-open ranges of units."""
 
@@ -121,6 +130,7 @@ class Manifest:
     vectors: Vectors | None
     kv: SegmentKV | None
     summaries: Summaries | None
+    copies: tuple[StoredOrder, ...]
 
     def entries(self) -> tuple[Entry, ...]:
         """Every file that belongs to the artifact."""
@@ -128,6 +138,7 @@ class Manifest:
         found += self.vectors.blocks if self.vectors is not None else ()
         found += [segment.file for segment in self.kv.segments] if self.kv is not None else []
         found += [segment.file for segment in self.summaries.segments] if self.summaries is not None else []
+        found += [order.file for order in self.copies]
         return tuple(dict.fromkeys(found))
 
 
@@ -152,27 +163,32 @@ def load(folder: Path) -> Manifest:
     try:
         whole = json.loads(data)
         number = whole["format"]
-        if type(number) is int and number > FORMAT:
-            raise ArtifactError(
-                f"{folder}: its format is {number} and this version of longctx reads {FORMAT}. Update longctx, or "
-                f"compile the documents again."
-            )
-        if type(number) is int and 0 < number < FORMAT:
-            raise ArtifactError(
-                f"{folder}: its format is {number} and this version of longctx reads {FORMAT}. Compile the documents "
-                f"again."
-            )
-        if number != FORMAT or type(number) is not int:
+        if type(number) is not int or number < 1:
             raise ValueError(f"format {number!r:.40}")
+        if not OLDEST <= number <= FORMAT:
+            do = "Update longctx, or compile" if number > FORMAT else "Compile"
+            raise ArtifactError(
+                f"{folder}: its format is {number} and this version of longctx reads {OLDEST} to {FORMAT}. {do} the "
+                f"documents again."
+            )
         body = whole["body"]
         if whole["sha256"] != _digest(body):
             raise ValueError("its digest is not that of its content")
-        manifest: Manifest = _build(Manifest, body, "manifest")
+        manifest: Manifest = _build(Manifest, _current(number, body), "manifest")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
             f"{folder / FILE} is damaged ({error or type(error).__name__}). Compile the documents again."
         ) from error
     return manifest
+
+
+def _current(number: int, body: Any) -> Any:
+    """``body`` as this format has it: what an older one does not hold is empty. Raises ValueError where it holds it."""
+    if number == FORMAT:
+        return body
+    if "copies" in body:
+        raise ValueError(f"format {number} holds no copies")
+    return {**body, "copies": []}
 
 
 def publish(folder: Path, manifest: Manifest) -> None:

@@ -1,6 +1,6 @@
-"""What a loaded document has at hand without working it out again: embeddings, and keys and values of segments.
+"""What a loaded document has at hand without working it out again: embeddings, keys and values, where copies stand.
 
-Owns nothing but the two behind one door; a compiled document knows no more of its artifact than this.
+Owns nothing but what is behind one door; a compiled document knows no more of its artifact than this.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from longctx.store import copies
 from longctx.store.artifact import Artifact
 from longctx.store.files import Entry
 from longctx.store.segments import SegmentFiles
@@ -45,6 +46,10 @@ class Shelf:
             for segment in range(len(self.segments.held.segments)):
                 if (kept := self.segments.get(segment, mapped=False)) is not None:
                     yield segment, kept
+
+    def order(self, text: NDArray[np.int32]) -> NDArray[np.int32] | None:
+        """The suffix array of the ids ``text``, both [tokens], or None."""
+        return copies.load(self.artifact, text)
 
     def share(self, segment: int, key: str, take: Callable[[Path, Entry], bool]) -> Entry | None:
         """The file of ``segment`` or its summary that ``key`` is of, if ``take`` could have it for another artifact."""

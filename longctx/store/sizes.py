@@ -11,6 +11,8 @@ AUTO_BYTES = 8 << 30  # what "auto" stores of keys and values at most
 _TOKEN = 4 + 8  # its id, and where it begins
 _UNIT = 6 * 8  # its ranges of characters, of tokens and of its heading
 _EMBEDDED = 16  # the hash beside an embedding
+_PLACE = 4  # of a suffix array
+_ARRAYS = 2  # one of the tokens as they are, one of them folded
 _SCALES = 1.07  # what eight bits take with their scales
 
 
@@ -23,6 +25,11 @@ def segment_bytes(tokens: int, bytes_per_token: int, itemsize: int, form: Form) 
 def document_bytes(text_bytes: int, tokens: int, units: int) -> int:
     """Text, tokens and units."""
     return text_bytes + tokens * _TOKEN + units * _UNIT
+
+
+def copy_bytes(tokens: int) -> int:
+    """Suffix arrays of ``tokens`` tokens."""
+    return tokens * _PLACE * _ARRAYS
 
 
 def vector_bytes(units: int, dimension: int) -> int:

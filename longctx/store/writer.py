@@ -22,7 +22,7 @@ from longctx.store.manifest import JOURNAL, Manifest
 KIND = folders.Kind(
     "a compiled document",
     manifest.FILE,
-    ("document-", "vectors-", "segment-", "summary-"),
+    ("document-", "vectors-", "segment-", "summary-", "copies-"),
     names=re.compile(re.escape(JOURNAL)),
 )
 
@@ -49,7 +49,7 @@ class Writer:
             self.published = None  # none yet, or damaged, or of another format: replaced as a whole
         if self.published is not None:
             stored = [part.segments for part in (self.published.kv, self.published.summaries) if part is not None]
-            self._known = {segment.key: segment.file for part in stored for segment in part}
+            self._known = {one.key: one.file for part in (*stored, self.published.copies) for one in part}
         self._known |= self._journal()
         return self
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from longctx.decoding.control import Acceptance, RowCosts
+from longctx.decoding.control import Acceptance
 from longctx.decoding.controllers.goodput import Goodput
+from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree, merge
 from longctx.drafts import Draft
 
@@ -31,13 +32,19 @@ def committed(rng: np.random.Generator, right: float, verified: int) -> list[int
 
 
 def run(
-    control: object, clock: Clock, right: Callable[[int], float], rounds: int, claimed: float = 0.5, seed: int = 0
+    control: object,
+    clock: Clock,
+    right: Callable[[int], float],
+    rounds: int,
+    claimed: float = 0.5,
+    seed: int = 0,
+    context: int = 0,
 ) -> tuple[float, list[int], list[bool]]:
     """Tokens a second, the nodes verified in each round, and whether each was drafted for."""
     rng = np.random.default_rng(seed)
     tokens, seconds, nodes, asked = 0, 0.0, [], []
     for number in range(rounds):
-        budget = control.plan(99)  # type: ignore[attr-defined]
+        budget = control.plan(99, context)  # type: ignore[attr-defined]
         asked.append(budget is not None)
         tree = control.cut(chain(min(budget.nodes, 40), claimed)) if budget is not None else merge([], 0, 0)  # type: ignore[attr-defined]
         took = clock(1 + len(tree))
@@ -50,6 +57,11 @@ def run(
 
 def expected(clock: Clock, right: float, nodes: int) -> float:
     return sum(right**k for k in range(nodes + 1)) / clock(1 + nodes)
+
+
+def settled(clock: Clock, costs: RowCosts, context: int = 0, rounds: int = 400) -> list[int]:
+    """The nodes of each round of one request whose drafts are right with chance 0.7."""
+    return run(Goodput().begin(costs), clock, lambda _: 0.7, rounds, claimed=0.7, context=context)[1]
 
 
 @pytest.mark.parametrize("clock", [FLAT, STEEP, STEPS], ids=["flat", "steep", "steps"])
@@ -96,6 +108,77 @@ def test_the_count_is_that_of_trying_every_one() -> None:
         reach = -np.sort(-rng.random(15))
         tried = [(1 + reach[:count].sum()) / costs.seconds(1 + count) for count in range(16)]
         assert costs.best(reach) == int(np.argmax(tried))
+
+
+def test_a_context_that_was_not_measured_costs_what_the_nearest_does_in_proportion_to_its_first_pass() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(100):
+        costs, held = RowCosts(), {}
+        for power in rng.permutation(12)[:4].tolist():
+            seconds = float(rng.uniform(1, 3))
+            ratio = seconds / held[min(held, key=lambda p: (abs(p - power), p))] if held else 1.0  # noqa: B023
+            costs.add(1, seconds, 2**power)
+            if not held:
+                costs.add(16, 1.5 * seconds, 2**power)
+            held[power] = seconds
+            assert costs.seconds(16, 2**power + 2**power // 3) == pytest.approx(1.5 * seconds), ratio
+        for context in (0, 1, 3, 100, 5000, 10**6):
+            nearest = min(held, key=lambda p: (abs(p + 1 - context.bit_length()), p))  # noqa: B023
+            assert costs.seconds(1, context) == pytest.approx(held[nearest])
+        here = rng.choice(list(held))
+        costs.add(1, held[here] + 1, 2 ** int(here))
+        for power, seconds in held.items():
+            assert (costs.seconds(1, 2**power) == pytest.approx(seconds)) == (power != here), "others are as they were"
+
+
+def test_where_rows_cost_more_behind_a_long_context_less_is_drafted_there_and_no_less_elsewhere() -> None:
+    """Ten requests take turns at two contexts and are told of each pass; the last of each begins where it should."""
+    costs = RowCosts()
+    for _ in range(5):
+        short, long = (settled(clock, costs, at, 60) for clock, at in ((FLAT, 1000), (STEEP, 100_000)))
+    best = [max(range(41), key=lambda n: expected(clock, 0.7, n)) for clock in (FLAT, STEEP)]  # noqa: B023
+    assert best[0] >= 8 and best[1] == 0
+    assert min(short[1:]) >= 6 and sum(long[1:]) <= 3
+
+
+def test_a_later_request_drafts_at_once_as_much_as_the_first_learned_to() -> None:
+    costs = RowCosts()
+    fresh = settled(STEEP, costs)
+    later = settled(STEEP, costs)
+    assert fresh[0] == later[0] == 0, "the first pass says how fast the machine is now"
+    assert fresh[1] >= 4 and max(later[1:10]) <= 1, "the first drafts of all rest on a guess"
+    slow = settled(lambda rows: 10 * STEEP(rows), costs)
+    assert max(slow[1:10]) <= 1, "a machine with more to do is slower with any count of rows"
+    assert settled(STEEP, RowCosts())[1] == fresh[1], "what is not shared is not known"
+
+
+def test_a_cost_that_keeps_drafts_away_is_forgotten_and_learned_anew_at_once() -> None:
+    costs = RowCosts()
+    costs.renew(1.0)
+    costs.add(16, 50.0)
+    before = [costs.seconds(16)]
+    for _ in range(120):
+        costs.renew(1.0)
+        before.append(costs.seconds(16))
+    assert before == sorted(before, reverse=True) and before[-1] < 1.5
+    costs.add(16, 50.0)
+    assert costs.seconds(16) > 25, "half of it, not the fortieth that a pass out of line counts for"
+    costs.add(16, 90.0)
+    assert costs.seconds(16) < 45
+    costs.add(8, 0.4)
+    costs.renew(3.0)
+    assert costs.seconds(8) == costs.seconds(1) == 3.0, "no more rows are cheaper than one"
+
+
+def test_passes_are_asked_for_until_more_than_one_count_of_rows_was_measured() -> None:
+    costs = RowCosts()
+    control = Goodput().begin(costs)
+    assert control.untimed(5) == (1, 16)
+    control.feedback((), 1, 2.0)
+    assert Goodput().begin(costs).untimed(5) == (1, 16)
+    control.feedback((), 16, 5.0)
+    assert Goodput().begin(costs).untimed(9000) == () and costs.seconds(16, 9000) == 5.0
+    assert control.plan(9, 5) is not None, "what a plain pass costs is known by now"
 
 
 def tree_of(tokens: Sequence[int], parents: Sequence[int], values: Sequence[float]) -> TokenTree:

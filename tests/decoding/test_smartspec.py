@@ -16,7 +16,7 @@ def settled(right: float, per_row: float, rounds: int = 300) -> list[int]:
     rng = np.random.default_rng(0)
     lengths = []
     for _ in range(rounds):
-        budget = control.plan(99)
+        budget = control.plan(99, 0)
         count = budget.nodes if budget is not None else 0
         if budget is not None:
             control.cut(merge([Draft.chain([1] * count, [0.9] * count)], count, 5))
@@ -44,4 +44,4 @@ def test_of_a_tree_only_its_best_chain_is_verified() -> None:
     control = plugins.load("controllers", "smartspec").begin()
     tree = merge([Draft(np.asarray([1, 2, 3]), np.asarray([-1, -1, 1]), np.asarray([0.3, 0.8, 0.7]))], 9, 9)
     assert control.cut(tree).tokens.tolist() == [2, 3]
-    assert control.plan(1).depth == pytest.approx(1)
+    assert control.plan(1, 0).depth == pytest.approx(1)

@@ -20,7 +20,7 @@ def test_it_learns_that_a_claim_is_too_high() -> None:
     control = plugins.load("controllers", "threshold:least=0.5").begin()
     tree = merge([Draft.chain([1, 2], [0.9, 0.7])], 9, 9)
     for _ in range(40):
-        control.plan(9)
+        control.plan(9, 0)
         control.cut(tree)
         control.feedback([5], 3, 1.0)
     assert len(control.cut(tree)) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ def test_a_flipped_bit_is_refused_or_says_the_same(tmp_path_factory: pytest.Temp
         lambda body: body.pop("summaries"),
         lambda body: body["summaries"]["segments"][0].update(key=7),
         lambda body: body.update(documents=None),
+        lambda body: body.pop("copies"),
+        lambda body: body["copies"][0].update(key=7),
+        lambda body: body["copies"][0]["file"].update(name="../../secret"),
     ],
 )
 def test_a_manifest_that_fits_its_digest_and_says_what_cannot_be_is_refused(folder: Path, change: Any) -> None:
@@ -91,20 +95,39 @@ def test_a_manifest_that_fits_its_digest_and_says_what_cannot_be_is_refused(fold
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"format": 3}', "its format is 3 and this version of longctx reads 2. Update"),
-        ('{"format": 1}', "its format is 1 and this version of longctx reads 2. Compile"),
+        ('{"format": 4}', "its format is 4 and this version of longctx reads 2 to 3. Update longctx, or compile"),
+        ('{"format": 1}', "its format is 1 and this version of longctx reads 2 to 3. Compile"),
         ('{"format": 0}', "damaged"),
         ('{"format": true}', "damaged"),
         ('{"format": 2}', "damaged"),
+        ('{"format": 3}', "damaged"),
         ("[" * 100_000, "damaged"),
         ("[]", "damaged"),
         ("", "damaged"),
         ('{"format": 2, "sha256": "", "body": {"x": NaN}}', "damaged"),
+        ('{"format": 3, "sha256": "", "body": {"x": NaN}}', "damaged"),
     ],
 )
 def test_other_formats_and_no_formats_are_refused(folder: Path, text: str, said: str) -> None:
     (folder / manifest.FILE).write_text(text)
     with pytest.raises(ArtifactError, match=said):
+        manifest.load(folder)
+
+
+def renumbered(folder: Path, number: int) -> None:
+    whole = json.loads((folder / manifest.FILE).read_bytes())
+    (folder / manifest.FILE).write_text(json.dumps({**whole, "format": number}))
+
+
+def test_the_format_before_is_read_as_one_that_holds_no_copies(folder: Path) -> None:
+    held = manifest.load(folder)
+    renumbered(folder, 2)
+    with pytest.raises(ArtifactError, match="damaged .format 2 holds no copies"):
+        manifest.load(folder)
+    resealed(folder, lambda body: body.pop("copies"))
+    assert manifest.load(folder) == replace(held, copies=())
+    renumbered(folder, 3)
+    with pytest.raises(ArtifactError, match="damaged .manifest has not the fields"):
         manifest.load(folder)
 
 

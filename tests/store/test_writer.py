@@ -66,7 +66,7 @@ def names(folder: Path) -> set[str]:
 def test_a_process_that_ends_at_any_step_leaves_the_old_version_or_the_new_one(
     tmp_path: Path, before: str | None
 ) -> None:
-    steps = 60
+    steps = 70
     if before is not None:
         artifacts.write(tmp_path / "old", before)
         for step in range(1, steps):

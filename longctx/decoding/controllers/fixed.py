@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
 
@@ -19,10 +20,13 @@ class Fixed:
         if self.nodes < 0:
             raise ValueError(f"nodes={self.nodes} must not be negative")
 
-    def begin(self) -> Fixed:
+    def begin(self, costs: RowCosts | None = None) -> Fixed:
         return self
 
-    def plan(self, depth: int) -> Budget | None:
+    def untimed(self, context: int) -> Sequence[int]:
+        return ()
+
+    def plan(self, depth: int, context: int) -> Budget | None:
         return Budget(self.nodes, depth) if self.nodes else None
 
     def cut(self, tree: TokenTree) -> TokenTree:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longctx.decoding.control import Acceptance, RowCosts
+from longctx.decoding.control import Acceptance
+from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
 
 _LEAST = 8  # nodes asked for at least, so that a change for the better is seen
 _PATIENCE = 8  # rounds in a row in which nothing paid
 _LONGEST = 64  # rounds without drafts, at most
+_TIMED = (1, 16)  # rows whose cost is worth a pass of its own, where one is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,23 +33,28 @@ class Goodput:
         if self.nodes < 1:
             raise ValueError(f"nodes={self.nodes} must be at least 1")
 
-    def begin(self) -> Weighing:
-        return Weighing(self.nodes)
+    def begin(self, costs: RowCosts | None = None) -> Weighing:
+        return Weighing(self.nodes, RowCosts() if costs is None else costs)
 
 
 class Weighing:
     """The controller at work."""
 
-    def __init__(self, nodes: int) -> None:
+    def __init__(self, nodes: int, costs: RowCosts) -> None:
         self._nodes = nodes
-        self._acceptance, self._costs = Acceptance(), RowCosts()
+        self._acceptance, self._costs = Acceptance(), costs
+        self._timed, self._context = False, 0  # whether this request made a plain pass; the tokens before its rows
         self._drafted: TokenTree | None = None  # what the latest round proposed, before the cut
         self._asked = min(nodes, 2 * _LEAST)
         self._idle = self._pause = self._paused = 0
 
-    def plan(self, depth: int) -> Budget | None:
-        self._drafted = None
-        if not self._costs.knows(1):
+    def untimed(self, context: int) -> Sequence[int]:
+        self._context = context
+        return () if self._costs.known else _TIMED
+
+    def plan(self, depth: int, context: int) -> Budget | None:
+        self._drafted, self._context = None, context
+        if not self._timed:
             return None  # what a plain pass costs is what all others are held against
         if self._paused < self._pause:
             self._paused += 1
@@ -58,7 +65,7 @@ class Weighing:
         self._drafted = tree
         reached = self._acceptance.reach(tree)
         reach = -np.sort(-reached.values)[: self._nodes]
-        count = self._costs.best(reach)
+        count = self._costs.best(reach, self._context)
         self._asked = min(self._nodes, max(_LEAST, 2 * count))
         self._idle = 0 if count else self._idle + 1
         if self._idle >= _PATIENCE:
@@ -69,7 +76,11 @@ class Weighing:
         return reached.proposed().best(count)
 
     def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
-        self._costs.add(rows, seconds)
+        if rows == 1 and not self._timed:
+            self._timed = True
+            self._costs.renew(seconds, self._context)
+        else:
+            self._costs.add(rows, seconds, self._context)
         if self._drafted is not None:
             self._acceptance.learn(self._drafted, tokens)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from longctx.decoding.control import RowCosts
+from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
 
@@ -28,8 +28,8 @@ class Smartspec:
         if self.longest < 1:
             raise ValueError(f"longest={self.longest} must be at least 1")
 
-    def begin(self) -> OneRate:
-        return OneRate(self.longest)
+    def begin(self, costs: RowCosts | None = None) -> OneRate:
+        return OneRate(self.longest)  # seldom makes a plain pass, by which alone those of other requests are renewed
 
 
 class OneRate:
@@ -38,10 +38,13 @@ class OneRate:
     def __init__(self, longest: int) -> None:
         self._longest, self._rate, self._costs = longest, _START, RowCosts()
         self._chain: TokenTree | None = None
-        self._plain = 0
+        self._plain = self._context = 0
 
-    def plan(self, depth: int) -> Budget | None:
-        self._chain = None
+    def untimed(self, context: int) -> Sequence[int]:
+        return ()
+
+    def plan(self, depth: int, context: int) -> Budget | None:
+        self._chain, self._context = None, context
         length = self._length()
         self._plain = 0 if length else self._plain + 1
         if self._plain > _AGAIN:
@@ -53,7 +56,7 @@ class OneRate:
         return self._chain
 
     def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
-        self._costs.add(rows, seconds)
+        self._costs.add(rows, seconds, self._context)
         if self._chain is None or not len(self._chain):
             return
         right = 0
@@ -65,11 +68,11 @@ class OneRate:
         self._rate = _KEEPS * self._rate + (1 - _KEEPS) * right / judged
 
     def _length(self) -> int:
-        best, tokens, chance = _PLAIN / self._costs.seconds(1), 1.0, 1.0
+        best, tokens, chance = _PLAIN / self._costs.seconds(1, self._context), 1.0, 1.0
         for length in range(1, self._longest + 1):
             chance *= self._rate
             tokens += chance
-            worth = tokens / self._costs.seconds(1 + length)
+            worth = tokens / self._costs.seconds(1 + length, self._context)
             if worth < best:
                 return length - 1
             best = worth

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from longctx.decoding.control import Acceptance
+from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
 
@@ -27,7 +28,7 @@ class Threshold:
         if not 0 <= self.least <= 1 or self.nodes < 1:
             raise ValueError(f"least={self.least} must lie in [0, 1] and nodes={self.nodes} be at least 1")
 
-    def begin(self) -> Sifting:
+    def begin(self, costs: RowCosts | None = None) -> Sifting:
         return Sifting(self)
 
 
@@ -39,7 +40,10 @@ class Sifting:
         self._acceptance = Acceptance()
         self._drafted: TokenTree | None = None
 
-    def plan(self, depth: int) -> Budget | None:
+    def untimed(self, context: int) -> Sequence[int]:
+        return ()
+
+    def plan(self, depth: int, context: int) -> Budget | None:
         self._drafted = None
         return Budget(self._options.nodes, depth)
 

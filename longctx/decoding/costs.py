@@ -1,0 +1,113 @@
+"""What a pass takes by its rows and by the tokens before them: learned from every pass, for all requests of a model.
+
+Knows counts and seconds only.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)  # row counts whose cost is kept apart
+_SLOPE = 0.02  # what a row is taken to add to the cost of one, until it was measured
+_NEW, _FIRST = 0.25, 0.5  # weight of a new measurement, and of the first in a request
+_ODD = 3.0  # a pass this many times slower than expected was disturbed, and counts for little
+_REMEMBERED = 0.95  # of what rows were measured to cost beyond the guess, from one request to the next
+
+Curve = dict[int, float]
+"""Seconds by bucket of rows."""
+
+
+class RowCosts:
+    """Seconds of a pass by its count of rows, apart for every power of two of context.
+
+    A context that was not measured yet costs what the nearest does that was. Its first pass says how much more or less:
+    all that is known there is taken over in that proportion.
+    """
+
+    def __init__(self) -> None:
+        self._curves: dict[int, Curve] = {}  # by bucket of context
+        self._measured: dict[tuple[int, int], bool] = {}  # buckets of context and rows; whether in the latest request
+
+    def add(self, rows: int, seconds: float, context: int = 0) -> None:
+        """A pass of ``rows`` behind ``context`` tokens took ``seconds``."""
+        curve, bucket = self._own(rows, seconds, context), _bucket(rows)
+        known, here = curve.get(bucket), (context.bit_length(), bucket)
+        if known is None or here not in self._measured:
+            curve[bucket] = seconds
+        else:  # what is remembered may be long ago
+            weight = _FIRST if not self._measured[here] else _NEW if seconds < _ODD * known else _NEW / 10
+            curve[bucket] = known + weight * (seconds - known)
+        self._measured[here] = True
+
+    def renew(self, seconds: float, context: int = 0) -> None:
+        """One row takes ``seconds`` now, as a request begins: the machine may have more or less to do than it had.
+
+        What is known of more rows stays in proportion, at any context. Here it is no less than one row from now on, and
+        a little nearer to the guess: a cost that keeps drafts from being made is not measured again, and may be wrong.
+        """
+        own = self._own(1, seconds, context)
+        ratio = seconds / _read(own, 1)
+        for curve in list(self._curves.values()):
+            for bucket, known in list(curve.items()):
+                curve[bucket] = ratio * known
+        for bucket, known in list(own.items()):
+            guess = seconds * (1.0 + _SLOPE * (bucket - 1))
+            own[bucket] = max(seconds, guess + _REMEMBERED * (known - guess))
+        own[1] = seconds
+        self._measured = dict.fromkeys(self._measured, False) | {(context.bit_length(), 1): True}
+
+    @property
+    def known(self) -> bool:
+        """Whether more than one count of rows was measured, at one context at least."""
+        return any(len(curve) > 1 for curve in list(self._curves.values()))
+
+    def seconds(self, rows: int, context: int = 0) -> float:
+        """The expected cost: measured, or on the line between the measured counts below and above.
+
+        Beyond the largest, rows cost what they cost up to there, and at least what rows cost before any was measured.
+        """
+        return _read(self._nearest(context), _bucket(rows))
+
+    def best(self, reach: NDArray[np.float64], context: int = 0) -> int:
+        """How many nodes of falling ``reach`` give the most tokens a second: argmax of (1 + their sum) / seconds."""
+        gains = 1.0 + np.concatenate(([0.0], np.cumsum(reach)))
+        costs = np.asarray([self.seconds(1 + count, context) for count in range(len(gains))])
+        return int(np.argmax(gains / costs))
+
+    def _nearest(self, context: int) -> Curve:
+        """The curve of the context measured nearest to ``context``, the shorter of two; empty where none was."""
+        wanted, measured = context.bit_length(), list(self._curves)
+        return self._curves[min(measured, key=lambda one: (abs(one - wanted), one))] if measured else {}
+
+    def _own(self, rows: int, seconds: float, context: int) -> Curve:
+        """The curve of ``context``; where there was none, the nearest one's, by a pass of ``rows`` in ``seconds``."""
+        wanted = context.bit_length()
+        if wanted not in self._curves:
+            near = self._nearest(context)
+            ratio = seconds / _read(near, _bucket(rows))
+            self._curves[wanted] = {bucket: ratio * known for bucket, known in near.items()}
+        return self._curves[wanted]
+
+
+def _read(curve: Curve, bucket: int) -> float:
+    """The cost of ``bucket`` rows by what was measured, as ``RowCosts.seconds`` says."""
+    known = sorted(curve)
+    if not known:
+        return 1.0 + _SLOPE * (bucket - 1)
+    if bucket in curve or len(known) > 1 and known[0] < bucket < known[-1]:
+        return float(np.interp(bucket, known, [curve[count] for count in known]))
+    first, last = known[0], known[-1]
+    slope = _SLOPE * curve[first]
+    if last > first:
+        slope = max(slope, (curve[last] - curve[first]) / (last - first))
+    if bucket > last:
+        return curve[last] + slope * (bucket - last)
+    return curve[first] / (1.0 + _SLOPE * (first - bucket))
+
+
+def _bucket(rows: int) -> int:
+    """The smallest kept count that holds ``rows``."""
+    return _BUCKETS[min(bisect_left(_BUCKETS, rows), len(_BUCKETS) - 1)]

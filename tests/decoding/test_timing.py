@@ -1,0 +1,89 @@
+"""Passes that are made for their time alone: told to the control, seen by nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from scripted import Scripted, Telling, plainly, right
+
+from longctx.decoding import timing
+from longctx.decoding.acceptance import Greedy
+from longctx.decoding.controllers.fixed import Fixed
+from longctx.decoding.loop import Decoding
+from longctx.decoding.timing import seconds_of
+from longctx.decoding.tree import TokenTree
+from longctx.drafts import Budget
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+class Asking:
+    """Asks for the time of ``counts`` of rows, and drafts up to eight nodes; keeps what it is told before it plans."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self.counts, self.told, self.asked = counts, [], []  # type: ignore[var-annotated]
+
+    def untimed(self, context: int) -> Sequence[int]:
+        self.asked.append(context)
+        return self.counts
+
+    def plan(self, depth: int, context: int) -> Budget | None:
+        return Fixed(8).plan(depth, context)
+
+    def cut(self, tree: TokenTree) -> TokenTree:
+        return Fixed(8).cut(tree)
+
+    def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
+        if not tokens:
+            self.told.append((rows, seconds))
+
+
+class Slow(Scripted):
+    """Its passes take what ``seconds`` says of their number, on a clock of its own; it keeps the shapes of rows."""
+
+    def __init__(self, rows: Any = "tree") -> None:
+        super().__init__(rows)
+        self.now, self.shapes = 0.0, []  # type: ignore[var-annotated]
+
+    def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> torch.Tensor:
+        self.now += 9.0 / (1 + self.passes % 2) + len(tokens)
+        self.shapes.append((len(tokens), wanted, max(parents)))
+        return super().score(tokens, parents, wanted)
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("rows", "deepest"), [("tree", 3), ("chain", 6)])
+def test_the_better_of_two_passes_counts_and_the_target_is_as_it_was(
+    rows: Any, deepest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Slow(rows)
+    target.cache = list(PROMPT)
+    monkeypatch.setattr(timing, "time", target)
+    assert seconds_of(target, 6, 8) == 4.5 + 8
+    assert target.cache == PROMPT and not target.pending
+    assert target.shapes == [(8, 8, deepest)] * 2, "a row of a tree has two below it, a row of a chain one"
+
+
+@pytest.mark.parametrize("rows", ["tree", "chain", "off"])
+def test_the_control_is_told_once_before_it_plans_and_no_token_changes(rows: Any) -> None:
+    target, control = Scripted(rows), Asking((1, 5, 200))
+    drafters = [("right", Telling(PROMPT, right))]
+    decoding = Decoding(target, PROMPT, Greedy(), drafters, control, max_new_tokens=40, timing=True)
+    assert list(decoding.run()) == plainly(PROMPT, 40)
+    made = 0 if rows == "off" else 4
+    assert target.passes == decoding.stats.rounds + made and target.cache == decoding.committed[:-1]
+    assert [count for count, _ in control.told] == ([] if rows == "off" else [1, 5]), "200 rows reach beyond the end"
+    assert control.asked == ([] if rows == "off" else [len(PROMPT) + 1])
+
+
+def test_without_leave_and_without_drafters_no_pass_is_made_for_its_time() -> None:
+    for drafters, leave in (([("right", Telling(PROMPT, right))], False), ([], True)):
+        target, control = Scripted(), Asking((1, 5))
+        decoding = Decoding(target, PROMPT, Greedy(), drafters, control, max_new_tokens=40, timing=leave)
+        list(decoding.run())
+        assert target.passes == decoding.stats.rounds and control.told == control.asked == []

@@ -1,0 +1,66 @@
+"""What passes of a model take is kept for its later requests, and found by passes of their own where that pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+import longctx
+from longctx import pace
+from longctx.decoding import loop
+from longctx.decoding.control import Control
+from longctx.decoding.controllers.fixed import Fixed
+from longctx.decoding.costs import RowCosts
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOKENIZER = tiny.tokenizer()
+PROMPT = torch.randint(4, 470, (1, 9), generator=torch.Generator().manual_seed(1)).repeat(1, 3)
+OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "eos_token_id": None, "pad_token_id": 1}
+
+
+class Keeping:
+    """Keeps what requests begin with, and drafts four nodes."""
+
+    def __init__(self) -> None:
+        self.given: list[RowCosts | None] = []
+
+    def begin(self, costs: RowCosts | None = None) -> Control:
+        self.given.append(costs)
+        return Fixed(4)
+
+
+def test_requests_of_a_model_share_what_its_passes_take_and_those_of_a_batch_do_not() -> None:
+    control, model = Keeping(), tiny.model(num_hidden_layers=1)
+    options = OPTIONS | {"controller": control, "drafters": ["document"], "max_new_tokens": 3}
+    for asked in (model, model, tiny.model(num_hidden_layers=1)):
+        longctx.generate(asked, TOKENIZER, PROMPT, **options)
+    one, two, other = control.given
+    assert one is not None and one is two is not other
+    longctx.generate(model, TOKENIZER, PROMPT.repeat(2, 1), **options)
+    assert control.given[3:] == [None, None], "rows that share a pass with others cost something else"
+    torch.set_num_threads(2)
+    longctx.generate(model, TOKENIZER, PROMPT, **options)
+    assert control.given[5] is not one, "with another number of threads passes take something else"
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_passes_made_for_their_time_change_no_token_and_are_made_once_for_a_model(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[int] = []
+    real = loop.seconds_of
+    monkeypatch.setattr(loop, "seconds_of", lambda *given: (timed.append(given[2]), real(*given))[1])
+    model = tiny.model(family, num_hidden_layers=2)
+    with torch.inference_mode():
+        expected = model.generate(PROMPT, do_sample=False, **OPTIONS)
+    found = longctx.generate(model, TOKENIZER, PROMPT, **OPTIONS, drafters=["document"])
+    assert torch.equal(found.sequences, expected) and timed == [], "the answer may be too short for that"
+    pace._KNOWN.clear()
+    monkeypatch.setattr(pace, "_LONG", 24)
+    for _ in range(2):
+        found = longctx.generate(model, TOKENIZER, PROMPT, **OPTIONS, drafters=["document"])
+        assert torch.equal(found.sequences, expected)
+    assert timed == ([1, 16] if found.stats.rows != "off" else [])
