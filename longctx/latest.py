@@ -6,7 +6,7 @@ Owns which inquiry answers which, and the limit of memory. Knows no probe and no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,37 +15,44 @@ from longctx.types import Inquiry, Reading
 BYTES = 256 * 2**20  # the next-token laws of some 400 segments, with a vocabulary of 150,000
 
 
+@dataclass(slots=True)
+class _Held:
+    """One inquiry's readings and their bytes. Replaced as a whole: threads may ask the same document."""
+
+    inquiry: Inquiry | None
+    known: dict[int, Reading]
+    used: int
+
+
 class Latest:
     """The readings of one inquiry at a time, as many as fit into ``limit_bytes``."""
 
     def __init__(self, limit_bytes: int = BYTES) -> None:
-        self._limit, self._used = limit_bytes, 0
-        self._inquiry: Inquiry | None = None
-        self._known: dict[int, Reading] = {}
+        self._limit, self._held = limit_bytes, _Held(None, {}, 0)
 
     def of(self, inquiry: Inquiry, segments: Sequence[int]) -> Mapping[int, Reading]:
         """What is known of ``segments``; afterwards other readings of ``inquiry`` can be kept.
 
         Where a wider inquiry has answered for all of ``segments``, that one stays: more may be asked of it.
         """
-        if self._inquiry == inquiry:
-            return self._known
-        heads = None if self._inquiry is None else _within(inquiry, self._inquiry)
+        held = self._held
+        if held.inquiry == inquiry:
+            return held.known
+        heads = None if held.inquiry is None else _within(inquiry, held.inquiry)
         known: dict[int, Reading] = {}
         if heads is not None:
-            known = {s: _narrowed(self._known[s], inquiry, heads) for s in segments if s in self._known}
+            known = {s: _narrowed(held.known[s], inquiry, heads) for s in segments if s in held.known}
             if len(known) == len(set(segments)):
                 return known
-        self._inquiry, self._known = inquiry, known
-        self._used = sum(map(_size, known.values()))
+        self._held = _Held(inquiry, known, sum(map(_size, known.values())))
         return known
 
     def keep(self, inquiry: Inquiry, segment: int, reading: Reading) -> None:
         """Afterwards ``reading`` is known, if ``inquiry`` is the latest still and there is room."""
-        size = _size(reading)
-        if inquiry == self._inquiry and segment not in self._known and self._used + size <= self._limit:
-            self._known[segment] = reading
-            self._used += size
+        held, size = self._held, _size(reading)
+        if inquiry == held.inquiry and segment not in held.known and held.used + size <= self._limit:
+            held.known[segment] = reading
+            held.used += size
 
 
 def _within(narrow: Inquiry, wide: Inquiry) -> list[int] | slice | None:
