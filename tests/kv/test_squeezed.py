@@ -187,6 +187,8 @@ def test_a_floor_reads_on_where_the_mass_is_reached_at_once() -> None:
             for least in (0, 10, 50, 120, 160)
         ]
         assert read[0] == read[1] < 50 <= read[2] < 90 and 120 <= read[3] < 160 <= read[4] <= 200
+    groups = dataclasses.replace(few, budget=391, least=350, levels=2)  # the better half of the groups holds fewer
+    assert all(350 <= len(tokens) <= 391 for tokens in chosen(groups, layer, question(layer))[0])
 
 
 @given(
