@@ -78,13 +78,18 @@ def every(own: Mapping[str, Tensor]) -> Look:
     return _look({name: own[name][None] for name in _SCORED})
 
 
-def visited(own: Mapping[str, Tensor], asked: Asked) -> Look:
-    """The clusters of the better half of the groups, by the likelihood of one of their keys."""
+def visited(own: Mapping[str, Tensor], asked: Asked, least: int = 0) -> Look:
+    """The clusters of the better half of the groups, by the likelihood of one of their keys, or of more of them.
+
+    More where the better half holds fewer than ``least`` keys.
+    """
     sizes = own["group_sizes"]
     masses = _scores(asked, own["group_means"], own["centre"]) + logs(sizes)[:, None]
     likely = pooled(masses.softmax(-1), asked) / sizes.clamp_min(1)
-    better = likely.argsort(dim=-1, descending=True, stable=True)[..., : (likely.shape[-1] + 1) // 2]
-    taken = torch.zeros_like(likely, dtype=torch.bool).scatter(-1, better, True)
+    order = likely.argsort(dim=-1, descending=True, stable=True)
+    held = sizes.expand_as(likely).gather(-1, order)
+    half = torch.arange(likely.shape[-1], device=order.device) < (likely.shape[-1] + 1) // 2
+    taken = torch.zeros_like(likely, dtype=torch.bool).scatter(-1, order, half | (held.cumsum(-1) - held < least))
     which, real = _ranges.members(taken, own["group_starts"][None], own["group_counts"][None])
     found = {name: _at(own[name], which) for name in _SCORED}
     found["sizes"], found["logs"] = found["sizes"].masked_fill(~real, 0), found["logs"].masked_fill(~real, _NONE)

@@ -29,11 +29,11 @@ class Squeezed:
 
     ``mode="top-p"`` reads clusters until the budget is full or they hold ``mass`` of the estimated attention, and
     counts what is left out by the clusters' means. The estimate is too low, and so a ``mass`` below 1 stops long before
-    that share is read. ``mode="paper"`` reads every cluster whose keys are, in the mean, likelier than one threshold
-    for all layers and heads (2411.09688, section 3), set so that on the context's last queries ``budget`` is read in
-    the mean; single passes may read more. ``levels=2`` looks at groups of clusters first and at the clusters of the
-    better half of them then. ``sinks`` and ``recent`` slots are always read. ``clusters`` are for each key: None means
-    0.1, and in the paper's mode 0.05, as published.
+    that share is read; it never stops before ``least`` slots are. ``mode="paper"`` reads every cluster whose keys are,
+    in the mean, likelier than one threshold for all layers and heads (2411.09688, section 3), set so that on the
+    context's last queries ``budget`` is read in the mean; single passes may read more. ``levels=2`` looks at groups of
+    clusters first and at the clusters of the better half of them then. ``sinks`` and ``recent`` slots are always read.
+    ``clusters`` are for each key: None means 0.1, and in the paper's mode 0.05, as published.
 
     ``clusterer`` is the library that finds them: torch, where the keys are; faiss, from the same start; or
     scikit-learn, from a start drawn far apart (k-means++), as published. The last two work on the CPU. Raises
@@ -47,6 +47,7 @@ class Squeezed:
     keep: float | None = None
     mode: Literal["top-p", "paper"] = "top-p"
     mass: float = 1.0
+    least: int = 0
     sinks: int = 4
     recent: int = 128
     clusters: float | None = None
@@ -62,6 +63,8 @@ class Squeezed:
                 f"mass={self.mass} and clusters={self.density} must be above 0 and at most 1, and "
                 f"levels={self.levels} 1 or 2."
             )
+        if self.least < 0 or (self.least and self.mode == "paper"):
+            raise BadOption(f"least={self.least} must not be negative, and 0 with mode=paper, which has one threshold.")
         if min(self.sinks, self.recent) < 0 or min(self.segment, self.iterations) < 1:
             raise BadOption(
                 f"sinks={self.sinks} and recent={self.recent} must not be negative, and segment={self.segment} and "
@@ -79,10 +82,18 @@ class Squeezed:
         return _WINDOW if self.mode == "paper" else 0
 
     def slots(self, tokens: int) -> int:
-        return _budget.slots(tokens, self.budget, self.keep, self.sinks + self.recent, "squeezed")
+        return _budget.slots(tokens, self.budget, self.keep, *self._forced)
 
     def shortfall(self, tokens: int) -> str:
-        return _budget.shortfall(tokens, self.budget, self.keep, self.sinks + self.recent, "squeezed")
+        return _budget.shortfall(tokens, self.budget, self.keep, *self._forced)
+
+    @property
+    def _forced(self) -> tuple[int, str, str]:
+        """Slots that a budget must pass, for whom and why: with ``least``, what may be missing to a cluster too."""
+        always, floor = self.sinks + self.recent, self.least + _clusters.largest(self.density) - 1
+        if self.least <= always or floor <= always:
+            return always, "squeezed", "sinks and recent"
+        return floor, "squeezed", "least, and up to the end of a cluster"
 
     def reach(self, tokens: int) -> int:
         return tokens
@@ -116,7 +127,7 @@ class Squeezed:
 
     def choose(self, index: Index, asked: Asked) -> Choice:
         own = index.tensors
-        look = _looks.visited(own, asked) if self.levels == 2 else _looks.every(own)
+        look = _looks.visited(own, asked, self._floor) if self.levels == 2 else _looks.every(own)
         first, second = look.orders(asked, own["centre"])
         forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
         shares, log = _looks.softmax(first if self.mode == "paper" else second)
@@ -136,6 +147,11 @@ class Squeezed:
         slots, read = _ranges.behind(forced, slots, read)
         return Choice(slots, read, look.left(taken, first, second, says=self.mode != "paper"))
 
+    @property
+    def _floor(self) -> int:
+        """Slots that are read at least beside those that always are."""
+        return max(0, self.least - self.sinks - self.recent)
+
     def _known(self, asked: Asked) -> Tensor:
         """The logarithm of the mass of what is always read, float32 [batch, kv_heads, rows]."""
         if not self.sinks + self.recent:
@@ -146,7 +162,8 @@ class Squeezed:
     def _taken(self, likely: Tensor, sizes: Tensor, read: Tensor | None, room: int) -> Tensor:
         """Clusters by the likelihood of one of their keys, within ``room`` slots.
 
-        With the share that is ``read`` already, [batch, kv_heads, 1], only until ``mass`` is; None: whatever it is.
+        With the share that is ``read`` already, [batch, kv_heads, 1], only until ``mass`` and ``least`` are; None:
+        whatever it is.
         """
         worth, clusters = likely / sizes.clamp_min(1), likely.shape[-1]
         some = min(clusters, max(1, room // _OFTEN))
@@ -160,7 +177,7 @@ class Squeezed:
         wanted = (within <= room) & (count > 0)
         if read is not None:
             share = likely.gather(-1, order)
-            wanted = wanted & (read + share.cumsum(-1) - share < self.mass)
+            wanted = wanted & ((read + share.cumsum(-1) - share < self.mass) | (within - count < self._floor))
         return torch.zeros_like(likely, dtype=torch.bool).scatter(-1, order, wanted)
 
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:

@@ -130,27 +130,65 @@ def test_reading_stops_where_the_mass_is_reached() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     sizes=st.lists(st.integers(0, 9), min_size=1, max_size=60), room=st.integers(0, 120), seed=st.integers(0, 999),
-    mass=st.sampled_from([1.0, 0.7]), known=st.sampled_from([0.0, 0.4]),
+    mass=st.sampled_from([1.0, 0.7, 0.1]), known=st.sampled_from([0.0, 0.4]), floor=st.integers(0, 60),
 )  # fmt: skip
 def test_the_likeliest_clusters_are_taken_one_by_one_while_they_fit(
-    sizes: list[int], room: int, seed: int, mass: float, known: float
+    sizes: list[int], room: int, seed: int, mass: float, known: float, floor: int
 ) -> None:
     likely = torch.rand(1, 2, len(sizes), generator=torch.Generator().manual_seed(seed)) * torch.tensor(sizes)
     likely = likely / likely.sum(-1, keepdim=True).clamp_min(1e-9)
     held = torch.tensor(sizes).expand(1, 2, -1)
     before = torch.full((1, 2, 1), known) if mass < 1 else None
-    taken = Squeezed(budget=999, mass=mass)._taken(likely, held, before, room)
+    taken = Squeezed(budget=999, mass=mass, least=132 + floor)._taken(likely, held, before, room)
     for head in range(2):
         worth = (likely[0, head] / held[0, head].clamp_min(1)).tolist()
         wanted, slots, read = set(), 0, torch.tensor(known)
         for cluster in sorted(range(len(sizes)), key=lambda c: -worth[c]):
-            slots += sizes[cluster]
-            if slots > room or (mass < 1 and read >= mass):
+            if slots + sizes[cluster] > room or (mass < 1 and read >= mass and slots >= floor):
                 break
+            slots += sizes[cluster]
             if sizes[cluster]:
                 wanted.add(cluster)
             read = read + likely[0, head, cluster]
         assert set(taken[0, head].nonzero().flatten().tolist()) == wanted
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(60, 300), budget=st.integers(20, 250), least=st.integers(0, 240), levels=st.sampled_from([1, 2]),
+    mass=st.sampled_from([1e-6, 0.05, 0.5, 0.9, 1.0]), noise=st.sampled_from([0.1, 3.0]), keep=st.booleans(),
+)  # fmt: skip
+def test_reads_stay_between_the_floor_and_the_cap(
+    tokens: int, budget: int, least: int, levels: int, mass: float, noise: float, keep: bool
+) -> None:
+    layer = haystack(tokens, needle=tokens // 2, seed=tokens)
+    cap: dict[str, Any] = {"budget": None, "keep": min(1.0, budget / tokens)} if keep else {"budget": budget}
+    policy = dataclasses.replace(POLICY, **cap, least=least, mass=mass, levels=levels, clusters=0.2)
+    if not keep and budget <= min(least + 19, tokens - 1) and least > 10:  # clusters of 20 keys at most
+        with pytest.raises(
+            BadOption, match=f"{least + 19} that are always read .least, and up to the end of a cluster"
+        ):
+            policy.slots(tokens)
+        return
+    slots = policy.slots(tokens)
+    if slots >= tokens:
+        return
+    for row in chosen(policy, layer, question(layer, rows=2, batch=2, noise=noise)):
+        for head in row:
+            assert min(least, tokens) <= len(head) <= slots
+
+
+def test_a_floor_reads_on_where_the_mass_is_reached_at_once() -> None:
+    layer = haystack(400, needle=90)
+    few = dataclasses.replace(POLICY, budget=200, mass=0.01)
+    for levels in (1, 2):
+        read = [
+            len(chosen(dataclasses.replace(few, least=least, levels=levels), layer, question(layer))[0][0])
+            for least in (0, 10, 50, 120, 160)
+        ]
+        assert read[0] == read[1] < 50 <= read[2] < 90 and 120 <= read[3] < 160 <= read[4] <= 200
+    groups = dataclasses.replace(few, budget=391, least=350, levels=2)  # the better half of the groups holds fewer
+    assert all(350 <= len(tokens) <= 391 for tokens in chosen(groups, layer, question(layer))[0])
 
 
 @given(
@@ -280,6 +318,10 @@ def test_options_that_cannot_be() -> None:
         Squeezed(levels=3)
     with pytest.raises(BadOption, match="sinks=-1"):
         Squeezed(sinks=-1)
+    with pytest.raises(BadOption, match="least=-1"):
+        Squeezed(least=-1)
+    with pytest.raises(BadOption, match="least=300 .* mode=paper"):
+        Squeezed(least=300, mode="paper")
 
 
 def test_a_model_whose_layers_all_see_a_window_needs_no_threshold() -> None:
