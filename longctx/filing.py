@@ -15,6 +15,7 @@ from longctx.store import copies as orders
 from longctx.store import texts, vectors
 from longctx.store.manifest import StoredDocument, StoredOrder, Vectors
 from longctx.store.writer import Writer
+from longctx.suffixes import LONGEST
 from longctx.types import Unit
 
 
@@ -58,7 +59,7 @@ def copies(writer: Writer, book: CompiledDocument, folds: NDArray[np.int32] | No
     """
     found: dict[str, StoredOrder] = {}
     for index in (book.copies, *(() if folds is None else (book.copies.folded(folds),))):
-        key = orders.key(index.tokens)
+        key = orders.key(index.tokens, LONGEST)
         entry = writer.known(key) or writer.add("copies", orders.pack(index.order), key)
         found[key] = StoredOrder(key, entry)
     return tuple(found.values())

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 LONGEST = 64  # tokens up to which matches are told apart
 _LATEST = 512  # places of a growing text that are looked at: a text that repeats one token has them all
 
-Orders = Callable[[NDArray[np.int32]], NDArray[np.int32] | None]
-"""The suffix array of that very text, as ``SuffixIndex.order`` gives it, where it is at hand; None where it is not."""
+Orders = Callable[[NDArray[np.int32], int], NDArray[np.int32] | None]
+"""The suffix array of that very text by so many tokens, as ``SuffixIndex.order`` gives it, or None: not at hand."""
 
 
 class SuffixIndex:
@@ -29,7 +29,9 @@ class SuffixIndex:
     asked for the array before it is made.
     """
 
-    def __init__(self, tokens: Sequence[int] | NDArray[np.integer], orders: Orders = lambda text: None) -> None:
+    def __init__(
+        self, tokens: Sequence[int] | NDArray[np.integer], orders: Orders = lambda text, longest: None
+    ) -> None:
         self._orders = orders
         self.tokens = np.ascontiguousarray(tokens, dtype=np.int32)
         self._backwards = self.tokens[::-1].copy().data  # reading one number of a memoryview is quickest
@@ -38,12 +40,12 @@ class SuffixIndex:
     @cached_property
     def _order(self) -> memoryview:
         """Found or made when a place is first asked for, once for all who share the index."""
-        found = self._orders(self.tokens)
+        found = self._orders(self.tokens, LONGEST)
         return (_suffix_array(self.tokens[::-1], LONGEST) if found is None else found).data
 
     @property
     def order(self) -> NDArray[np.int32]:
-        """The suffix array, [tokens]: places of the reversed text."""
+        """The suffix array by LONGEST tokens, [tokens]: places of the reversed text."""
         return np.asarray(self._order)
 
     def __len__(self) -> int:

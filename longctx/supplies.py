@@ -51,8 +51,8 @@ class Stored(Protocol):
         """The summary of every segment where ``heads`` look, or None."""
         ...
 
-    def order(self, text: NDArray[np.int32]) -> NDArray[np.int32] | None:
-        """The suffix array of the ids ``text``, both [tokens], or None."""
+    def order(self, text: NDArray[np.int32], longest: int) -> NDArray[np.int32] | None:
+        """The suffix array of the ids ``text`` by their first ``longest``, both [tokens], or None."""
         ...
 
     def share(self, segment: int, key: str, take: Callable[[Path, Any], bool]) -> Any:

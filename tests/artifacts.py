@@ -18,7 +18,7 @@ from longctx.store.manifest import (
     Vectors,
 )
 from longctx.store.writer import Writer
-from longctx.suffixes import SuffixIndex
+from longctx.suffixes import LONGEST, SuffixIndex
 from longctx.types import Document, EncodedDocument, Page, Unit
 
 ORIGIN = Origin("tiny", "torch.float32", "m", "t", "c", "f", "Lines()", 64, ("longctx 0",))
@@ -66,6 +66,6 @@ def assemble(writer: Writer, *documents: str) -> Manifest:
     files = [writer.known(key) or writer.add("summary", key.encode() * 20, key) for key in sums]
     summed = Summaries((), tuple(map(StoredSegment, sums, files)))
     index = SuffixIndex([ord(c) for text in documents for c in text])
-    key = copies.key(index.tokens)
+    key = copies.key(index.tokens, LONGEST)
     order = StoredOrder(key, writer.known(key) or writer.add("copies", copies.pack(index.order), key))
     return Manifest(ORIGIN, tuple(stored), tuple(ranges), (), Vectors("e", 3, blocks), kv, summed, (order,))

@@ -60,7 +60,9 @@ MAY_IMPORT = {
     "compiled": VERBS | {"embeddings", "latest", "lexical", "memory", "overview", "pieces", "suffixes", "supplies"},
     "summaries": VERBS | {"backend", "overview", "store"},  # wiring: as storing
     # wiring: a reader's store
-    "storing": VERBS | {"backend", "compiled", "console", "embeddings", "overview", "store", "summaries", ""},
+    "storing": VERBS | {"backend", "compiled", "console", "filing", "overview", "store", "summaries", ""},
+    "filing": VERBS | {"compiled", "embeddings", "store", "suffixes"},
+    "pace": VERBS | {"decoding"},
     "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
     "indexing": VERBS,
     "origins": NOUNS | {"backend", "cut", ""},
@@ -79,7 +81,7 @@ MAY_IMPORT = {
     "readings": WIRING | {"console", "contexts"},
     "answering": WIRING | {"contexts", "generation", "saying"},
     "stacks": VERBS | {"backend", "plugins"},
-    "generation": WIRING,
+    "generation": WIRING | {"pace"},
     "reader": WIRING
     | {"answering", "console", "contexts", "generation", "indexing", "room", "origins", "selecting", "streaming"},
     "plotting": NOUNS,

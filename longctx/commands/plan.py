@@ -1,16 +1,14 @@
 """``longctx plan``: the memory that ``longctx ask`` will take, told before anything is loaded.
 
 Owns the sum. Its terms are the sizes of what the library really holds (tokens, units, index, vectors, segments,
-prompt); its constants were measured with ``/usr/bin/time -v``. CPU memory, and the disk that the compiled form takes.
+prompt); its constants were measured with ``/usr/bin/time -v``. CPU memory only: the disk is told by ``stored``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longctx import plugins
@@ -19,17 +17,15 @@ from longctx.commands.models import report
 from longctx.commands.process import free_bytes
 from longctx.commands.screen import Screen, size
 from longctx.commands.settings import Settings
+from longctx.commands.stored import _BYTES, _TEXT, _UNIT, rows_of, stored
 from longctx.errors import DoesNotFit, ModelError, UsageError
 from longctx.room import Room
-from longctx.store import manifest, sizes
 
 if TYPE_CHECKING:
     from longctx.backend.report import Report
 
 MB = 10**6
 _QUESTION = 8  # tokens of a question
-_UNIT = 60  # tokens of a unit: sentences of prose
-_TEXT = 4  # bytes of text a token stands for; twice or four times that outside Latin scripts
 _RUNTIME = 405 * MB  # the interpreter, torch, transformers and what they import
 _VOCABULARY = 1_250  # bytes a tokenizer holds for one entry
 _TOKENISING = 40 * MB  # what a batch of chunks takes in the tokenizer, before it is numbers
@@ -37,10 +33,7 @@ _ENCODER = 410 * MB  # sentence-transformers and what it imports, the embedded e
 _UNIT_BYTES = 3_000  # a unit's object, text, words and vector, with what building the index leaves behind
 _HEADS = 16  # calibrated heads whose attention is kept for every token that was read
 _HOLES = 0.35  # of the segments dropped for others: memory between those kept that cannot be used again at once
-_DIMENSION = 384  # of an embedding by the embedded encoder
 _LAW = 2  # bytes of a vocabulary entry that xl3m works on for every segment, beside the readings that are kept
-
-_BYTES = {"bfloat16": 2, "float16": 2, "float64": 8}  # of a number; any other format counts as four
 
 # What a selector uses; a method that is not named here is taken to use everything.
 _ENCODES = dict.fromkeys(("bm25", "head", "random", "all", "infiniretri", "longheads", "xl3m"), False)
@@ -109,7 +102,7 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
             ("asking adds", f"{size(made.above):>9}"),
             ("peak", f"{size(made.peak):>9}  of {free} free: {'fits' if made.fits else 'does not fit'}"),
         ]
-        screen.table([*rows, *_stored_rows(kept, _memory(settings))])
+        screen.table([*rows, *rows_of(kept, _memory(settings))])
         if settings.policy() is not None:
             screen.table([(f"kv {name}", f"{size(held):>9}") for name, held in made.kv.items()])
         full = tokens * model.kv_bytes_per_token
@@ -203,53 +196,6 @@ def _policies(model: Report, tokens: int) -> dict[str, int]:
     return {name: _held(model, tokens, name) for name in plugins.names("kv")}
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Bytes on the disk of the compiled form, by part; ``auto`` is where it would put keys and values here."""
-
-    text_bytes: int
-    copies_bytes: int
-    embedding_bytes: int
-    segment_exact_bytes: int
-    segment_int8_bytes: int
-    summary_bytes: int
-    auto: str
-
-
-def stored(model: Report, tokens: int) -> Stored:
-    """The size of a text of ``tokens`` tokens once it is compiled; that of summaries where no two heads share keys."""
-    from longctx.backend.summaries import CHUNK
-    from longctx.calibration import _GLANCING
-
-    units = tokens // _UNIT + 1
-    embeds = not model.abilities["embeds text (auto, dense)"]
-    itemsize, heads = _BYTES.get(model.dtype, 4), model.kv_heads * sum(model.layers.values())
-    exact, small = (sizes.segment_bytes(tokens, model.kv_bytes_per_token, itemsize, form) for form in manifest.FORMS)
-    return Stored(
-        sizes.document_bytes(tokens * _TEXT, tokens, units),
-        sizes.copy_bytes(tokens),
-        sizes.vector_bytes(units, _DIMENSION) if embeds else 0,
-        exact,
-        small,
-        sizes.summary_bytes(tokens, units, min(_GLANCING, heads), model.head_dim, itemsize, CHUNK),
-        "disk" if sizes.worth_storing(exact, shutil.disk_usage(Path.cwd()).free) else "none",
-    )
-
-
-def _stored_rows(kept: Stored, memory: int) -> list[tuple[str, str]]:
-    """The compiled form on the disk, and what each place for keys and values adds to it and to memory."""
-    exact, small = size(kept.segment_exact_bytes), size(kept.segment_int8_bytes)
-    held = size(min(memory, kept.segment_exact_bytes))
-    always = size(kept.text_bytes + kept.copies_bytes + kept.embedding_bytes)
-    return [
-        ("compiled", f"{always:>9}  on disk without keys and values (none)"),
-        ("  --segment-kv summary", f"{size(kept.summary_bytes):>9}  more on disk, and with disk and ram too"),
-        ("  --segment-kv disk", f"{exact:>9}  more on disk, {small} with --segment-form int8; mapped, not held"),
-        ("  --segment-kv ram", f"{exact:>9}  more on disk, of which {held} are held in memory"),
-        ("  --segment-kv auto", f"{kept.auto:>9}  here"),
-    ]
-
-
 def _memory(settings: Settings) -> int:
     """Bytes of segments that the reader keeps at most."""
     from longctx.reader import MEMORY_BYTES
@@ -280,7 +226,8 @@ def _reading(model: Report, settings: Settings, read: int, segment: int) -> int:
     asked = _ASK_AT_ONCE * _QUESTION * model.vocabulary * 10  # logits: as computed, in float32, and as logarithms
     kept = read * _HEADS * 4
     if settings.selector.startswith("xl3m:signal=") and "question_likelihood" not in settings.selector:
-        kept = (laws := read // segment * model.vocabulary) * _LAW + min(BYTES, 4 * laws)
+        laws = read // segment * model.vocabulary
+        kept = laws * _LAW + min(BYTES, 4 * laws)
     dropped = max(0, read * model.kv_bytes_per_token - _memory(settings))
     return batch + asked + kept + int(_HOLES * min(dropped, _memory(settings)))
 

@@ -22,7 +22,7 @@ LawOf = Callable[[Sequence[int]], Law]
 Shares = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Tokens and their probabilities, which sum to 1."""
 
-Growth = Literal["likeliest", "rsd_c", "rsd_s", "dyspec"]
+Growth = Literal["likeliest", "rsd_c", "rsd_s", "dyspec", "dyspec_threshold"]
 _BRANCHES = (3, 2)  # rsd_c: children of the anchor and of its children; one below
 _WIDTH = 3  # rsd_s: paths kept at every level
 
@@ -56,10 +56,17 @@ class _Tree:
         )
 
 
-def grow(growth: Growth, law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator) -> Draft:
-    """A tree of at most ``budget.nodes`` nodes behind ``past``, grown in one of the ways of ``Growth``."""
+def grow(
+    growth: Growth, law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator, least: float = 0.0
+) -> Draft:
+    """A tree of at most ``budget.nodes`` nodes behind ``past``, grown in one of the ways of ``Growth``.
+
+    ``least`` is the value from which ``dyspec_threshold`` draws; 0 stands for one over the nodes.
+    """
     if growth == "likeliest":
         return _likeliest(law_of, past, budget)
+    if growth == "dyspec_threshold":
+        return _dyspec_threshold(law_of, past, budget, rng, least or 1.0 / max(1, budget.nodes))
     return {"rsd_c": _rsd_c, "rsd_s": _rsd_s, "dyspec": _dyspec}[growth](law_of, past, budget, rng)
 
 
@@ -172,6 +179,33 @@ def _dyspec(law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.G
             below = law_of([*context, token])
             offer(-worth * chance * sum(below.values()), node, [*context, token], below)
         offer(-worth * (1.0 - chance), parent, context, {t: w for t, w in law.items() if t != token})
+    return tree.draft()
+
+
+def _dyspec_threshold(
+    law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator, least: float
+) -> Draft:
+    """DySpec by a threshold: layer by layer, draws at every place as long as its value (as above) is ``least`` or more.
+
+    A law is asked for once a layer and place, so that a model would be asked for all of a layer in one pass.
+    """
+    tree = _Tree()
+    first = law_of(past)
+    layer: list[tuple[float, int, list[int], Law]] = [(sum(first.values()), -1, list(past), first)]
+    for depth in range(1, budget.depth + 1):
+        below: list[tuple[float, int, list[int], Law]] = []
+        for value, parent, context, law in layer:
+            while law and value > 0 and value >= least and len(tree.tokens) < budget.nodes:
+                ids, chances = _normal(law)
+                at = int(rng.choice(len(ids), p=chances))
+                token, chance = int(ids[at]), float(chances[at])
+                node = tree.add(token, parent, value * chance, (ids, chances))
+                if depth < budget.depth:
+                    after = law_of([*context, token])
+                    below.append((value * chance * sum(after.values()), node, [*context, token], after))
+                law = {t: w for t, w in law.items() if t != token}
+                value *= 1.0 - chance
+        layer = below
     return tree.draft()
 
 

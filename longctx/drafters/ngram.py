@@ -27,11 +27,17 @@ _ENTRIES = 200_000
 @dataclass(frozen=True, slots=True)
 class Ngram:
     """``growth`` is how the tree grows: ``likeliest`` proposes, the others draw; ``seed`` tells apart the draws of two
-    drafters of one request."""
+    drafters of one request. ``dyspec_threshold`` draws wherever a draw counts at least ``least``, the chance that all
+    above it are right and none before it is; 0 stands for one over the nodes asked for."""
 
     growth: Growth = "likeliest"
     seed: int = 0
+    least: float = 0.0
     needs: ClassVar[int] = _KEPT
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least <= 1:
+            raise ValueError(f"least={self.least} must lie in [0, 1]")
 
     def begin(self, source: DraftSource) -> Laws:
         return Laws(self, source)
@@ -51,7 +57,8 @@ class Laws:
         # a stream of its own: a rule of acceptance takes its numbers of the same seed and position
         entropy = np.random.SeedSequence([self._options.seed, self._seed, self._length], spawn_key=(1,))
         rng = np.random.default_rng(entropy)
-        return grow(self._options.growth, self.law, self._history.tokens[-max(_ORDERS) :].tolist(), budget, rng)
+        past = self._history.tokens[-max(_ORDERS) :].tolist()
+        return grow(self._options.growth, self.law, past, budget, rng, self._options.least)
 
     def law(self, context: Sequence[int]) -> Law:
         """The law after the longest known end of ``context``, its sum smaller the less that end is trusted."""

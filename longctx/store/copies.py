@@ -14,15 +14,14 @@ from safetensors import SafetensorError, safe_open
 from longctx.store import files, tensors
 from longctx.store.artifact import Artifact
 from longctx.store.files import Entry
-from longctx.suffixes import LONGEST
 
 _FORMULA = 1  # what arrays are made by: another number where the same text gives another
 _NAME = "order"
 
 
-def key(text: NDArray[np.int32]) -> str:
-    """A hash of all that the array of the ids ``text`` [tokens] is made from."""
-    digest = hashlib.sha256(f"{_FORMULA}|{LONGEST}|".encode("ascii") + text.astype("<i4").tobytes())
+def key(text: NDArray[np.int32], longest: int) -> str:
+    """A hash of all that the array of the ids ``text`` [tokens] by their first ``longest`` is made from."""
+    digest = hashlib.sha256(f"{_FORMULA}|{longest}|".encode("ascii") + text.astype("<i4").tobytes())
     return f"copies {digest.hexdigest()}"
 
 
@@ -31,12 +30,12 @@ def pack(order: NDArray[np.int32]) -> bytes:
     return tensors.pack({_NAME: order})
 
 
-def load(artifact: Artifact, text: NDArray[np.int32]) -> NDArray[np.int32] | None:
-    """The stored array of the ids ``text``, mapped from its file; None where there is none of that very text.
+def load(artifact: Artifact, text: NDArray[np.int32], longest: int) -> NDArray[np.int32] | None:
+    """The stored array of ``key(text, longest)``, mapped from its file; None where there is none of that very text.
 
     Raises ArtifactError for a damaged one.
     """
-    wanted = key(text)
+    wanted = key(text, longest)
     entry = next((stored.file for stored in artifact.manifest.copies if stored.key == wanted), None)
     if entry is None:
         return None

@@ -47,9 +47,9 @@ class Shelf:
                 if (kept := self.segments.get(segment, mapped=False)) is not None:
                     yield segment, kept
 
-    def order(self, text: NDArray[np.int32]) -> NDArray[np.int32] | None:
-        """The suffix array of the ids ``text``, both [tokens], or None."""
-        return copies.load(self.artifact, text)
+    def order(self, text: NDArray[np.int32], longest: int) -> NDArray[np.int32] | None:
+        """The suffix array of the ids ``text`` by their first ``longest``, both [tokens], or None."""
+        return copies.load(self.artifact, text, longest)
 
     def share(self, segment: int, key: str, take: Callable[[Path, Entry], bool]) -> Entry | None:
         """The file of ``segment`` or its summary that ``key`` is of, if ``take`` could have it for another artifact."""

@@ -24,6 +24,7 @@ VARIANTS = [
     "ngram:growth=rsd_c",
     "ngram:growth=rsd_s",
     "ngram:growth=dyspec",
+    "ngram:growth=dyspec_threshold,least=0.05",
     "rasd:base=ngram",
     "lookup:tokens=3,ngram=3",
 ]

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from longctx.decoding.acceptance import offers
 from longctx.decoding.tree import TokenTree, merge
 from longctx.drafters._growth import Growth, Law, grow, without_replacement
-from longctx.drafts import Budget
+from longctx.drafts import Budget, Draft
 
 VOCAB = 5
-DRAWN: tuple[Growth, ...] = ("rsd_c", "rsd_s", "dyspec")
+DRAWN: tuple[Growth, ...] = ("rsd_c", "rsd_s", "dyspec", "dyspec_threshold")
 
 
 def law_of(context: Sequence[int]) -> Law:
@@ -85,6 +85,62 @@ def test_trees_keep_their_budget_and_values_fall_along_every_path(growth: Growth
             assert max(depths, default=0) <= budget.depth
             above = np.append(draft.values, 1.0)[draft.parents]
             assert (draft.values <= above + 1e-9).all() and (draft.values > 0).all()
+
+
+class Foreseen:
+    """Draws the likeliest, whatever was drawn before: two orders of the same draws give the same tokens."""
+
+    def choice(self, size: int, p: NDArray[np.float64]) -> int:
+        return int(np.argmax(p))
+
+
+def places(context: Sequence[int], depth: int, value: float = 1.0) -> list[tuple[tuple[int, ...], float]]:
+    """Every draw of a full tree of ``depth`` behind ``context``: its path, and the value of the place it is made at."""
+    law, found = law_of(context), []
+    value *= sum(law.values())
+    while law:
+        token = max(law, key=lambda one: law[one])  # noqa: B023
+        chance = law[token] / sum(law.values())
+        found.append(((token,), value))
+        if depth > 1:
+            found += [((token, *path), at) for path, at in places([*context, token], depth - 1, value * chance)]
+        del law[token]
+        value *= 1 - chance
+    return found
+
+
+def paths(draft: Draft) -> dict[tuple[int, ...], float]:
+    found: list[tuple[int, ...]] = []
+    for token, parent in zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True):
+        found.append((*(found[parent] if parent >= 0 else ()), token))
+    return dict(zip(found, draft.values.tolist(), strict=True))
+
+
+def test_by_a_threshold_every_place_above_it_is_drawn_at_and_no_other_layer_by_layer() -> None:
+    every = places([0, 1], 3)
+    for least in (0.8, 0.3, 0.1, 0.03, 0.01, 1e-9):
+        draft = grow("dyspec_threshold", law_of, [0, 1], Budget(999, 3), Foreseen(), least)  # type: ignore[arg-type]
+        found = paths(draft)
+        assert found.keys() == {path for path, value in every if value >= least} and len(found) == len(draft)
+        assert [len(path) for path in found] == sorted(len(path) for path in found)
+    assert len(found) == VOCAB + VOCAB**2 + VOCAB**3
+    assert not len(grow("dyspec_threshold", law_of, [0, 1], Budget(99, 3), np.random.default_rng(0), 0.81))
+
+
+def test_a_threshold_at_the_value_of_the_last_place_gives_the_tree_of_that_many_nodes() -> None:
+    every = sorted((value for _, value in places([0, 1], 4)), reverse=True)
+    for nodes in (1, 2, 3, 7, 20, 60):
+        least = (every[nodes - 1] + every[nodes]) / 2
+        fixed = grow("dyspec", law_of, [0, 1], Budget(nodes, 4), Foreseen())  # type: ignore[arg-type]
+        other = grow("dyspec_threshold", law_of, [0, 1], Budget(999, 4), Foreseen(), least)  # type: ignore[arg-type]
+        assert paths(other) == pytest.approx(paths(fixed))
+
+
+def test_without_a_threshold_it_is_one_over_the_nodes() -> None:
+    for nodes in (3, 12, 40):
+        given = grow("dyspec_threshold", law_of, [0, 1], Budget(nodes, 9), np.random.default_rng(1), 1 / nodes)
+        usual = grow("dyspec_threshold", law_of, [0, 1], Budget(nodes, 9), np.random.default_rng(1))
+        assert paths(usual) == paths(given) and 0 < len(usual) <= nodes
 
 
 def test_the_likeliest_tree_is_the_best_of_all() -> None:

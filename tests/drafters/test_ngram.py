@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from longctx import plugins
 from longctx.drafters import ngram
 from longctx.drafters.ngram import Laws, Ngram
 from longctx.drafts import Budget, DraftSource, Verified
+from longctx.errors import BadOption
 
 
 def start(*prompt: int, **options: Any) -> Laws:
@@ -59,7 +61,18 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(at_work._laws) <= 20 and at_work._seen.keys() == at_work._laws.keys()
 
 
-@pytest.mark.parametrize("growth", ["rsd_c", "rsd_s", "dyspec"])
+def test_a_threshold_is_an_option_and_lies_between_0_and_1() -> None:
+    trees = {}
+    for least in (0.0, 0.9, 0.001):
+        at_work = start(1, 2, growth="dyspec_threshold", least=least)
+        told(at_work, 2, {3: 0.4, 4: 0.3, 5: 0.3}, after=2)
+        trees[least] = len(at_work.propose(Budget(20, 3)))
+    assert trees[0.9] == 0 < trees[0.0] <= trees[0.001] == 3
+    with pytest.raises(BadOption, match="least=1.5 must lie in"):
+        plugins.load("drafters", "ngram:growth=dyspec_threshold,least=1.5")
+
+
+@pytest.mark.parametrize("growth", ["rsd_c", "rsd_s", "dyspec", "dyspec_threshold"])
 def test_a_drawn_tree_has_a_draw_for_every_node_and_is_another_one_every_round(growth: str) -> None:
     at_work = start(1, 2, growth=growth)
     for _ in range(2):
