@@ -33,7 +33,7 @@ ROOMS = {
     "selectors": ("Selectors", '--selector {}`, or `selector="{}"'),
     "kv": ("Bounded caches", '--kv {}`, or `kv="{}"'),
     "drafters": ("Drafters", '--drafters {}`, or `drafters=["{}"]'),
-    "controllers": ("Controllers", 'controller="{}"`, an argument of `longctx.generate` and `longctx.speculative'),
+    "controllers": ("Controllers", '--controller {}`, or `controller="{}"'),
 }
 UNWRITTEN = "Not written yet."
 _SETS = ("loogle", "qmsum", "xquad", "nq", "needles")
