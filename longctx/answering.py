@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from longctx import plugins, values
 from longctx.backend.folding import folds
 from longctx.backend.tokens import Tokens
+from longctx.compiled import CompiledDocument
 from longctx.contexts import CompressedContext, Policy
+from longctx.decoding.control import Controller
 from longctx.drafts import Stats
-from longctx.generation import begin, drawing
+from longctx.generation import CONTROLLER, begin, drawing
 from longctx.keys import KVReport
 from longctx.protocols import Progress, Selector
 from longctx.saying import say
 from longctx.stacks import Drafters, resolve
-from longctx.types import Selection
+from longctx.types import Answer, Citation, Guarantee, Selection, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Request:
     drafters: Drafters = ()
     kv: Policy | None = None
     allow_partial: bool = False  # of kv
+    controller: str | Controller = CONTROLLER
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kv", plugins.unless_none(self.kv))
@@ -58,6 +61,7 @@ class Request:
         """Raises BadOption or UnknownMethod for what can be refused before any work is done."""
         values.whole("max_new_tokens", self.max_new_tokens, 1)
         resolve(self.drafters)
+        plugins.resolve("controllers", self.controller)
         plugins.resolve("kv", "full" if self.kv is None else self.kv)
 
 
@@ -114,6 +118,31 @@ def answer(
         return replace(said, warnings=warnings, lossless=context.policy.lossless, read=cache.report())
 
 
+def told(
+    said: Said,
+    citations: Sequence[Citation],
+    selection: Selection,
+    book: CompiledDocument,
+    prompt_tokens: int,
+    times: Sequence[float],
+    promise: Guarantee,
+) -> Answer:
+    """The answer with what each step on the way took; ``times`` are when the first began and when each ended."""
+    names = ("compile", "select", "decode", "cite")
+    timings = {f"{name}_seconds": b - a for name, a, b in zip(names, times, times[1:], strict=False)}
+    timings["total_seconds"] = times[-1] - times[0]
+    usage = said.usage(book.tokens, selection, prompt_tokens)
+    decoded = {"prompt_tokens": prompt_tokens, "spans": len(selection.as_read), **said.facts()}
+    trace = (
+        Step("compile", timings["compile_seconds"], {"units": len(book.units), "segments": len(book.segments)}),
+        *selection.trace,
+        Step("decode", timings["decode_seconds"], decoded),
+        Step("cite", timings["cite_seconds"], {"citations": len(citations)}),
+    )
+    warnings = (*selection.warnings, *said.warnings)
+    return Answer(said.text, tuple(citations), selection, usage, timings, promise, warnings, trace)
+
+
 def _decoded(
     model: Any,
     tokens: Tokens,
@@ -134,6 +163,7 @@ def _decoded(
         stack,
         rule,
         max_new_tokens=request.max_new_tokens,
+        controller=request.controller,
         ends=lambda new: new[-1] in stops,
         processors=processors,
         cache=cache,

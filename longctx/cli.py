@@ -47,6 +47,7 @@ def ask(
     temperature: flags.Temperature = None,
     seed: flags.Seed = None,
     drafters: flags.Drafters = None,
+    controller: flags.Controller = None,
     cache: flags.Cache = False,
     segment_kv: flags.CachedKV = "none",
     kv: flags.KV = None,
@@ -60,7 +61,7 @@ def ask(
     """Answer a question about files, with citations into them."""
     given = dict(
         model=model, selector=selector, budget=budget, dtype=dtype, device=device, max_new_tokens=max_new_tokens,
-        temperature=temperature, seed=seed, drafters=drafters, kv=kv, kv_partial=kv_partial,
+        temperature=temperature, seed=seed, drafters=drafters, controller=controller, kv=kv, kv_partial=kv_partial,
     )  # fmt: skip
     settings, screen = _begin(config, given, json, quiet, verbose)
     if (questions is None) != (out is None):
@@ -141,6 +142,7 @@ def generate(
     document: Annotated[Path | None, typer.Option(metavar="FILE", help=r"What may be copied \[the prompt].")] = None,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends the text; may be given again.")] = None,
     drafters: flags.Drafters = None,
+    controller: flags.Controller = None,
     max_new_tokens: flags.MaxNewTokens = None,
     temperature: flags.Temperature = None,
     seed: flags.Seed = None,
@@ -154,7 +156,7 @@ def generate(
     """Say what a model says to a prompt, in fewer passes: drafts change the speed and nothing else."""
     given = dict(
         model=_one(name, model), drafters=drafters, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed,
-        dtype=dtype, device=device,
+        dtype=dtype, device=device, controller=controller,
     )  # fmt: skip
     settings, screen = _begin(config, given, json, quiet, verbose)
     importlib.import_module("longctx.commands.generate").generate(prompt, document, stop or [], settings, screen)
@@ -257,9 +259,7 @@ def evaluate(
 
 @app.command()
 def bench(
-    name: Annotated[
-        str, typer.Argument(metavar="NAME|GRID.toml", help="compiled, kv, reading, speculation, or a grid.")
-    ],
+    name: flags.Bench,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Rows are appended here.")],
     data: Annotated[Path | None, typer.Option(metavar="PATH", help="Prompts or a text; kv: a folder.")] = None,
     sets: flags.Sets = None,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from longctx import plugins, selecting, values
-from longctx.answering import Request, Said, answer
+from longctx.answering import Request, Said, answer, told
 from longctx.backend.model import Loaded, from_pretrained, wrap
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
@@ -24,8 +24,9 @@ from longctx.compiling import Compiler, Source
 from longctx.console import listener
 from longctx.contexts import Kept, Policy, reach
 from longctx.cut import joined
+from longctx.decoding.control import Controller
 from longctx.errors import EmptyInput
-from longctx.generation import guarantee
+from longctx.generation import CONTROLLER, guarantee
 from longctx.origins import Origins
 from longctx.protocols import Progress, Selector
 from longctx.resources import Calibrator, Encoders
@@ -34,7 +35,7 @@ from longctx.stacks import Drafters
 from longctx.store.artifact import Verify
 from longctx.storing import Cutting
 from longctx.streaming import events
-from longctx.types import Answer, Event, Selection, Step
+from longctx.types import Answer, Event, Selection
 
 SEGMENT_TOKENS = 512
 MEMORY_BYTES = 512 * 2**20
@@ -176,6 +177,7 @@ class Reader:
         max_new_tokens: int = 128,
         selector: str | Selector = "auto",
         drafters: Drafters = "auto",
+        controller: str | Controller = CONTROLLER,
         kv: Policy | None = None,
         allow_partial: bool = False,
         temperature: float = 0.0,
@@ -185,13 +187,13 @@ class Reader:
         """What the model says to ``question`` after reading the spans selected for it, with citations.
 
         ``budget_tokens`` of text are selected: 2,048, or what the window holds of them beside question and answer.
-        ``drafters`` make it say that in fewer passes and change nothing of it; ``[]`` decodes token by token. ``kv``
-        bounds the keys that each token reads of the text; the text is read once for all questions about it.
-        ``allow_partial`` leaves layers that keep no keys as they are, which is a ModelError otherwise.
+        ``drafters`` make it say that in fewer passes and change nothing of it; ``[]`` decodes token by token, and
+        ``controller`` decides how much is drafted. ``kv`` bounds the keys that each token reads of the text; the text
+        is read once for all questions about it. ``allow_partial`` leaves layers that keep no keys as they are, which is
+        a ModelError otherwise.
         """
-        request = Request(
-            question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv, allow_partial
-        )
+        how = (temperature, seed, drafters, kv, allow_partial, controller)
+        request = Request(question, budget_tokens, selector, max_new_tokens, *how)
         return self._answer(documents, request, self._report(progress), lambda text: None)
 
     def stream(
@@ -203,6 +205,7 @@ class Reader:
         max_new_tokens: int = 128,
         selector: str | Selector = "auto",
         drafters: Drafters = "auto",
+        controller: str | Controller = CONTROLLER,
         kv: Policy | None = None,
         allow_partial: bool = False,
         temperature: float = 0.0,
@@ -212,9 +215,8 @@ class Reader:
 
         Work stops within one batch when the caller stops listening.
         """
-        request = Request(
-            question, budget_tokens, selector, max_new_tokens, temperature, seed, drafters, kv, allow_partial
-        )
+        how = (temperature, seed, drafters, kv, allow_partial, controller)
+        request = Request(question, budget_tokens, selector, max_new_tokens, *how)
         return events(lambda report, emit: self._answer(documents, request, report, emit))
 
     def _answer(
@@ -247,21 +249,10 @@ class Reader:
         times.append(time.perf_counter())
         citations = cite(said.text, question, book.documents, selection.as_read, book.index.weight) if read else ()
         times.append(time.perf_counter())
-        names = ("compile", "select", "decode", "cite")
-        timings = {f"{name}_seconds": b - a for name, a, b in zip(names, times, times[1:], strict=False)}
-        timings["total_seconds"] = times[-1] - times[0]
-        usage = said.usage(book.tokens, selection, prompt_tokens)
-        trace = (
-            Step("compile", timings["compile_seconds"], {"units": len(book.units), "segments": len(book.segments)}),
-            *selection.trace,
-            Step("decode", timings["decode_seconds"], {"prompt_tokens": prompt_tokens, "spans": read, **said.facts()}),
-            Step("cite", timings["cite_seconds"], {"citations": len(citations)}),
-        )
         whole = read and not selection.dropped_tokens and said.lossless
         last = prompt_tokens + said.tokens
         promise = guarantee(self.model, request.temperature, prompt_tokens, last) if whole else "approximate"
-        warnings = (*selection.warnings, *said.warnings)
-        return Answer(said.text, citations, selection, usage, timings, promise, warnings, trace)
+        return told(said, citations, selection, book, prompt_tokens, times, promise)
 
     def _select(self, book: CompiledDocument, request: Request, budget: int, report: Progress | None) -> Selection:
         """The selection of one request; everything at once is held against the window, as its length is known now."""

@@ -32,7 +32,7 @@ ROOMS = {
     "selectors": ("Selectors", '--selector {}`, or `selector="{}"'),
     "kv": ("Bounded caches", '--kv {}`, or `kv="{}"'),
     "drafters": ("Drafters", '--drafters {}`, or `drafters=["{}"]'),
-    "controllers": ("Controllers", 'controller="{}"`, an argument of `longctx.generate` and `longctx.speculative'),
+    "controllers": ("Controllers", '--controller {}`, or `controller="{}"'),
 }
 UNWRITTEN = "Not written yet."
 _SETS = ("loogle", "qmsum", "xquad", "nq", "needles")
@@ -171,7 +171,9 @@ def _options(room: str, name: str, plugin: type) -> str:
     rows = ["| option | default | takes |", "|---|---|---|"]
     for option, (kind, default) in known.items():
         choices = typing.get_args(hints[option]) if typing.get_origin(hints[option]) is typing.Literal else ()
-        takes = ", ".join(f"`{choice}`" for choice in choices) or kind.replace(" | None", " or none")
+        takes = ", ".join(f"`{choice}`" for choice in choices) or kind.replace(" | None", " or none").replace(
+            " | ", " or "
+        )
         shown = "required" if default is dataclasses.MISSING else f"`{str(default).lower()}`"
         rows.append(f"| `{option}` | {shown} | {takes} |")
     return "\n".join([about, "", *rows])

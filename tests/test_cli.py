@@ -724,6 +724,8 @@ def test_generate_says_the_same_with_drafts_and_without(model: Path, folder: Pat
         (["--prompt", "none.txt"], "none.txt cannot be read"),
         (["--prompt", "empty.txt"], "empty.txt is empty"),
         (["--prompt", "story.txt", "--drafters", "document+nonsense"], "no drafter named 'nonsense'"),
+        (["--prompt", "story.txt", "--controller", "nonsense"], "no controller named 'nonsense'"),
+        (["--prompt", "story.txt", "--controller", "fixed:nodes=-1"], "nodes=-1 must not be negative"),
         (["--prompt", "story.txt", "--temperature", "-1"], "temperature=-1"),
     ],
 )
@@ -732,3 +734,19 @@ def test_generate_refuses_what_it_cannot_use(words: Sequence[str], said: str, mo
     ran = call("generate", str(model), *words)
     assert ran.exit_code == 2 and said in ran.stderr
     assert asked(model, "story.txt", QUESTION, "--drafters", "nonsense").exit_code == 2
+    assert asked(model, "story.txt", QUESTION, "--controller", "nonsense").exit_code == 2
+
+
+def test_a_controller_is_chosen_by_its_flag_or_by_the_configuration(model: Path, folder: Path) -> None:
+    (folder / "still.toml").write_text('controller = "fixed:nodes=0"\n')
+    words = ["generate", str(model), "--prompt", "story.txt", "--max-new-tokens", "12", "--json", "--quiet"]
+    many, none, still = (
+        json.loads(call(*words, *more).stdout)["stats"]["drafted"]
+        for more in (["--controller", "fixed:nodes=8"], ["--controller", "fixed:nodes=0"], ["--config", "still.toml"])
+    )
+    assert many > 0 == none == still
+    words = ["ask", "story.txt", QUESTION, "--model", str(model), "--selector", "bm25", "--budget", "200", "--json"]
+    for nodes in (8, 0):
+        more = ["--max-new-tokens", "12", "--config", "fast.toml", "--controller", f"fixed:nodes={nodes}"]
+        (step,) = [step for step in json.loads(call(*words, *more).stdout)["trace"] if step["name"] == "decode"]
+        assert (step["facts"]["drafted"] > 0) == (nodes > 0), step

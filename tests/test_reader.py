@@ -17,6 +17,9 @@ from transformers import Lfm2Config, Lfm2ForCausalLM, MambaConfig, MambaForCausa
 import longctx
 import longctx.reader as reader_module
 from longctx import Document, Reader, plugins, selecting
+from longctx.decoding.control import Control
+from longctx.decoding.controllers.fixed import Fixed
+from longctx.decoding.costs import RowCosts
 from longctx.errors import BadOption, CacheError, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod, UsageError
 from longctx.types import Event, Scores
 
@@ -233,6 +236,8 @@ def test_impossible_numbers_are_refused_before_any_work(reader: Reader) -> None:
         {"selector": 7},
         {"drafters": None},
         {"drafters": [None]},
+        {"controller": None},
+        {"controller": 7},
         {"kv": 7},
         {"progress": "loud"},
     ],
@@ -279,6 +284,30 @@ def test_none_bounds_no_cache_and_drafts_nothing(reader: Reader) -> None:
     assert words.text == plain.text and words.warnings == plain.warnings
     facts = next(step.facts for step in words.trace if step.name == "decode")
     assert facts["drafted"] == 0 and "kv" not in facts
+
+
+class Watching:
+    """Counts the requests that it is begun for, and drafts four nodes in each round."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+
+    def begin(self, costs: RowCosts | None = None) -> Control:
+        self.begun += 1
+        return Fixed(4)
+
+
+def test_a_controller_is_chosen_by_name_or_object_and_changes_no_word(reader: Reader) -> None:
+    asked: dict[str, Any] = {"budget_tokens": 100, "max_new_tokens": 12, "selector": "head", "drafters": ["document"]}
+    expected = reader.ask(DOCUMENT, QUESTION, **asked | {"drafters": []}).text
+    watching, drafted = Watching(), []
+    for controller in (watching, "fixed:nodes=4", "fixed:nodes=0", "smartspec", "threshold:least=0.9"):
+        streamed = list(reader.stream(DOCUMENT, QUESTION, controller=controller, **asked))[-1].answer
+        answer = reader.ask(DOCUMENT, QUESTION, controller=controller, **asked)
+        assert streamed is not None and streamed.text == answer.text == expected
+        for one in (answer, streamed):
+            drafted.append(next(step.facts for step in one.trace if step.name == "decode")["drafted"])
+    assert watching.begun == 2 and drafted[0] == drafted[1] == drafted[2] == drafted[3] > 0 == drafted[4] == drafted[5]
 
 
 def test_the_largest_budget_that_is_named_is_accepted(reader: Reader) -> None:

@@ -40,6 +40,7 @@ def ask(words: Sequence[str], settings: Settings, screen: Screen, plot: Path | N
         max_new_tokens=settings.max_new_tokens,
         selector=settings.selector,
         drafters=settings.stack(),
+        controller=settings.controller,
         kv=settings.policy(),
         allow_partial=settings.kv_partial,
         temperature=settings.temperature,
@@ -105,7 +106,7 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
     sources = find(words, settings)
     configuration = dataclasses.asdict(settings) | {"budget": settings.usual_budget}
     # they change what is kept, how fast it goes and whether there is an answer, never what it is
-    for key in ("segment_memory_bytes", "cache_bytes", "drafters", "kv_partial", "limits"):
+    for key in ("segment_memory_bytes", "cache_bytes", "drafters", "controller", "kv_partial", "limits"):
         del configuration[key]
     outcome = pipeline.run(
         lambda: open_reader(settings, screen),
@@ -119,6 +120,7 @@ def ask_many(words: Sequence[str], questions: Path, out: Path, settings: Setting
         max_new_tokens=settings.max_new_tokens,
         selector=settings.selector,
         drafters=settings.stack(),
+        controller=settings.controller,
         kv=settings.policy(),
         allow_partial=settings.kv_partial,
         temperature=settings.temperature,
@@ -166,7 +168,8 @@ def check(settings: Settings) -> None:
 
 
 def check_drafters(settings: Settings) -> None:
-    """Raises UsageError for a drafter there is not."""
+    """Raises UsageError for a drafter or a controller there is not."""
+    plugins.load("controllers", settings.controller)
     stack = settings.stack()
     for name in () if isinstance(stack, str) else stack:
         plugins.load("drafters", name)

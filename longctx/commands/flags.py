@@ -52,6 +52,10 @@ Drafters = Annotated[
     str | None,
     typer.Option(help="auto, none, or names: document+ngram; see `longctx list`.", rich_help_panel=_ANSWERING),
 ]
+Controller = Annotated[
+    str | None,
+    typer.Option(help=r"How much is drafted: \[goodput], or another; see `longctx list`.", rich_help_panel=_ANSWERING),
+]
 KV = Annotated[
     str | None,
     typer.Option(
@@ -74,6 +78,7 @@ SegmentKV = Annotated[
         rich_help_panel=_READING,
     ),
 ]
+Bench = Annotated[str, typer.Argument(metavar="NAME|GRID.toml", help="compiled, kv, reading, speculation, or a grid.")]
 Sets = Annotated[
     list[str] | None,
     typer.Option(

@@ -31,6 +31,7 @@ def generate(prompt: Path, document: Path | None, stop: Sequence[str], settings:
         loaded.tokenizer,
         Tokens(loaded.tokenizer).turn(text),
         drafters=settings.stack(),
+        controller=settings.controller,
         document=copied,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,

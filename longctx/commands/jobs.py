@@ -34,6 +34,7 @@ _NOT_WRITTEN = (
     "temperature",
     "seed",
     "drafters",
+    "controller",
     "kv",
     "kv_partial",
     "segment_memory_bytes",

@@ -39,6 +39,7 @@ class Settings:
     temperature: float = 0.0
     seed: int | None = None
     drafters: str = "auto"
+    controller: str = "goodput"
     kv: str = "none"
     kv_partial: bool = False
     splitter: str = "auto"

@@ -21,10 +21,10 @@ _PLACES = 48
 
 @dataclass(frozen=True, slots=True)
 class Rasd:
-    """``base`` is the drafter whose law prunes the copies; ``reach`` and ``first`` are the least a copy must be worth,
-    in all and at its first token."""
+    """``base`` is the drafter whose law prunes the copies, by name or, in Python, as an object; ``reach`` and ``first``
+    are the least a copy must be worth, in all and at its first token."""
 
-    base: str = "recycling"
+    base: str | Drafter = "recycling"
     reach: float = 0.02
     first: float = 1e-3
 
@@ -36,7 +36,7 @@ class Rasd:
         return Grafting(self, self._drafter().begin(source), Copying(source, _PLACES))
 
     def _drafter(self) -> Drafter:
-        found: Drafter = plugins.load("drafters", self.base)
+        found: Drafter = plugins.resolve("drafters", self.base)
         return found
 
 
