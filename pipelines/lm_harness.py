@@ -1,13 +1,14 @@
 """A Reader as a model of lm-evaluation-harness: ``lm_eval.simple_evaluate(model=harness_model(reader), tasks=[...])``.
 
-Owns how a task's one prompt becomes a document and a question, and which generation settings are honoured. Tasks that
-want log-likelihoods are refused: a Reader puts text and question into a frame of its own and says what it answers, so
-the likelihood of a given continuation of a given prompt is nothing it has.
+Owns how a task's one prompt becomes a document and a question, which generation settings are honoured, and what the
+results say of the reader. Tasks that want log-likelihoods are refused: a Reader puts text and question into a frame of
+its own and says what it answers, so the likelihood of a given continuation of a given prompt is nothing it has.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -32,7 +33,8 @@ def harness_model(
 
     A prompt is split where its question begins: at the last place of ``question_from`` where that is given, else after
     the last empty line. What stands before is the document, which is selected from; the rest is asked whole.
-    ``max_new_tokens`` is for tasks that name no limit. Raises MissingExtra where lm-eval is not installed.
+    ``max_new_tokens`` is for tasks that name no limit; a prompt that is drawn for several times is answered with
+    ``seed``, ``seed`` + 1 and so on. Raises MissingExtra where lm-eval is not installed.
     """
     if find_spec("lm_eval") is None:
         raise MissingExtra("running tasks of lm-evaluation-harness", "lm-eval", "eval")
@@ -59,7 +61,7 @@ def split_prompt(prompt: str, question_from: str | None = None) -> tuple[str, st
 
 
 class _Answering:
-    """The three calls of the harness. Its own base class comes after this one and keeps rank, cache and device."""
+    """What the harness calls. Its own base class comes after this one and keeps rank, cache and device."""
 
     cache_hook: Any
 
@@ -73,22 +75,50 @@ class _Answering:
         seed: int,
     ) -> None:
         super().__init__()
-        self._reader, self._question_from, self._max_new_tokens = reader, question_from, max_new_tokens
-        self._asked: dict[str, Any] = {"budget_tokens": budget_tokens, "selector": selector, "seed": seed}
+        self._reader, self._question_from = reader, question_from
+        self._max_new_tokens, self._seed = max_new_tokens, seed
+        self._asked: dict[str, Any] = {"budget_tokens": budget_tokens, "selector": selector}
+        self._warnings: Counter[str] = Counter()
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """One answer a request, in their order; every document is compiled once for all its questions."""
         wanted = [(*split_prompt(request.args[0], self._question_from), request.args[1]) for request in requests]
         options = [self._options(given) for _, _, given in wanted]
         found = [""] * len(requests)
+        times: Counter[str] = Counter()  # a task that draws several answers has its request here as often
+        self._warnings = Counter()
         for document in dict.fromkeys(document for document, _, _ in wanted):
             book = self._reader.compile(longctx.Document.from_text(document, "prompt"))
             for at, (own, question, given) in enumerate(wanted):
                 if own == document:
-                    answer = self._reader.ask(book, question, **self._asked, **options[at])
+                    prompt = requests[at].args[0]
+                    seed, times[prompt] = self._seed + times[prompt], times[prompt] + 1
+                    answer = self._reader.ask(book, question, **self._asked, **options[at], seed=seed)
+                    self._warnings.update(answer.warnings)
                     found[at] = _until(answer.text, given)
                     self.cache_hook.add_partial("generate_until", requests[at].args, found[at])
         return found
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes into its results, under ``config``; ``warnings`` are of the answers made last."""
+        return {
+            "longctx": longctx.__version__,
+            "fingerprint": self._reader.fingerprint[:16],
+            "model_dtype": str(self._reader.model.dtype).removeprefix("torch."),
+            **self._asked,
+            "question_from": self._question_from,
+            "max_new_tokens": self._max_new_tokens,
+            "seed": self._seed,
+            "warnings": dict(self._warnings),
+        }
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Asked for where prompts are to be put into a chat template. Raises UsageError."""
+        raise _no_template()
+
+    def apply_chat_template(self, chat_history: Sequence[Any], add_generation_prompt: bool = True) -> str:
+        raise _no_template()
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         raise _no_likelihood()
@@ -103,7 +133,10 @@ class _Answering:
             raise BadOption(
                 f"a Reader has no generation setting {strange[0]!r}; it has {', '.join(sorted(_HONOURED))}."
             )
-        heat = float(given.get("temperature") or 0.0)
+        said = given.get("temperature")
+        heat = (
+            1.0 if said is None and given.get("do_sample") else float(said or 0.0)
+        )  # 1 is what drawing means elsewhere
         return {
             "max_new_tokens": int(given.get("max_gen_toks") or self._max_new_tokens),
             "temperature": heat if given.get("do_sample", heat > 0) else 0.0,
@@ -122,4 +155,11 @@ def _no_likelihood() -> UsageError:
     return UsageError(
         "a Reader has no log-likelihood of a given continuation: it selects from the document and puts what is left "
         "into a prompt of its own. Choose tasks of output_type generate_until."
+    )
+
+
+def _no_template() -> UsageError:
+    return UsageError(
+        "a Reader puts text and question into the model's chat template itself, and needs the prompt as it is. Leave "
+        "apply_chat_template out."
     )
