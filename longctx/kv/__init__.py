@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from longctx.contexts import CompressedContext, compress, load
+    from longctx.kv._scored import Scored
     from longctx.readings import Reading, read
 
-__all__ = ["CompressedContext", "Reading", "compress", "load", "read"]
-_DOORS = {"Reading": "longctx.readings", "read": "longctx.readings"}
+__all__ = ["CompressedContext", "Reading", "Scored", "compress", "load", "read"]
+_DOORS = {"Reading": "longctx.readings", "Scored": "longctx.kv._scored", "read": "longctx.readings"}
 
 
 def __getattr__(name: str) -> Any:
