@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from transformers import DynamicCache
 
 import longctx
 from longctx import pace
@@ -63,4 +64,22 @@ def test_passes_made_for_their_time_change_no_token_and_are_made_once_for_a_mode
     for _ in range(2):
         found = longctx.generate(model, TOKENIZER, PROMPT, **OPTIONS, drafters=["document"])
         assert torch.equal(found.sequences, expected)
-    assert timed == ([1, 16] if found.stats.rows != "off" else [])
+    assert timed == [1, 16] and found.stats.rows == "tree"
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3", "qwen2"])
+def test_a_callers_cache_is_not_timed_and_holds_what_was_committed(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that see a window cannot take back the row of a pass before which they did not record."""
+    monkeypatch.setattr(pace, "_LONG", 8)
+    model, options = tiny.model(family, num_hidden_layers=2), OPTIONS | {"do_sample": False, "max_new_tokens": 8}
+    caches = []
+    for drafted in (False, True):
+        cache = DynamicCache(config=model.config)
+        with torch.inference_mode():
+            model(PROMPT[:, :20], past_key_values=cache)
+        more = {"custom_generate": longctx.speculative(["lookup"], tokenizer=TOKENIZER)} if drafted else {}
+        caches.append((model.generate(PROMPT, past_key_values=cache, **options, **more), cache.get_seq_length()))
+    (expected, held), (found, kept) = caches
+    assert torch.equal(found, expected) and held == kept

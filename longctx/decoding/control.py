@@ -40,8 +40,8 @@ class Control(Protocol):
         """The part of what was drafted that is worth its rows."""
         ...
 
-    def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
-        """What a round of ``rows`` committed, and how long its pass took."""
+    def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None:
+        """What a round of ``rows`` behind ``context`` tokens committed, and how long its pass took."""
         ...
 
 

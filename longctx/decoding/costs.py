@@ -6,6 +6,7 @@ Knows counts and seconds only.
 from __future__ import annotations
 
 from bisect import bisect_left
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,17 +31,19 @@ class RowCosts:
     def __init__(self) -> None:
         self._curves: dict[int, Curve] = {}  # by bucket of context
         self._measured: dict[tuple[int, int], bool] = {}  # buckets of context and rows; whether in the latest request
+        self._changing = Lock()  # requests of several threads share the costs of a model
 
     def add(self, rows: int, seconds: float, context: int = 0) -> None:
         """A pass of ``rows`` behind ``context`` tokens took ``seconds``."""
-        curve, bucket = self._own(rows, seconds, context), _bucket(rows)
-        known, here = curve.get(bucket), (context.bit_length(), bucket)
-        if known is None or here not in self._measured:
-            curve[bucket] = seconds
-        else:  # what is remembered may be long ago
-            weight = _FIRST if not self._measured[here] else _NEW if seconds < _ODD * known else _NEW / 10
-            curve[bucket] = known + weight * (seconds - known)
-        self._measured[here] = True
+        with self._changing:
+            curve, bucket = self._own(rows, seconds, context), _bucket(rows)
+            known, here = curve.get(bucket), (context.bit_length(), bucket)
+            if known is None or here not in self._measured:
+                curve[bucket] = seconds
+            else:  # what is remembered may be long ago
+                weight = _FIRST if not self._measured[here] else _NEW if seconds < _ODD * known else _NEW / 10
+                curve[bucket] = known + weight * (seconds - known)
+            self._measured[here] = True
 
     def renew(self, seconds: float, context: int = 0) -> None:
         """One row takes ``seconds`` now, as a request begins: the machine may have more or less to do than it had.
@@ -48,16 +51,17 @@ class RowCosts:
         What is known of more rows stays in proportion, at any context. Here it is no less than one row from now on, and
         a little nearer to the guess: a cost that keeps drafts from being made is not measured again, and may be wrong.
         """
-        own = self._own(1, seconds, context)
-        ratio = seconds / _read(own, 1)
-        for curve in list(self._curves.values()):
-            for bucket, known in list(curve.items()):
-                curve[bucket] = ratio * known
-        for bucket, known in list(own.items()):
-            guess = seconds * (1.0 + _SLOPE * (bucket - 1))
-            own[bucket] = max(seconds, guess + _REMEMBERED * (known - guess))
-        own[1] = seconds
-        self._measured = dict.fromkeys(self._measured, False) | {(context.bit_length(), 1): True}
+        with self._changing:
+            own = self._own(1, seconds, context)
+            ratio = seconds / _read(own, 1)
+            for curve in list(self._curves.values()):
+                for bucket, known in list(curve.items()):
+                    curve[bucket] = ratio * known
+            for bucket, known in list(own.items()):
+                guess = seconds * (1.0 + _SLOPE * (bucket - 1))
+                own[bucket] = max(seconds, guess + _REMEMBERED * (known - guess))
+            own[1] = seconds
+            self._measured = dict.fromkeys(self._measured, False) | {(context.bit_length(), 1): True}
 
     @property
     def known(self) -> bool:

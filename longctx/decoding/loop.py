@@ -169,7 +169,7 @@ class Decoding:
             self._ids = torch.cat((self._ids, torch.tensor([kept])), 1)
         self._count(tree, path[: len(kept)])
         if asked.pending == 1:
-            self._control.feedback(kept, 1 + len(tree), seconds)
+            self._control.feedback(kept, 1 + len(tree), seconds, len(self.committed) - len(kept))
         verified = self._verified(tree, path[: len(kept) - 1], kept, logits)
         if len(lead):
             told = np.asarray(asked.tokens[asked.pending - 1 - len(lead) : asked.pending - 1])
@@ -226,12 +226,13 @@ class Decoding:
     def _time(self, depth: int) -> None:
         """Tells the control, once, what passes take that it asks for, as rounds that commit nothing; all is as before.
 
-        Rows behind ``depth`` would stand where drafts may not, so that none are timed there.
+        Rows behind ``depth`` would stand where drafts may not, so that none are timed there. Nor are any where taking
+        rows back is what costs: a chain's cache records for it from its first draft on.
         """
-        self._timing = False
-        for rows in self._control.untimed(len(self.committed)):
+        self._timing, context = False, len(self.committed)
+        for rows in self._control.untimed(context) if self.target.rows == "tree" else ():
             if rows <= depth:
-                self._control.feedback((), rows, seconds_of(self.target, self.committed[-1], rows))
+                self._control.feedback((), rows, seconds_of(self.target, self.committed[-1], rows), context)
 
     def _verified(self, tree: TokenTree, path: Sequence[int], kept: Sequence[int], logits: torch.Tensor) -> Verified:
         """What drafters are told of a round; the likeliest tokens only where one of them asks."""

@@ -13,9 +13,11 @@ _TRIES = 2  # the first may make what the second finds
 
 
 def seconds_of(target: Target, anchor: int, rows: int) -> float:
-    """Seconds of a pass of ``rows`` behind the cache; ``target`` is as it was. ``anchor`` is any token of the model."""
-    tree = target.rows == "tree"
-    parents = [-1, *((row - 1) // 2 for row in range(1, rows))] if tree else range(-1, rows - 1)
+    """Seconds of a pass of ``rows`` behind the cache of ``target``, which verifies trees; it is as it was afterwards.
+
+    ``anchor`` is any token of the model.
+    """
+    parents = [-1, *((row - 1) // 2 for row in range(1, rows))]
     taken = []
     for _ in range(_TRIES):
         started = time.perf_counter()

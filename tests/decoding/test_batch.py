@@ -66,7 +66,7 @@ def test_a_shared_pass_is_its_requests_time_once(monkeypatch: pytest.MonkeyPatch
             super().__init__(8)
             object.__setattr__(self, "number", number)
 
-        def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
+        def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None:
             told[self.number].append((rows, seconds))  # type: ignore[attr-defined]
 
     def score(asked: Sequence[Any]) -> list[Any]:

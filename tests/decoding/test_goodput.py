@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -49,7 +51,7 @@ def run(
         tree = control.cut(chain(min(budget.nodes, 40), claimed)) if budget is not None else merge([], 0, 0)  # type: ignore[attr-defined]
         took = clock(1 + len(tree))
         came = committed(rng, right(number), len(tree))
-        control.feedback(came, 1 + len(tree), took)  # type: ignore[attr-defined]
+        control.feedback(came, 1 + len(tree), took, context)  # type: ignore[attr-defined]
         tokens, seconds = tokens + len(came), seconds + took + 0.001 * (budget is not None)
         nodes.append(len(tree))
     return tokens / seconds, nodes, asked
@@ -174,9 +176,9 @@ def test_passes_are_asked_for_until_more_than_one_count_of_rows_was_measured() -
     costs = RowCosts()
     control = Goodput().begin(costs)
     assert control.untimed(5) == (1, 16)
-    control.feedback((), 1, 2.0)
+    control.feedback((), 1, 2.0, 5)
     assert Goodput().begin(costs).untimed(5) == (1, 16)
-    control.feedback((), 16, 5.0)
+    control.feedback((), 16, 5.0, 5)
     assert Goodput().begin(costs).untimed(9000) == () and costs.seconds(16, 9000) == 5.0
     assert control.plan(9, 5) is not None, "what a plain pass costs is known by now"
 
@@ -216,3 +218,28 @@ def test_claims_that_are_never_right_soon_count_for_nothing_and_other_claims_for
     for _ in range(100):
         acceptance.learn(wrong, [0])
     assert acceptance.reach(wrong).values[0] == pytest.approx(1 / 8, abs=0.02), "it can be won back"
+
+
+def test_requests_of_several_threads_may_learn_costs_together() -> None:
+    costs, failed = RowCosts(), []
+
+    def learn(first: int) -> None:
+        try:
+            for step in range(3000):
+                costs.renew(1.0, first + 37 * step % 5000)
+                costs.add(1 + step % 64, 1.0 + step % 7, first + 91 * step % 70_000)
+                assert costs.seconds(1 + step % 40, step) > 0
+        except (RuntimeError, KeyError, ZeroDivisionError) as error:
+            failed.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=learn, args=(first,)) for first in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not failed

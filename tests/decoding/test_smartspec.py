@@ -23,7 +23,7 @@ def settled(right: float, per_row: float, rounds: int = 300) -> list[int]:
         came: list[int] = []
         while len(came) < count and rng.random() < right:
             came.append(1)
-        control.feedback([*came, 0], 1 + count, 1.0 + per_row * count)
+        control.feedback([*came, 0], 1 + count, 1.0 + per_row * count, 0)
         lengths.append(count)
     return lengths[-100:]
 

@@ -22,7 +22,7 @@ def test_it_learns_that_a_claim_is_too_high() -> None:
     for _ in range(40):
         control.plan(9, 0)
         control.cut(tree)
-        control.feedback([5], 3, 1.0)
+        control.feedback([5], 3, 1.0, 0)
     assert len(control.cut(tree)) == 0
     with pytest.raises(BadOption, match="least=2"):
         plugins.load("controllers", "threshold:least=2")

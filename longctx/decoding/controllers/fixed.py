@@ -32,7 +32,7 @@ class Fixed:
     def cut(self, tree: TokenTree) -> TokenTree:
         return tree.best(self.nodes)
 
-    def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None: ...
+    def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None: ...
 
 
 PLUGIN = Fixed

@@ -49,7 +49,6 @@ class Weighing:
         self._idle = self._pause = self._paused = 0
 
     def untimed(self, context: int) -> Sequence[int]:
-        self._context = context
         return () if self._costs.known else _TIMED
 
     def plan(self, depth: int, context: int) -> Budget | None:
@@ -75,12 +74,12 @@ class Weighing:
             self._pause = 0
         return reached.proposed().best(count)
 
-    def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
+    def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None:
         if rows == 1 and not self._timed:
             self._timed = True
-            self._costs.renew(seconds, self._context)
+            self._costs.renew(seconds, context)
         else:
-            self._costs.add(rows, seconds, self._context)
+            self._costs.add(rows, seconds, context)
         if self._drafted is not None:
             self._acceptance.learn(self._drafted, tokens)
 

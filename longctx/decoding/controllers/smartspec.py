@@ -55,8 +55,8 @@ class OneRate:
         self._chain = tree.chain()
         return self._chain
 
-    def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
-        self._costs.add(rows, seconds, self._context)
+    def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None:
+        self._costs.add(rows, seconds, context)
         if self._chain is None or not len(self._chain):
             return
         right = 0

@@ -52,7 +52,7 @@ class Sifting:
         reached = self._acceptance.reach(tree)
         return reached.proposed().best(min(self._options.nodes, int(np.sum(reached.values >= self._options.least))))
 
-    def feedback(self, tokens: Sequence[int], rows: int, seconds: float) -> None:
+    def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None:
         if self._drafted is not None:
             self._acceptance.learn(self._drafted, tokens)
 
