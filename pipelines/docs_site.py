@@ -339,8 +339,10 @@ def _speculation(results: Path) -> str:
             sooner = statistics.geometric_mean(first[row["prompt"]] / row["first_seconds"] for row in drafted)
             cells += [f"{passes:.2f}", same, f"{sooner:.2f}"]
             lines.append(f"| {group} | {len(drafted)} | {stock:.1f} | {' | '.join(cells)} |")
-        means = [[by.get(name) for by in found.values()] for name in ("hf_lookup", *methods)]
-        shown = [f"{statistics.geometric_mean(ratios):.2f}" if all(ratios) else "" for ratios in means]
+        means = [[by[name] for by in found.values() if name in by] for name in ("hf_lookup", *methods)]
+        shown = [
+            f"{statistics.geometric_mean(ratios):.2f}" if 0 < len(ratios) == len(found) else "" for ratios in means
+        ]
         lines.append(f"| geometric mean | | | {' | '.join(shown)} | | | |")
         if refused := {row["method"]: row["refused"]["message"] for row in rows if "refused" in row}:
             lines += ["", f"Refused: {'; '.join(f'`{name}`, {why}' for name, why in refused.items())}."]
