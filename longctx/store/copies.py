@@ -41,14 +41,16 @@ def load(artifact: Artifact, text: NDArray[np.int32], longest: int) -> NDArray[n
         return None
     data = artifact.content(entry)
     if data is None:
-        return _gone(artifact, entry)
+        _gone(artifact, entry)
+        return None
     try:
         _check(tensors.unpack(data, {_NAME: ("int32", (len(text),))})[_NAME])
         with safe_open(artifact.folder / entry.name, framework="pt") as file:
             found: NDArray[np.int32] = file.get_tensor(_NAME).numpy()
             return found
     except FileNotFoundError:  # a newer version swept it just now
-        return _gone(artifact, entry)
+        _gone(artifact, entry)
+        return None
     except (SafetensorError, ValueError) as error:
         raise files.malformed(artifact.folder, entry, str(error)) from error
 

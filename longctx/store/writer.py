@@ -49,7 +49,8 @@ class Writer:
             self.published = None  # none yet, or damaged, or of another format: replaced as a whole
         if self.published is not None:
             stored = [part.segments for part in (self.published.kv, self.published.summaries) if part is not None]
-            self._known = {one.key: one.file for part in (*stored, self.published.copies) for one in part}
+            self._known = {segment.key: segment.file for part in stored for segment in part}
+            self._known |= {order.key: order.file for order in self.published.copies}
         self._known |= self._journal()
         return self
 
