@@ -208,15 +208,17 @@ def load(path: str | Path, model: Any) -> CompressedContext:
     return CompressedContext(Context(len(ids), layers, policy), ids, fingerprint, warnings)
 
 
-def reach(policy: Policy | None, tokens: int) -> tuple[int, str]:
+def reach(policy: Policy | None, tokens: int, behind: int = 0) -> tuple[int, str]:
     """How far away the model sees the first of ``tokens`` once ``policy`` bounds them: what counts against its window.
 
-    And why a policy that would bound the distance does not, where it does not.
+    And why a policy that would bound the distance does not, where it does not. The last ``behind`` of the tokens are no
+    part of the context: a policy that holds all that stands before them bounds nothing.
     """
     method: KVPolicy = plugins.resolve("kv", policy or "full")
     if not method.grows:
         return tokens, ""
-    return (tokens if method.slots(tokens) >= tokens else method.reach(tokens)), method.shortfall(tokens)
+    bounded = tokens - behind
+    return (tokens if method.slots(bounded) >= bounded else method.reach(tokens)), method.shortfall(bounded)
 
 
 class Kept:

@@ -238,11 +238,11 @@ class Reader:
         else:
             prompt = self.prompt(joined(book.documents, selection.as_read), question)
             prompt_tokens = len(prompt)
-            self._room.check_prompt(reach(request.kv, len(prompt)), request.max_new_tokens)
+            behind = self._behind(question)
+            self._room.check_prompt(reach(request.kv, len(prompt), behind), request.max_new_tokens)
             context = None
             if request.kv is not None:
-                text = prompt[: -len(self._frame.middle) - self._count(question) - len(self._frame.after)]
-                context = self._kept(self.model, text, request.kv, request.allow_partial, report)
+                context = self._kept(self.model, prompt[:-behind], request.kv, request.allow_partial, report)
             origins = Origins(self._tokens, book.documents, selection.as_read, len(self._frame.before))
             said = answer(self.model, self._tokens, prompt, request, report, emit, context, origins.votes(len(prompt)))
             said = replace(said, copied=origins.copies(said.stats.copied))
@@ -272,8 +272,9 @@ class Reader:
         if request.kv is not None:  # one order for all questions, so that the same spans are compressed once
             selection = replace(selection, order=())
         if selector == selecting.EVERYTHING:
-            fixed = self._frame.tokens + self._count(question)
-            self._room.check_prompt(reach(request.kv, selection.tokens + fixed), request.max_new_tokens)
+            behind = self._behind(question)
+            prompt_tokens = len(self._frame.before) + selection.tokens + behind
+            self._room.check_prompt(reach(request.kv, prompt_tokens, behind), request.max_new_tokens)
         return selection
 
     def _check(self, request: Request) -> int:
@@ -283,6 +284,10 @@ class Reader:
         # the whole text has a check of its own, when its length is known
         wanted = 1 if request.selector == selecting.EVERYTHING else request.budget_tokens
         return self._room.budget(self._count(request.question), wanted, request.max_new_tokens)
+
+    def _behind(self, question: str) -> int:
+        """The tokens of a prompt that follow its text."""
+        return len(self._frame.middle) + self._count(question) + len(self._frame.after)
 
     def _count(self, text: str) -> int:
         return len(self._tokens.plain(text))

@@ -118,6 +118,7 @@ def _case(
     for number, question in enumerate(case.questions):
         wanted = [*FREE, *CASCADE, *(FULL if number < full_sample else ())]
         asked: dict[str, Any] = {}  # what the one pass took that all of FULL are read from
+        together = sum(selector in FULL for selector in selectors or wanted) > 1
         for selector in selectors or wanted:
             row = {**base, "set": case.set, "document": case.name, "sha256": digest, "question": number}
             row["selector"] = selector
@@ -128,15 +129,15 @@ def _case(
                 book = _book(reader, case, base.get("stored"), folder)
                 if not quiet:
                     _say(f"{case.name}: {book.tokens:,} tokens compiled in {time.perf_counter() - started:.0f} s")
-            if missing and selector in FULL and book is not None and not asked:
-                asked |= _ask(book, question.text)
             whole = book is not None and bool(missing) and book.tokens <= missing[0]  # kept whole: nothing was scored
+            if missing and not whole and book is not None and selector in FULL and not asked and together:
+                asked |= _ask(book, question.text)
             if selector.partition(":")[0] in CASCADE or whole:
                 for budget in missing:
                     yield row | _measure(reader, book, question, selector, budget)[1]
             elif missing and book is not None:
                 selection, found = _measure(reader, book, question, selector, missing[0])
-                found |= {"together": asked} if selector in FULL else {}
+                found |= {"together": asked} if asked and selector in FULL else {}
                 yield row | found
                 for budget in missing[1:]:
                     yield row | found | _kept(reader.recut(book, selection, budget), question) | {"budget": budget}

@@ -550,3 +550,10 @@ def test_what_counts_against_the_window_is_how_far_away_a_key_seems_to_stand(pol
     model = tiny.model(max_position_embeddings=256)
     found = [text for text in chosen(model, 600, policy)[2] if "was trained with 256" in text]
     assert len(found) == bool(said) and all(text.startswith(said) for text in found)
+
+
+def test_a_policy_that_holds_all_of_a_text_bounds_no_distance_of_its_prompt() -> None:
+    assert reach("lm_infinite:budget=570,ceiling=300", 591) == (300, "")
+    assert reach("lm_infinite:budget=570,ceiling=300", 591, 25) == (591, "")
+    assert reach("lm_infinite:budget=560,ceiling=300", 591, 25) == (300, "")
+    assert reach("quest:budget=100", 591, 25) == (591, "")

@@ -71,6 +71,10 @@ def test_a_text_beyond_the_window_needs_a_policy_that_bounds_the_reading_too() -
     for kv in ("longheads:budget=300,window=32", "lm_infinite:budget=300", "lm_infinite:budget=650,ceiling=300"):
         answer = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv=kv)
         assert answer.usage["prompt_tokens"] > 600 and answer.guarantee == "approximate"
+    # the budget holds the text, though not the question too: nothing stands nearer than it does
+    text = answer.usage["prompt_tokens"] - 1
+    with pytest.raises(DoesNotFit, match="window is 600"):
+        asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv=f"lm_infinite:budget={text},ceiling=300")
 
 
 def test_a_share_of_a_text_that_is_too_short_for_it_is_plain_attention_with_a_warning() -> None:

@@ -126,8 +126,8 @@ def beyond_window(model: Report, tokens: int, settings: Settings) -> str:
     try:
         room.budget(_QUESTION, 1 if whole else settings.budget, settings.max_new_tokens)
         if whole:
-            prompt = tokens + model.frame_tokens + _QUESTION
-            room.check_prompt(reach(settings.policy(), prompt), settings.max_new_tokens)
+            behind = model.frame_tokens + _QUESTION
+            room.check_prompt(reach(settings.policy(), tokens + behind, behind), settings.max_new_tokens)
     except DoesNotFit as error:
         return str(error)
     return ""

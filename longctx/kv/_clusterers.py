@@ -9,13 +9,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longctx.errors import MissingExtra
+from longctx.errors import BadOption, MissingExtra
 from longctx.kv._kmeans import nearest, spaced, spherical
 
 Clusterer = Literal["torch", "faiss", "sklearn"]
@@ -23,7 +23,9 @@ Cluster = Callable[[Tensor, int, int], Tensor]  # keys [sets, rows, dim], cluste
 
 
 def check(name: Clusterer) -> None:
-    """Raises MissingExtra where the library is not installed: now, and not once the text is read."""
+    """Raises BadOption for another word, MissingExtra where the library is not installed: before a text is read."""
+    if name not in get_args(Clusterer):
+        raise BadOption(f"clusterer={name!r} must be one of {', '.join(get_args(Clusterer))}.")
     if name == "faiss" and find_spec("faiss") is None:
         raise MissingExtra("clustering keys with clusterer=faiss", "faiss", "dense")
 

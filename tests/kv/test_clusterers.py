@@ -8,7 +8,7 @@ import pytest
 import torch
 from haystacks import chosen, haystack, question, tensors
 
-from longctx.errors import MissingExtra
+from longctx.errors import BadOption, MissingExtra
 from longctx.kv import _clusterers
 from longctx.kv._clusterers import Cluster, by, by_faiss, by_sklearn
 from longctx.kv._kmeans import spherical
@@ -91,6 +91,11 @@ def test_a_needle_is_read_whoever_clusters(clusterer: _clusterers.Clusterer, mon
     assert asked == [19]
     dataclasses.replace(policy, levels=2).index(layer, 60)
     assert asked[:2] == [19, 19] and len(asked) == 3 and asked[2] <= 3, "keys, and their clusters in groups"
+
+
+def test_another_word_is_refused_before_a_text_is_read() -> None:
+    with pytest.raises(BadOption, match="clusterer='faise' must be one of torch, faiss, sklearn"):
+        Squeezed(clusterer="faise")  # type: ignore[arg-type]
 
 
 def test_a_library_that_is_not_there_is_named_before_a_text_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
