@@ -29,7 +29,9 @@ _QUESTION = 8  # tokens of a question
 _RUNTIME = 405 * MB  # the interpreter, torch, transformers and what they import
 _VOCABULARY = 1_250  # bytes a tokenizer holds for one entry
 _TOKENISING = 40 * MB  # what a batch of chunks takes in the tokenizer, before it is numbers
-_ENCODER = 410 * MB  # sentence-transformers and what it imports, the embedded encoder, its batches
+_ENCODER = 160 * MB  # sentence-transformers and what it imports, and the embedded encoder
+_ENCODING = 300 * MB  # a batch of the encoder at its peak, given back before the model reads
+_ENCODED = 20_000  # bytes of that for each token of the text, while the text fills no batch
 _UNIT_BYTES = 3_000  # a unit's object, text, words and vector, with what building the index leaves behind
 _HEADS = 16  # calibrated heads whose attention is kept for every token that was read
 _HOLES = 0.35  # of the segments dropped for others: memory between those kept that cannot be used again at once
@@ -159,15 +161,16 @@ def plan(model: Report, tokens: int, settings: Settings) -> Plan:
         "weights": model.weight_bytes,
         "text and index": tokens * (_TEXT + 4 + 8) + units * _UNIT_BYTES + min(_TOKENISING, tokens * 400),
         "encoder": _ENCODER if encodes else 0,
+        "encoding scratch": min(_ENCODING, tokens * _ENCODED) if encodes else 0,
         "segment memory": min(_memory(settings), read * model.kv_bytes_per_token),
         "reading scratch": _reading(model, settings, read, room.segment_tokens) if read else 0,
         "prompt": _keys(model, prompt, settings.policy()) + settings.max_new_tokens * model.kv_bytes_per_token,
         "prompt scratch": _activations(model, min(prompt, _piece())),
     }
     during = parts["prompt"] + parts["prompt scratch"]
-    kept = parts["text and index"] + parts["encoder"] + parts["segment memory"]
+    kept = parts["text and index"] + parts["encoder"]
     loaded = parts["runtime"] + parts["weights"]
-    above = kept + max(parts["reading scratch"], during)
+    above = kept + max(parts["encoding scratch"], parts["segment memory"] + max(parts["reading scratch"], during))
     return Plan(parts, loaded, above, free_bytes(), _policies(model, tokens), said)
 
 
