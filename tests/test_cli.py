@@ -397,6 +397,10 @@ def test_a_plan_grows_with_text_and_budget_and_its_parts_make_its_sum(model: Pat
     assert lexical["above_loaded_bytes"] == lexical["text_and_index_bytes"] + during
     assert lexical["encoder_bytes"] == lexical["segment_memory_bytes"] == 0 < large["segment_memory_bytes"]
     assert lexical["encoding_scratch_bytes"] == 0 < small["encoding_scratch_bytes"] <= large["encoding_scratch_bytes"]
+    dense = planned(model, "--tokens", "1M", "--selector", "dense")  # its batches are gone when the prompt is read
+    during = dense["prompt_bytes"] + dense["prompt_scratch_bytes"]
+    kept = dense["text_and_index_bytes"] + dense["encoder_bytes"]
+    assert during < dense["encoding_scratch_bytes"] == dense["above_loaded_bytes"] - kept
 
 
 def test_a_plan_counts_the_laws_that_xl3m_keeps_and_works_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
