@@ -86,7 +86,7 @@ class DraftSource:
     ``index`` is that of the document, or of the prompt where there is none; requests and drafters share it. ``seed`` is
     the request's: drafters that draw draw by it. ``folds`` has for every id the lowest that is the same word, and
     ``weights`` how much each place of the indexed text counts beside the others, where that is known. ``successors``
-    gives what the model says of single tokens, where it can be asked; it is asked when that is first called.
+    gives what the model says of single tokens, where it can be asked; it is asked when that is called.
     """
 
     prompt: NDArray[np.int32]  # [tokens]
@@ -100,22 +100,12 @@ class DraftSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Lead:
-    """What the model said after the last ``tokens`` of the prompt before the anchor, as ``Verified`` has it of rows."""
-
-    tokens: NDArray[np.int64]  # [tokens]
-    tops: NDArray[np.int64]  # [tokens, needs]
-    chances: NDArray[np.float32]  # [tokens, needs]
-
-
-@dataclass(frozen=True, slots=True)
 class Verified:
     """What one round settled: ``tokens`` were committed, the last of them is the new anchor.
 
     ``rows`` are the tokens of the pass and ``parents`` their places in it, the anchor first with parent -1.
     ``accepted`` are the rows that were kept, in order, the anchor among them. ``tops`` and ``chances`` are the
     likeliest tokens after every row and their probabilities, before any processor, where a drafter ``needs`` them.
-    ``lead`` is what the first pass said of the prompt on its way, where it could be had for little.
     """
 
     tokens: tuple[int, ...]
@@ -124,7 +114,6 @@ class Verified:
     accepted: tuple[int, ...]
     tops: NDArray[np.int64] | None = None  # [rows, needs]
     chances: NDArray[np.float32] | None = None  # [rows, needs]
-    lead: Lead | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from longctx.backend import lean, narrow, target, trial
+from longctx.backend import narrow, trial
 from longctx.backend.lean import Lean
 from longctx.backend.target import RowTarget
 
@@ -21,43 +22,87 @@ PROMPT = [7, 300, 41, 5, 220, 99, 18, 77]
 TREE = ([30, 31, 32, 33, 34, 35], [-1, 0, 1, 1, 0, 4])
 
 
+def always(way: narrow.Way) -> Callable[..., list[narrow.Way]]:
+    return lambda dtype, out, width, threads: [way] * len(narrow._COUNTS)
+
+
+@pytest.mark.parametrize("way", [narrow._usual, narrow._weights_first, narrow._by_fours])
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 14), st.integers(1, 40), st.integers(1, 40), st.integers(0, 99))
-def test_the_product_is_that_of_a_linear_layer(rows: int, width: int, out: int, seed: int) -> None:
+@given(rows=st.integers(1, 70), width=st.integers(1, 40), out=st.integers(1, 40), seed=st.integers(0, 99))
+def test_the_product_is_that_of_a_linear_layer(way: narrow.Way, rows: int, width: int, out: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
-    x, weight = (torch.randn(count, width, generator=draw, dtype=torch.float64) for count in (rows, out))
-    bias = torch.randn(out, generator=draw, dtype=torch.float64)
-    for added in (None, bias):
-        found = narrow.product(x, weight, added)
-        assert found.shape == (rows, out)
-        torch.testing.assert_close(found, F.linear(x, weight, added), rtol=1e-12, atol=1e-12)
+    x, weight = (torch.randn(count, width, generator=draw) for count in (rows, out))
+    bias = torch.randn(out, generator=draw)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(narrow, "_ways", always(way))
+        for added in (None, bias):
+            found = narrow.product(x, weight, added)
+            assert found.shape == (rows, out)
+            expected = F.linear(x.double(), weight.double(), None if added is None else added.double())
+            torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("ours", "theirs", "expected"), [(1.0, 2.0, True), (1.0, 1.1, False), (2.0, 1.0, False)])
-def test_it_is_taken_where_it_wins_by_a_fifth(
-    ours: float, theirs: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+def test_rows_take_the_way_of_the_next_count_that_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def way(count: int) -> narrow.Way:
+        return lambda x, weight: asked.append(count) or x @ weight.t()
+
+    monkeypatch.setattr(narrow, "_ways", lambda *given: [way(count) for count in narrow._COUNTS])
+    for rows in (1, 3, 5, 17, 64, 65):
+        narrow.product(torch.ones(rows, 4), torch.ones(8, 4))
+    assert asked == [1, 3, 8, 24, 64], "65 rows are not few"
+
+
+def test_weights_are_tried_by_their_shape_and_format_and_large_ones_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+    monkeypatch.setattr(narrow, "_WEIGHTS", 64)
+    monkeypatch.setattr(narrow, "_ways", lambda *given: tried.append(given) or always(narrow._weights_first)(*given))
+    assert narrow.wins(2, torch.ones(4, 8)) and narrow.wins(2, torch.ones(400, 8, dtype=torch.bfloat16))
+    threads = torch.get_num_threads()
+    assert tried == [(torch.float32, 4, 8, threads), (torch.bfloat16, 8, 8, threads)]
+
+
+def test_another_way_is_taken_for_the_counts_that_win_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = [narrow._weights_first if count == 8 else narrow._usual for count in narrow._COUNTS]
+    monkeypatch.setattr(narrow, "_ways", lambda *given: ways)
+    weight = torch.ones(4, 4, dtype=torch.bfloat16)
+    assert [narrow.wins(rows, weight) for rows in (4, 5, 8, 9)] == [False, True, True, False]
+
+
+def test_nothing_is_tried_for_other_formats_devices_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrow, "_ways", lambda *given: pytest.fail("tried"))
+    assert not narrow.wins(0, torch.ones(2, 2)) and not narrow.wins(65, torch.ones(2, 2))
+    for dtype in (torch.float64, torch.float16):
+        assert not narrow.wins(1, torch.ones(2, 2, dtype=dtype))
+    assert not narrow.wins(1, torch.ones(2, 2, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "margin", "expected"),
+    [((2.0, 1.0, 3.0), 1.1, 1), ((1.05, 1.0), 1.1, 0), ((1.0, 2.0), 1.1, 0), ((1.2, 1.1, 1.0), 1.1, 2)],
+)
+def test_the_fastest_must_win_by_a_margin_over_the_first(
+    seconds: tuple[float, ...], margin: float, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = iter((ours, theirs))
-    monkeypatch.setattr(trial, "seconds", lambda work: next(times))
-    assert narrow._wins.__wrapped__(1) is expected
+    now = [0.0]
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+
+    def work(own: float) -> None:
+        now[0] += own
+
+    assert trial.fastest([lambda own=own: work(own) for own in seconds], margin) == expected
 
 
-def test_one_row_and_several_are_tried_apart_and_nothing_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried = []
-    monkeypatch.setattr(narrow, "_wins", lambda rows: tried.append(rows) or rows > 1)
-    assert [narrow.narrow(rows, torch.float32, CPU) for rows in (1, 2, 12)] == [False, True, True]
-    assert tried == [1, 2, 4]
-    assert not narrow.narrow(13, torch.float32, CPU) and not narrow.narrow(1, torch.bfloat16, CPU)
-    assert not narrow.narrow(1, torch.float32, torch.device("meta")) and len(tried) == 3
-
-
-def test_the_trial_holds_the_product_against_a_linear_layer_of_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    timed: list[torch.Tensor] = []
-    monkeypatch.setattr(narrow, "_TRIAL", (64, 32))
-    monkeypatch.setattr(trial, "seconds", lambda work: timed.append(work()) or 1.0)
-    assert not narrow._wins.__wrapped__(3)
-    assert [made.shape for made in timed] == [(3, 64), (3, 64)] and bool((timed[0] == 32).all())
-    assert torch.equal(*timed) and not narrow.narrow(0, torch.float32, CPU)
+def test_the_trial_holds_the_ways_against_each_other_on_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[list[torch.Tensor]] = []
+    monkeypatch.setattr(
+        narrow, "fastest", lambda works, margin: held.append([work() for work in works]) or len(works) - 1
+    )
+    ways = dict(zip(narrow._COUNTS, narrow._ways.__wrapped__(torch.float32, 16, 64, 1), strict=True))
+    assert ways[12] is narrow._by_fours and ways[16] is narrow._weights_first
+    for rows, made in zip(narrow._COUNTS, held, strict=True):
+        assert all(one.shape == (rows, 16) and bool((one == 64).all()) for one in made)
 
 
 def scored(model: Any) -> list[torch.Tensor]:
@@ -77,8 +122,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     taken: list[int] = []
     ours = Lean.run
     monkeypatch.setattr(Lean, "run", lambda self, ids, *more: taken.append(ids.shape[1]) or ours(self, ids, *more))
-    for module in (lean, target):
-        monkeypatch.setattr(module, "narrow", lambda rows, dtype, device: rows <= 12)
+    monkeypatch.setattr(narrow, "_ways", always(narrow._weights_first))
     return taken
 
 
@@ -92,7 +136,7 @@ def test_trees_are_verified_by_it_with_the_models_own_numbers(
     model = tiny.model(family, **changes)
     found = scored(model)
     assert runs[-3:] == [8, 6, 1], "what comes before is the comparison of the roads"
-    monkeypatch.setattr(target, "narrow", lambda *given: False)
+    monkeypatch.setattr(narrow, "_ways", always(narrow._usual))
     for ours, plain in zip(found, scored(model), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
@@ -104,7 +148,7 @@ def test_models_of_other_layers_verify_as_they_did(
     model = tiny.model(family)
     found = scored(model)
     assert not runs
-    monkeypatch.setattr(target, "narrow", lambda *given: False)
+    monkeypatch.setattr(narrow, "_ways", always(narrow._usual))
     for ours, plain in zip(found, scored(model), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 

@@ -147,11 +147,30 @@ def test_a_folder_that_cannot_be_written_is_a_warning_of_the_result(
     assert "could not be kept" in warning and "LONGCTX_CACHE" in warning
 
 
-def test_a_slow_model_is_asked_for_a_while_only(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "_SECONDS", -1.0)
-    told: list[Any] = []
-    found = successors(tiny.model("llama"), silent, lambda *stage: told.append(stage))
+def test_a_slow_model_is_asked_for_a_while_and_further_by_the_next_request(cache: Path) -> None:
+    model, told = tiny.model("llama"), list[Any]()
+    found = successors(model, silent, lambda *stage: told.append(stage), -1.0)
     assert len(found.tokens) == 16 and told == [("asking what follows which token", 16, 480)]
+    assert len(successors(model, silent, None, -1.0).tokens) == 32
+    forget()
+    assert len(successors(model, silent, None, -1.0).tokens) == 48, "another process goes on by the file"
+    further = successors(model, silent)
+    (file,) = cache.iterdir()
+    file.unlink()
+    forget()
+    at_once = successors(model, silent)
+    assert len(at_once.tokens) == 480
+    np.testing.assert_allclose(further.chances, at_once.chances, rtol=1e-4)
+
+
+def test_what_another_process_asked_meanwhile_is_not_asked_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("llama")
+    few = successors(model, silent, None, -1.0)
+    forget()
+    whole = successors(model, silent)
+    asking._KNOWN[model] = asking.Known(few, (1, 2), len(whole.tokens))
+    monkeypatch.setattr(asking, "_asked", lambda *given: pytest.fail("asked again"))
+    assert len(successors(model, silent).tokens) == len(whole.tokens)
 
 
 def test_a_model_that_always_says_the_same_after_a_token_is_drafted_from_it(cache: Path) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import TAP, Tap, attend
-from longctx.backend.narrow import narrow, product
+from longctx.backend.narrow import MOST, product, wins
 
 _LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 _ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
@@ -73,16 +73,23 @@ class Lean:
         missing = {"embed_tokens", "layers", "norm", "rotary_emb"} - {name for name, _ in decoder.named_children()}
         if missing:
             raise Unlike(f"the decoder has no {', '.join(sorted(missing))}")
-        if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules()):
+        modules = list(model.modules())
+        if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules):
             raise Unlike("modules of the model carry hooks or a forward of their own")
         if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
             raise Unlike("hooks are set for all modules there are")
+        self.formulas = tuple(type(module).forward for module in modules)
         self.decoder, self.head = decoder, model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.layers = [_layer(layer) for layer in decoder.layers]
         self.final = _norm(decoder.norm, model.config.get_text_config(decoder=True).hidden_size)
         if not isinstance(self.head, nn.Linear):
             raise Unlike("the model has no linear head")
         self.dtype = arithmetic(self.head.weight.dtype, self.head.weight.device)
+
+    def faster(self, rows: int) -> bool:
+        """Whether the products of ``rows`` rows take less time here than in the model's own layers."""
+        weights = {part.weight.shape: part.weight for part in (*self.layers[0].linear.values(), self.head)}
+        return any(wins(rows, weight) for weight in weights.values())
 
     def run(
         self,
@@ -93,17 +100,20 @@ class Lean:
         positions: Tensor | None,
         valid: Tensor | None,
         extra: Mapping[str, Any] = _NOTHING,
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Logits of the tokens ``keep``, [batch, kept, vocab]; arguments as in ``Passes.run``.
 
-        ``extra`` travels to the attention function of every layer.
+        ``extra`` travels to the attention function of every layer. ``dtype`` is the format of the products; None: the
+        fastest for many rows. A few do not pay for a conversion of the weights.
         """
-        x = self.decoder.embed_tokens(ids).to(self.dtype)
+        x = self.decoder.embed_tokens(ids)
+        x = x.to(self.dtype if dtype is None else dtype)
         places = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
         cos, sin = self.decoder.rotary_emb(x, places)
         turn = cos[:, None], sin[:, None]
         mask = None if valid is None else _visible(valid, ids.shape[1])
-        weights = _Weights(self.dtype)
+        weights = _Weights(x.dtype, few=ids.numel() <= MOST)
         for index, layer in enumerate(self.layers):
             x = self._one(layer, index, x, turn, cache, mask, weights, {TAP: tap, **extra})
         kept = self.final(x[:, keep].float())
@@ -113,10 +123,8 @@ class Lean:
         """The head's product with ``rows``, float32 [rows, width], in the format of the head's weights."""
         weight, bias = self.head.weight, self.head.bias
         own = rows.to(weight.dtype)
-        if narrow(len(own), own.dtype, own.device):
-            return product(own, weight, bias)
         if self.dtype == weight.dtype or len(own) < _MANY:
-            return F.linear(own, weight, bias)
+            return product(own, weight, bias)
         out, wide = own.new_empty(len(own), len(weight)), rows.to(self.dtype)
         for at in range(0, len(weight), _WORDS):
             some = slice(at, at + _WORDS)
@@ -163,8 +171,9 @@ class _Weights:
     Fresh pages cost as much as a fifth of a pass, and the C library gives large ones back as soon as they are free.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, few: bool) -> None:
         self.dtype = dtype
+        self._few = few  # a last piece of many rows is not worth a trial
         self._room: dict[str, Tensor] = {}
         self._products: dict[str, Tensor] = {}
         self._now: dict[str, tuple[Tensor, Tensor | None]] = {}
@@ -182,7 +191,7 @@ class _Weights:
     def product(self, name: str, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The layer's output for ``x`` [rows, in]; without ``out`` it holds until the next product of that name."""
         weight, bias = self._now[name]
-        if narrow(len(x), x.dtype, x.device):
+        if self._few and wins(len(x), weight):
             made = product(x, weight, bias)
             return made if out is None else out.copy_(made)
         if out is None:
@@ -195,7 +204,7 @@ class _Weights:
     def add(self, x: Tensor, name: str, y: Tensor) -> None:
         """Adds the product of ``y`` to ``x`` in place, both [rows, width]."""
         weight, bias = self._now[name]
-        if narrow(len(x), x.dtype, x.device):
+        if self._few and wins(len(x), weight):
             x.add_(product(y, weight))
         else:
             x.addmm_(y, weight.t())

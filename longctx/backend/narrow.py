@@ -1,44 +1,88 @@
 """A few rows times a matrix of weights, where the library's own way does not read the weights at the memory's speed.
 
-Owns that product and the trial that decides for it. In float32 PyTorch multiplies a single row in one thread, and a few
-rows by a kernel made for many; a product that begins with the weights does neither. Knows no layer and no model.
+Owns the ways to that product and the trial that decides between them. PyTorch's own begins with the rows: in float32 a
+single row goes through one thread on some processors, and from two or four rows on a kernel made for many is taken,
+which on others costs what sixteen rows do. A product that begins with the weights does neither, and may take as long
+for sixteen rows as for two. Knows no layer and no model.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longctx.backend.trial import faster
+from longctx.backend.trial import fastest
 
-_MOST = 12  # rows: more are as fast the usual way
-_CHUNK = 4  # rows multiplied at a time
-_TRIAL = (16384, 1024)  # weights of the trial: too large for a cache, as all layers together are
+MOST = 64  # rows that are few
+_COUNTS = (1, 2, 3, 4, 8, 12, 16, 24, 32, 48, MOST)  # rows that are tried; others are as the next of these
+_CHUNK, _FEWER = 4, 12  # rows of ``_by_fours`` at a time, and at the most: more read the weights too often
+_FASTER = 1.05  # how many times as fast another way must be: each rounds in its own order
+_WEIGHTS = 2**22  # numbers in a matrix of the trial, at the most: rows of a larger one are left out
+_APART = 2**24  # numbers in all matrices of a trial: too many for a cache, as those of all layers are
+_MATRICES = 64  # of them, at the most
+
+Way = Callable[[Tensor, Tensor], Tensor]
+"""Rows [rows, in] and weights [out, in] -> their product [rows, out]."""
 
 
-def narrow(rows: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether ``product`` is the way for ``rows`` rows of ``dtype``: in float32 on a CPU, where it is the faster."""
-    if not 0 < rows <= _MOST or device.type != "cpu" or dtype != torch.float32:
-        return False
-    return _wins(min(rows, _CHUNK))
+def wins(rows: int, weight: Tensor) -> bool:
+    """Whether ``product`` takes another way than the usual one for ``rows`` rows and ``weight`` [out, in].
+
+    Found by trying, in a fifth of a second when it is first asked for weights of that shape.
+    """
+    return _way(rows, weight) is not _usual
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x`` [rows, in] by the transposed ``weight`` [out, in], up to rounding what ``F.linear`` gives."""
-    out, width = weight.shape
-    rows = len(x)
-    if width > 2 * out and rows not in (2, 3):  # a few long sums: here the usual way is as fast
+    way = _way(len(x), weight)
+    if way is _usual:
         return F.linear(x, weight, bias)
-    # an odd row out would be a product with a vector, or one for which the library has no good kernel
-    even = torch.cat((x, x[-1:])) if rows % 2 else x
-    made = torch.cat([torch.mm(weight, part.t()).t() for part in torch.split(even, _CHUNK)])[:rows]
+    made = way(x, weight)
     return made if bias is None else made + bias
 
 
+def _way(rows: int, weight: Tensor) -> Way:
+    if not 0 < rows <= MOST or weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+        return _usual
+    out, width = weight.shape
+    ways = _ways(weight.dtype, min(out, max(1, _WEIGHTS // width)), width, torch.get_num_threads())
+    return ways[bisect_left(_COUNTS, rows)]
+
+
+def _usual(x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight)
+
+
+def _weights_first(x: Tensor, weight: Tensor) -> Tensor:
+    return torch.mm(weight, x.t()).t()
+
+
+def _by_fours(x: Tensor, weight: Tensor) -> Tensor:
+    """Weights first, a few rows at a time: on some processors only so few have a good kernel."""
+    # an odd row out would be a product with a vector, or one for which the library has no good kernel
+    even = torch.cat((x, x[-1:])) if len(x) % 2 else x
+    return torch.cat([_weights_first(part, weight) for part in torch.split(even, _CHUNK)])[: len(x)]
+
+
 @functools.cache  # a fact about the processor
-def _wins(rows: int) -> bool:
-    x, weight = (torch.ones(size, dtype=torch.float32, device="cpu") for size in ((rows, _TRIAL[1]), _TRIAL))
-    return faster(lambda: product(x, weight), lambda: F.linear(x, weight))
+def _ways(dtype: torch.dtype, out: int, width: int, threads: int) -> list[Way]:
+    """The fastest way for every count of rows with weights [out, width]: the shape decides as much as the count."""
+    some = max(2, min(_MATRICES, _APART // (out * width)))
+    weights = itertools.cycle(torch.ones(some, out, width, dtype=dtype, device="cpu").unbind())
+    found = []
+    for rows in _COUNTS:
+        x = torch.ones(rows, width, dtype=dtype, device="cpu")
+        ways = (_usual, _weights_first, *((_by_fours,) if rows <= _FEWER else ()))
+        found.append(ways[fastest([functools.partial(_with_next, way, x, weights) for way in ways], _FASTER)])
+    return found
+
+
+def _with_next(way: Way, x: Tensor, weights: Iterator[Tensor]) -> Tensor:
+    return way(x, next(weights))

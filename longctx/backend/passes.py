@@ -98,7 +98,7 @@ class Passes:
             lean = Lean(self.model)
             if 0 < self._slides < max(width, _TOKENS):
                 raise Unlike(f"layers see no more than {self._slides} tokens back")
-            now = tuple(type(module).forward for module in self.model.modules())
+            now = lean.formulas
             formulas, differs = _DIFFERS.get(self.model, ((), ""))
             if formulas != now:
                 differs = self._compared(lean)

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -29,48 +30,72 @@ from longctx.drafts import Successors
 from longctx.protocols import Progress
 
 _MOST = 16384  # ids asked: most of what an English answer is made of
-_SECONDS = 20.0  # after which no more ids are asked: on a slow machine fewer are known
+_SECONDS = 2.0  # of one request: the next one asks further
 _RANKS = 16
 _TEXTS = 64  # from which it is found what the model expects most often
 _FIRST, _AT_ONCE = 16, 256  # ids of the first pass, and of one at the most
 _WIDE = 2**19  # logits that are widened at once
-_MAGIC = b"lctxsuc1"
+_MAGIC = b"lctxsuc2"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What was asked so far behind the tokens ``before``, of the ``count`` ids that are to be asked."""
+
+    found: Successors
+    before: tuple[int, ...]
+    count: int
+
+    @property
+    def whole(self) -> bool:
+        return len(self.found.tokens) >= self.count
+
 
 # a memo, not state: the same model always says the same
-_KNOWN: WeakKeyDictionary[PreTrainedModel, Successors] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[PreTrainedModel, Known] = WeakKeyDictionary()
 
 
-def successors(model: PreTrainedModel, warn: Callable[[str], None], progress: Progress | None = None) -> Successors:
-    """What ``model``, which verifies trees, says after single tokens.
+def successors(
+    model: PreTrainedModel, warn: Callable[[str], None], progress: Progress | None = None, seconds: float = _SECONDS
+) -> Successors:
+    """What ``model``, which verifies trees, says after single tokens, as far as it was asked.
 
-    Asked of the model once, which takes some twenty seconds at the most, and then kept in the cache folder; where that
-    cannot be written, ``warn`` is told. Of a model whose weights are not in memory nothing is asked, with a warning.
+    Asked of the model for ``seconds`` and kept in the cache folder, from where the next call goes on until all is
+    known; where it cannot be written, ``warn`` is told. Of a model whose weights are not in memory nothing is asked,
+    with a warning.
     """
     with turn():  # threads wait for the first of them
-        if model not in _KNOWN:
-            _KNOWN[model] = _found(model, warn, progress)
-        return _KNOWN[model]
+        known = _KNOWN.get(model)
+        if known is None or not known.whole:
+            known = _KNOWN[model] = _further(model, known, warn, progress, seconds)
+        return known.found
 
 
-def _found(model: PreTrainedModel, warn: Callable[[str], None], progress: Progress | None) -> Successors:
+def _further(
+    model: PreTrainedModel, known: Known | None, warn: Callable[[str], None], progress: Progress | None, seconds: float
+) -> Known:
+    """What is known after ``seconds`` more of asking, or by the file if that is all."""
     if any(parameter.is_meta for parameter in model.parameters()):
         warn("weights of the model are not in memory, so it is not asked what follows which token.")
-        return Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=np.float32))
+        return Known(Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=np.float32)), (), 0)
     path = cache_folder() / "successors" / f"{model_fingerprint(model)[:32]}.bin"
-    found = _load(path)
-    if found is None:
-        found = _asked(model, progress)
-        try:
-            _save(path, found)
-        except OSError as error:
-            warn(
-                f"what follows which token could not be kept ({error.strerror or type(error).__name__}): the model "
-                f"will be asked again. Set LONGCTX_CACHE to a folder that can be written."
-            )
-    return found
+    kept = _load(path)
+    if kept is not None and (known is None or len(kept.found.tokens) > len(known.found.tokens)):
+        known = kept  # another process may have asked more
+    if known is not None and known.whole:
+        return known
+    known = _asked(model, known, progress, seconds)
+    try:
+        _save(path, known)
+    except OSError as error:
+        warn(
+            f"what follows which token could not be kept ({error.strerror or type(error).__name__}): the model "
+            f"will be asked again. Set LONGCTX_CACHE to a folder that can be written."
+        )
+    return known
 
 
-def _asked(model: PreTrainedModel, progress: Progress | None) -> Successors:
+def _asked(model: PreTrainedModel, known: Known | None, progress: Progress | None, seconds: float) -> Known:
     """Every id stands by itself behind the same two tokens, those that the model expects most often.
 
     A beginning of other tokens would tell what the text is about, and a third less of what follows would be right.
@@ -78,27 +103,30 @@ def _asked(model: PreTrainedModel, progress: Progress | None) -> Successors:
     started = time.monotonic()
     embeddings: Any = model.get_input_embeddings()
     target = RowTarget(model, 2 + _AT_ONCE)
-    count = min(_MOST, target.vocabulary, int(embeddings.weight.shape[0]))
-    before = _expected(model, count)
-    target.score(before, range(-1, len(before) - 1), 1)
-    target.commit(range(len(before)))
-    tokens, chances = [], []
-    done, step = 0, _FIRST
-    while done < count:
+    if known is None:
+        count = min(_MOST, target.vocabulary, int(embeddings.weight.shape[0]))
+        ranks = min(_RANKS, target.vocabulary)
+        nothing = Successors(np.empty((0, ranks), dtype=np.int32), np.empty((0, ranks), dtype=np.float32))
+        known = Known(nothing, tuple(_expected(model, count)), count)
+    target.score(known.before, range(-1, len(known.before) - 1), 1)
+    target.commit(range(len(known.before)))
+    tokens, chances = [known.found.tokens], [known.found.chances]
+    done, step = len(known.found.tokens), _FIRST
+    while done < known.count:
         began = time.monotonic()
-        ids = range(done, min(done + step, count))
+        ids = range(done, min(done + step, known.count))
         best = _best(target, ids)
         tokens.append(best[0])
         chances.append(best[1])
         done = ids.stop
         if progress is not None:
-            progress("asking what follows which token", done, count)
+            progress("asking what follows which token", done, known.count)
         now = time.monotonic()
-        if now - started > _SECONDS:
+        if now - started > seconds:
             break
         # no pass that would take longer than what is left
-        step = min(_AT_ONCE, 2 * step, max(1, int(len(ids) * (_SECONDS - (now - started)) / max(now - began, 1e-9))))
-    return Successors(np.concatenate(tokens), np.concatenate(chances))
+        step = min(_AT_ONCE, 2 * step, max(1, int(len(ids) * (seconds - (now - started)) / max(now - began, 1e-9))))
+    return replace(known, found=Successors(np.concatenate(tokens), np.concatenate(chances)))
 
 
 def _expected(model: PreTrainedModel, count: int) -> list[int]:
@@ -125,7 +153,7 @@ def _best(target: RowTarget, ids: Sequence[int]) -> tuple[NDArray[np.int32], NDA
     return np.concatenate(tokens), np.concatenate(chances)
 
 
-def _load(path: Path) -> Successors | None:
+def _load(path: Path) -> Known | None:
     """What the file holds; None where there is none, or it is not what was written."""
     try:
         data = path.read_bytes()
@@ -135,15 +163,19 @@ def _load(path: Path) -> Successors | None:
     head, digest, body = data[: len(_MAGIC)], data[len(_MAGIC) : start], data[start:]
     if head != _MAGIC or hashlib.sha256(body).digest() != digest:
         return None
-    ids, ranks = (int(size) for size in np.frombuffer(body[:8], dtype="<u4"))
-    tokens, chances = np.frombuffer(body[8:], dtype="<i4").reshape(2, ids, ranks).copy()
-    return Successors(tokens.astype(np.int32), chances.view("<f4").astype(np.float32))
+    ids, ranks, count, begins = (int(size) for size in np.frombuffer(body[:16], dtype="<u4"))
+    numbers = np.frombuffer(body[16:], dtype="<i4")
+    tokens, chances = numbers[begins:].reshape(2, ids, ranks).copy()
+    found = Successors(tokens.astype(np.int32), chances.view("<f4").astype(np.float32))
+    return Known(found, tuple(numbers[:begins].tolist()), count)
 
 
-def _save(path: Path, found: Successors) -> None:
+def _save(path: Path, known: Known) -> None:
     """Writes the file whole or not at all, whoever else writes it. Raises OSError where it cannot be written."""
-    sizes = np.asarray(found.tokens.shape, dtype="<u4").tobytes()
-    body = sizes + found.tokens.astype("<i4").tobytes() + found.chances.astype("<f4").tobytes()
+    tokens, chances = known.found.tokens, known.found.chances
+    sizes = np.asarray([*tokens.shape, known.count, len(known.before)], dtype="<u4").tobytes()
+    before = np.asarray(known.before, dtype="<i4").tobytes()
+    body = sizes + before + tokens.astype("<i4").tobytes() + chances.astype("<f4").tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:

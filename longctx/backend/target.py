@@ -19,8 +19,7 @@ from transformers.cache_utils import CacheLayerMixin
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import PACK, ROWS, alone, installed
 from longctx.backend.borrowed import held
-from longctx.backend.lean import Lean
-from longctx.backend.narrow import narrow
+from longctx.backend.narrow import MOST
 from longctx.backend.packs import PackCache
 from longctx.backend.passes import Passes
 from longctx.backend.rows import Rows
@@ -29,6 +28,7 @@ from longctx.drafts import Kind
 from longctx.errors import CacheError, ModelError
 
 _LONG = 256  # rows from which on converting weights to the faster format is paid back
+_FEW = range(1, MOST + 1)  # rows
 _SAMPLE = 48  # tokens with which the roads are compared
 
 
@@ -47,6 +47,8 @@ class RowTarget:
         # prompts read in a wider format are kept in the model's own; everything else is kept as it comes
         self._wider = arithmetic(model.dtype, model.device) != model.dtype
         self._model, self._pending = model, 0
+        # whether the lean layers are the faster road for so many rows; None: to be tried
+        self._few: dict[int, bool] | None = None if model.device.type == "cpu" else dict.fromkeys(_FEW, False)
         self._cache = SlotCache(config, reserve, model.dtype if self._wider else None)
         self._extra = extra or {}
         self._fixed = _arguments(model)
@@ -72,34 +74,43 @@ class RowTarget:
         """Logits [wanted, vocab] of the last ``wanted`` rows; the rows are pending until ``commit`` or ``rollback``."""
         _nothing_pending(self._pending)
         rows = Rows(parents, self.length, self._cache.windows, self._model.device)
-        extra = {**self._fixed, ROWS: rows, "past_key_values": self._cache}
         self._pending = len(tokens)
         settled = False
         try:
-            with torch.inference_mode(), installed(self._model):
-                lean = self._lean(tokens, rows.is_chain)
-                if lean is None:
-                    logits = _forward(self._model, tokens, rows.positions, wanted, extra)
-                else:
-                    ids, seen = torch.tensor([list(tokens)], device=self._model.device), {ROWS: rows, **self._extra}
-                    kept = list(range(len(tokens) - wanted, len(tokens)))
-                    logits = lean.run(ids, self._cache, None, kept, rows.positions[None], None, seen)[0]
+            with torch.inference_mode():
+                logits = self._by_lean(tokens, rows, wanted) if self._may_be_lean(len(tokens), rows.is_chain) else None
+                if logits is None:
+                    extra = {**self._fixed, ROWS: rows, "past_key_values": self._cache}
+                    with installed(self._model):
+                        logits = _forward(self._model, tokens, rows.positions, wanted, extra)
             settled = True
         finally:
             if not settled:
                 self.rollback()
         return logits
 
-    def _lean(self, tokens: Sequence[int], chain: bool) -> Lean | None:
-        """The lean layers where they are the faster road, None elsewhere: they round otherwise than the model's own.
+    def _may_be_lean(self, rows: int, chain: bool) -> bool:
+        """Whether the lean layers, which round otherwise than the model's own, may be the faster road.
 
-        That is for a long piece of the prompt where the processor is slow in the model's own format, and for a few rows
-        where it is slow to multiply them.
+        They are for a long piece of the prompt where the processor is slow in the model's own format, and for a few
+        rows where it is slow to multiply so many in the usual way.
         """
-        few = narrow(len(tokens), self._model.dtype, self._model.device)
-        if not few and not (chain and len(tokens) >= _LONG and self._wider):
-            return None
-        return Passes(self._model, tokens[:_SAMPLE]).lean(self.length + len(tokens))
+        if rows <= MOST:
+            return self._few is None or self._few[rows]
+        return self._few is None or (chain and rows >= _LONG and self._wider)
+
+    def _by_lean(self, tokens: Sequence[int], rows: Rows, wanted: int) -> Tensor | None:
+        """Logits by the lean layers; None where the model is not built of them or its own road is as fast."""
+        with alone(self._model):
+            lean = Passes(self._model, tokens[:_SAMPLE]).lean(self.length + len(tokens))
+            if self._few is None:  # tried with the prompt: passes that are timed have no trial in them
+                self._few = {count: lean is not None and lean.faster(count) for count in _FEW}
+            if lean is None or not self._may_be_lean(len(tokens), rows.is_chain):
+                return None
+            ids, seen = torch.tensor([list(tokens)], device=self._model.device), {ROWS: rows, **self._extra}
+            kept = list(range(len(tokens) - wanted, len(tokens)))
+            dtype = self._model.dtype if len(tokens) <= MOST else None
+            return lean.run(ids, self._cache, None, kept, rows.positions[None], None, seen, dtype)[0]
 
     def commit(self, rows: Sequence[int]) -> None:
         """Afterwards the cache holds the pending ``rows``, a path in order, and no others."""

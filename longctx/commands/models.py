@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from longctx.backend.report import Report
 
 _SHOWN = 8  # heads listed for people; --json has all
+_ASKING = 60.0  # seconds of asking what follows which token, at most
 
 
 def doctor(settings: Settings, screen: Screen) -> None:
@@ -67,7 +68,7 @@ def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
     found.save(kept.path)
     warnings: list[str] = []
     drafts = capability(loaded.model).rows == "tree"
-    known = len(successors(loaded.model, warnings.append, screen.progress).tokens) if drafts else 0
+    known = len(successors(loaded.model, warnings.append, screen.progress, _ASKING).tokens) if drafts else 0
     screen.warn(warnings)
     seconds = time.perf_counter() - started
     if screen.json:

@@ -11,7 +11,7 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)  # row counts whose cost is kept apart
+_BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # row counts whose cost is kept apart
 _SLOPE = 0.02  # what a row is taken to add to the cost of one, until it was measured
 _NEW, _FIRST = 0.25, 0.5  # weight of a new measurement, and of the first in a request
 _ODD = 3.0  # a pass this many times slower than expected was disturbed, and counts for little

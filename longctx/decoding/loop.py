@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,10 +21,9 @@ from longctx.decoding.guard import Guard, checked
 from longctx.decoding.laws import Laws, Processor
 from longctx.decoding.timing import seconds_of
 from longctx.decoding.tree import TokenTree, merge
-from longctx.drafts import Lead, Stats, Verified
+from longctx.drafts import Stats, Verified
 from longctx.protocols import Drafting, Progress, Target
 
-_LEAD = 32  # rows of the prompt whose predictions drafters are told: more make the first token late and save nothing
 _WIDE = 2**19  # logits that are widened at once: fresh memory for more costs ten times what is done with them
 
 PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
@@ -132,9 +131,7 @@ class Decoding:
         anchor = len(pending) - 1
         parents = [*range(-1, anchor), *(anchor if p < 0 else len(pending) + p for p in tree.parents.tolist())]
         tokens = [*pending, *tree.tokens.tolist()]
-        # only our own verifier gives more rows of a prompt for nothing but the head
-        lead = min(anchor, _LEAD) if self._needs and self._drafters and self.target.rows == "tree" else 0
-        return Asked(tokens, parents, 1 + len(tree) + lead, len(pending), tree, time.perf_counter() - started)
+        return Asked(tokens, parents, 1 + len(tree), len(pending), tree, time.perf_counter() - started)
 
     def judge(self, asked: Asked, logits: torch.Tensor) -> Judged:
         """What follows by a pass that said ``logits`` [wanted, vocab]; nothing is committed, and nothing of it known.
@@ -145,7 +142,7 @@ class Decoding:
         ids = self._ids.to(logits.device) if self._ids is not None else None
         judged = False
         try:
-            laws = Laws(logits[-1 - len(tree) :], tree, len(self.committed), ids, self._processors)
+            laws = Laws(logits, tree, len(self.committed), ids, self._processors)
             path, last = self._rule.walk(tree, laws)
             kept, over = self._clip([*tree.tokens[path].tolist(), last])
             judged = True
@@ -157,7 +154,6 @@ class Decoding:
     def settle(self, asked: Asked, judged: Judged, logits: torch.Tensor, seconds: float) -> list[int]:
         """What was committed of a pass of ``seconds`` by what was judged of its ``logits`` [wanted, vocab]."""
         started, tree = time.perf_counter(), asked.tree
-        lead, logits = logits[: -1 - len(tree)], logits[-1 - len(tree) :]
         kept, path = judged.kept, judged.path
         seconds += judged.seconds
         # the last kept token is the next anchor: it has no slot yet
@@ -171,9 +167,6 @@ class Decoding:
         if asked.pending == 1:
             self._control.feedback(kept, 1 + len(tree), seconds, len(self.committed) - len(kept))
         verified = self._verified(tree, path[: len(kept) - 1], kept, logits)
-        if len(lead):
-            told = np.asarray(asked.tokens[asked.pending - 1 - len(lead) : asked.pending - 1])
-            verified = replace(verified, lead=Lead(told, *self._tops(lead)))
         for unseen in self._unseen:
             unseen.append(verified)
         first = self._rounds == 1 and asked.pending > 1

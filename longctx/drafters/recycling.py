@@ -2,7 +2,7 @@
 
 A table keeps the likeliest successors that the model named after each token, of accepted and rejected rows alike, and a
 tree of fixed shape is read off it (Luo et al. 2024, arXiv 2408.08696). Here the likeliest paths are followed, whatever
-their shape, and the table begins with what the model says of single tokens and of the end of the prompt.
+their shape, and the table begins with what the model says of single tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Row = tuple[tuple[int, float], ...]
 class Recycling:
     """``depth`` bounds how far one round guesses ahead. Without ``prior`` the table begins empty.
 
-    The prior is asked of the model once, in some seconds, and kept in the cache folder.
+    The prior is asked of the model, for two seconds of a request until it is whole, and kept in the cache folder.
     """
 
     depth: int = 6
@@ -77,9 +77,6 @@ class Recycled:
 
     def observe(self, verified: Verified) -> None:
         self._anchor = verified.tokens[-1]
-        if (lead := verified.lead) is not None:
-            for token, tops, chances in zip(lead.tokens.tolist(), lead.tops, lead.chances, strict=True):
-                self._told(token, tops.tolist(), chances.tolist())
         if verified.tops is None or verified.chances is None:
             return
         rejected = sorted(set(range(len(verified.rows))) - set(verified.accepted), reverse=True)

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scripted import VOCAB, Scripted, Telling, follows, garbage, half, nothing, plainly, right, wrong
+from scripted import VOCAB, Scripted, Telling, garbage, half, nothing, plainly, right, wrong
 
-from longctx import plugins
 from longctx.decoding.acceptance import Greedy, Residual, SharedNoise
 from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.loop import Decoding
-from longctx.drafts import Budget, Draft, DraftSource, Draw
+from longctx.drafts import Budget, Draft, Draw
 from longctx.errors import DraftError, ModelError
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -257,51 +256,3 @@ def test_plain_decoding_makes_no_pass_for_nobody() -> None:
     assert target.passes == 5  # the prompt, and one for every token that another follows
     assert list(request([right], new=0).run()) == []
     assert VOCAB == target.vocabulary
-
-
-@pytest.mark.parametrize("rows", ["tree", "chain", "off"])
-@pytest.mark.parametrize("piece", [1024, 5])
-def test_drafters_that_need_it_are_told_what_was_said_of_the_end_of_the_prompt(rows: Any, piece: int) -> None:
-    seen = []
-    for needs in (3, 0):
-        target, teller = Scripted(rows), Telling(PROMPT, half)
-        run = Decoding(
-            target, PROMPT, Greedy(), [("half", teller)], Fixed(8), max_new_tokens=9, needs=needs, piece=piece
-        )
-        assert list(run.run()) == plainly(PROMPT, 9)
-        seen += [verified.lead for verified in teller.seen[:1]]
-    if rows == "off":
-        assert seen == []
-        return
-    (lead, none) = seen
-    assert none is None
-    if rows == "chain":
-        assert lead is None
-        return
-    first = 0 if piece > len(PROMPT) else 5
-    assert lead is not None and lead.tokens.tolist() == PROMPT[first:-1]
-    for at, (tops, chances) in enumerate(zip(lead.tops, lead.chances, strict=True), first):
-        assert tops[0] == follows(PROMPT[: at + 1]) and len(tops) == len(chances) == 3
-        assert chances[0] > 0.5 and (np.diff(chances) <= 0).all()
-
-
-def test_a_prompts_own_predictions_make_recycling_right_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text that goes in a circle: after the prompt every token's successor has been said once."""
-
-    class Circle(Scripted):
-        def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> torch.Tensor:
-            self.pending = list(tokens)
-            after = torch.tensor([(token + 1) % VOCAB for token in tokens[-wanted:]])
-            return torch.nn.functional.one_hot(after, VOCAB).float() * 9
-
-    def accepted() -> int:
-        drafter = plugins.load("drafters", "recycling")
-        text = list(range(VOCAB))
-        at_work = drafter.begin(DraftSource(np.asarray(text, dtype=np.int32), VOCAB))
-        run = Decoding(Circle(), text, Greedy(), [("r", at_work)], Fixed(6), max_new_tokens=9, needs=drafter.needs)
-        assert list(run.run()) == text[:9]
-        return run.stats.accepted
-
-    told = accepted()
-    monkeypatch.setattr("longctx.decoding.loop._LEAD", 0)
-    assert told > accepted()

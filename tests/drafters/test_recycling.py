@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx.drafters.recycling import Recycled, Recycling
-from longctx.drafts import Budget, DraftSource, Lead, Successors, Verified
+from longctx.drafts import Budget, DraftSource, Successors, Verified
 
 VOCAB = 50
 CHANCES = [0.3, 0.2, 0.1, 0.09, 0.08, 0.07, 0.06, 0.05]
@@ -90,17 +88,6 @@ def test_the_anchor_is_the_latest_token_after_a_round_without_drafts_too() -> No
     at_work.observe(told((10,), [7], [-1], (0,), [named(10)]))
     at_work.observe(Verified((7,), np.asarray([10]), np.asarray([-1]), (0,)))
     assert at_work.propose(Budget(1, 1)).tokens.tolist() == [10]
-
-
-def test_the_table_begins_with_what_was_said_of_the_prompt() -> None:
-    at_work = start(3, 7, 5)
-    chances = np.full((4, 8), 0.1, dtype=np.float32)
-    tops = np.asarray([named(1), named(10), named(20), named(40)])
-    first = told((7,), [5], [-1], (0,), [named(30)])
-    at_work.observe(replace(first, lead=Lead(np.asarray([7, 3, 7, 99]), tops, chances)))  # 99 is no token
-    assert set(tokens(at_work, 7)) == {*named(1), *named(20)}, "both of a token's rows"
-    assert tokens(at_work, 3) == named(10) and tokens(at_work, 5) == named(30)
-    assert 99 not in at_work._rows
 
 
 PRIOR = Successors(
