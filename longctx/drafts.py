@@ -104,16 +104,18 @@ class Verified:
     """What one round settled: ``tokens`` were committed, the last of them is the new anchor.
 
     ``rows`` are the tokens of the pass and ``parents`` their places in it, the anchor first with parent -1.
-    ``accepted`` are the rows that were kept, in order, the anchor among them. ``tops`` and ``chances`` are the
-    likeliest tokens after every row and their probabilities, before any processor, where a drafter ``needs`` them.
+    ``accepted`` are the rows that were kept, in order, the anchor among them. ``told`` are those and a few others
+    after them; ``tops`` and ``chances`` are the likeliest tokens after each of the told rows and their probabilities,
+    before any processor. Where no drafter ``needs`` them none are told.
     """
 
     tokens: tuple[int, ...]
     rows: NDArray[np.int64]  # [rows]
     parents: NDArray[np.int64]  # [rows]
     accepted: tuple[int, ...]
-    tops: NDArray[np.int64] | None = None  # [rows, needs]
-    chances: NDArray[np.float32] | None = None  # [rows, needs]
+    told: tuple[int, ...] = ()
+    tops: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 0), np.int64))  # [told, needs]
+    chances: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))  # [told, needs]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from longctx.backend import narrow, trial
 from longctx.backend.lean import Lean
-from longctx.backend.target import RowTarget
+from longctx.backend.target import RowTarget, score_together
 
 CPU = torch.device("cpu")
 PROMPT = [7, 300, 41, 5, 220, 99, 18, 77]
@@ -138,6 +138,28 @@ def test_trees_are_verified_by_it_with_the_models_own_numbers(
     assert runs[-3:] == [8, 6, 1], "what comes before is the comparison of the roads"
     monkeypatch.setattr(narrow, "_ways", always(narrow._usual))
     for ours, plain in zip(found, scored(model), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_prompts_of_a_batch_are_verified_by_it_too(
+    family: str, runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.model(family)
+
+    def scored_together() -> list[torch.Tensor]:
+        made = [RowTarget(model, 40) for _ in range(2)]
+        chains = [(PROMPT[:length], range(-1, length - 1), 1) for length in (8, 5)]
+        found = score_together(model, [(one, *chain) for one, chain in zip(made, chains, strict=True)])
+        for one, (tokens, *_) in zip(made, chains, strict=True):
+            one.commit(range(len(tokens)))
+        tokens, parents = TREE
+        return [*found, *score_together(model, [(one, tokens, parents, len(tokens)) for one in made])]
+
+    found = scored_together()
+    assert runs[-2:] == [13, 12]
+    monkeypatch.setattr(narrow, "_ways", always(narrow._usual))
+    for ours, plain in zip(found, scored_together(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 

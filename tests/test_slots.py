@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from longctx.backend import slots
+from longctx.backend import narrow, slots
 from longctx.backend.parts import causal_part, fold, merge, part
 from longctx.backend.rows import Rows
 from longctx.backend.target import RowTarget, StockTarget, score_together
@@ -274,16 +274,17 @@ def test_a_long_prompt_goes_by_the_faster_format(monkeypatch: pytest.MonkeyPatch
     model = tiny.model("qwen2", dtype=torch.bfloat16, num_hidden_layers=2)
     tokens = [3 + i * 7 % 50 for i in range(700)]
     caches, laws = [], []
-    lean = RowTarget._lean
+    lean = RowTarget.by_lean
+    monkeypatch.setattr(narrow, "_ways", lambda *_: [narrow._usual] * len(narrow._COUNTS))
     for fastest in (torch.float32, torch.bfloat16):
         roads: list[bool] = []
 
-        def noted(self: RowTarget, piece: Sequence[int], chain: bool, roads: list[bool] = roads) -> Any:
-            found = lean(self, piece, chain)
+        def noted(self: RowTarget, *given: Any, roads: list[bool] = roads) -> Any:
+            found = lean(self, *given)
             roads.append(found is not None)
             return found
 
-        monkeypatch.setattr(RowTarget, "_lean", noted)
+        monkeypatch.setattr(RowTarget, "by_lean", noted)
         for module in ("lean", "target"):
             monkeypatch.setattr(f"longctx.backend.{module}.arithmetic", lambda *_, fastest=fastest: fastest)
         target = RowTarget(model, 800)

@@ -78,7 +78,8 @@ class RowTarget:
         settled = False
         try:
             with torch.inference_mode():
-                logits = self._by_lean(tokens, rows, wanted) if self._may_be_lean(len(tokens), rows.is_chain) else None
+                width = self.length + len(tokens)
+                logits = self.by_lean(tokens, rows.positions, wanted, width, self._cache, {ROWS: rows}, rows.is_chain)
                 if logits is None:
                     extra = {**self._fixed, ROWS: rows, "past_key_values": self._cache}
                     with installed(self._model):
@@ -99,18 +100,32 @@ class RowTarget:
             return self._few is None or self._few[rows]
         return self._few is None or (chain and rows >= _LONG and self._wider)
 
-    def _by_lean(self, tokens: Sequence[int], rows: Rows, wanted: int) -> Tensor | None:
-        """Logits by the lean layers; None where the model is not built of them or its own road is as fast."""
+    def by_lean(
+        self,
+        tokens: Sequence[int],
+        positions: Tensor,
+        wanted: int,
+        width: int,
+        cache: Any,
+        seen: dict[str, Any],
+        chain: bool = False,
+    ) -> Tensor | None:
+        """Logits [wanted, vocab] of ``tokens`` behind ``cache`` by the lean layers, whose attention gets ``seen``.
+
+        No row sees more than ``width`` tokens. None where the model is not built of them, or its own road is as fast.
+        """
+        if not self._may_be_lean(len(tokens), chain):
+            return None
         with alone(self._model):
-            lean = Passes(self._model, tokens[:_SAMPLE]).lean(self.length + len(tokens))
+            lean = Passes(self._model, tokens[:_SAMPLE]).lean(width)
             if self._few is None:  # tried with the prompt: passes that are timed have no trial in them
                 self._few = {count: lean is not None and lean.faster(count) for count in _FEW}
-            if lean is None or not self._may_be_lean(len(tokens), rows.is_chain):
+            if lean is None or not self._may_be_lean(len(tokens), chain):
                 return None
-            ids, seen = torch.tensor([list(tokens)], device=self._model.device), {ROWS: rows, **self._extra}
+            ids = torch.tensor([list(tokens)], device=self._model.device)
             kept = list(range(len(tokens) - wanted, len(tokens)))
             dtype = self._model.dtype if len(tokens) <= MOST else None
-            return lean.run(ids, self._cache, None, kept, rows.positions[None], None, seen, dtype)[0]
+            return lean.run(ids, cache, None, kept, positions[None], None, seen | self._extra, dtype)[0]
 
     def commit(self, rows: Sequence[int]) -> None:
         """Afterwards the cache holds the pending ``rows``, a path in order, and no others."""
@@ -134,10 +149,15 @@ def score_together(
         target.expect(len(tokens))
     settled = False
     try:
-        extra = {**asked[0][0].arguments, PACK: pack, "past_key_values": pack}
-        every = [token for _, tokens, *_ in asked for token in tokens]
-        with torch.inference_mode(), installed(model):
-            logits = _forward(model, every, torch.cat([own.positions for own in rows]), len(every), extra)
+        first, every = asked[0][0], [token for _, tokens, *_ in asked for token in tokens]
+        positions = torch.cat([own.positions for own in rows])
+        with torch.inference_mode():
+            width = max(target.length + own.count for (target, *_), own in zip(asked, rows, strict=True))
+            logits = first.by_lean(every, positions, len(every), width, pack, {PACK: pack})
+            if logits is None:
+                extra = {**first.arguments, PACK: pack, "past_key_values": pack}
+                with installed(model):
+                    logits = _forward(model, every, positions, len(every), extra)
         settled = True
     finally:
         if not settled:

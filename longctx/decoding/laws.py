@@ -56,8 +56,9 @@ class Laws:
         """The likeliest token."""
         if self._processors:
             return int(self.logits(node).argmax())
-        self._check(self._tops[0][node + 1], node)
-        return self._tops[1][node + 1]
+        value, index = self._top(node)
+        self._check(value, node)
+        return index
 
     def logits(self, node: int) -> Tensor:
         """Processed float32 logits [vocab]."""
@@ -73,6 +74,12 @@ class Laws:
                 row = row[0]
             self._processed[node] = row
         return self._processed[node]
+
+    def _top(self, node: int) -> tuple[float, int]:
+        if self._rows.device.type == "cpu":  # a row costs as much by itself, and most are never asked for
+            value, index = self._rows[node + 1].max(0)
+            return float(value), int(index)
+        return self._tops[0][node + 1], self._tops[1][node + 1]
 
     @cached_property
     def _tops(self) -> tuple[list[float], list[int]]:

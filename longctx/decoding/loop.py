@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from longctx.decoding.tree import TokenTree, merge
 from longctx.drafts import Stats, Verified
 from longctx.protocols import Drafting, Progress, Target
 
+_OTHERS = 4  # rows that were not accepted and are told of
 _WIDE = 2**19  # logits that are widened at once: fresh memory for more costs ten times what is done with them
 
 PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
@@ -228,14 +230,20 @@ class Decoding:
                 self._control.feedback((), rows, seconds_of(self.target, self.committed[-1], rows), context)
 
     def _verified(self, tree: TokenTree, path: Sequence[int], kept: Sequence[int], logits: torch.Tensor) -> Verified:
-        """What drafters are told of a round; the likeliest tokens only where one of them asks."""
+        """What drafters are told of a round; the likeliest tokens only where one of them asks.
+
+        Of rows that were not accepted only the first, which stand on the likeliest paths: to sort the logits of a row
+        takes a two hundredth of a pass, and to know more of them makes no draft better.
+        """
         anchor = self.committed[-len(kept) - 1]
         rows = np.concatenate(([anchor], tree.tokens))
         parents = np.concatenate(([-1], tree.parents + 1))
         accepted = (0, *(node + 1 for node in path))
         if not self._needs or not self._asked:
             return Verified(tuple(kept), rows, parents, accepted)
-        return Verified(tuple(kept), rows, parents, accepted, *self._tops(logits))
+        others = islice((row for row in range(len(rows)) if row not in accepted), _OTHERS)
+        told = (*accepted, *others)
+        return Verified(tuple(kept), rows, parents, accepted, told, *self._tops(logits[list(told)]))
 
     def _tops(self, logits: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The likeliest tokens of every row and their probabilities, as many as drafters need."""

@@ -70,12 +70,13 @@ class Laws:
         return {}
 
     def observe(self, verified: Verified) -> None:
-        if verified.tops is not None and verified.chances is not None:
+        if verified.told:
             past = self._history.tokens[-max(_ORDERS) :].tolist()
             paths: list[list[int]] = []  # the anchor is the last of the past
             for row, parent in enumerate(verified.parents.tolist()):
                 paths.append([*paths[parent], int(verified.rows[row])] if parent >= 0 else past)
-                self._learn(paths[row], verified.tops[row], verified.chances[row])
+            for row, tops, chances in zip(verified.told, verified.tops, verified.chances, strict=True):
+                self._learn(paths[row], tops, chances)
         self._history.append(verified.tokens)
         self._length += len(verified.tokens)
 

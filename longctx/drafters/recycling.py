@@ -77,12 +77,11 @@ class Recycled:
 
     def observe(self, verified: Verified) -> None:
         self._anchor = verified.tokens[-1]
-        if verified.tops is None or verified.chances is None:
-            return
-        rejected = sorted(set(range(len(verified.rows))) - set(verified.accepted), reverse=True)
         # a token may stand in several rows: the last to be told are those of the text as it is
-        for row in (*rejected, *verified.accepted):
-            self._told(int(verified.rows[row]), verified.tops[row].tolist(), verified.chances[row].tolist())
+        kept = min(len(verified.accepted), len(verified.told))
+        for at in (*reversed(range(kept, len(verified.told))), *range(kept)):
+            token = int(verified.rows[verified.told[at]])
+            self._told(token, verified.tops[at].tolist(), verified.chances[at].tolist())
 
     def _row(self, token: int) -> Row:
         if token not in self._rows:

@@ -97,18 +97,24 @@ def test_drafters_move_on_committed_tokens_only() -> None:
         assert seen == decoding.new[: len(seen)]
     verified = next(v for v in teller.seen if len(v.rows) > 1)
     assert verified.rows[list(verified.accepted)][1:].tolist() == list(verified.tokens[:-1])
-    assert verified.parents[0] == -1 and verified.tops is None
+    assert verified.parents[0] == -1 and verified.told == ()
 
 
-def test_the_likeliest_tokens_are_told_for_every_row_to_those_who_ask() -> None:
+@pytest.mark.parametrize("others", [0, 2, 99])
+def test_the_likeliest_tokens_are_told_for_accepted_rows_and_some_others_to_those_who_ask(
+    others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("longctx.decoding.loop._OTHERS", others)
     teller = Telling(PROMPT, half)
     target = Scripted()
     decoding = Decoding(target, PROMPT, Greedy(), [("half", teller)], Fixed(8), max_new_tokens=30, needs=3)
     list(decoding.run())
+    assert any(len(verified.rows) > len(verified.accepted) + 2 for verified in teller.seen)
     for verified in teller.seen:
-        assert verified.tops is not None and verified.chances is not None
-        assert verified.tops.shape == verified.chances.shape == (len(verified.rows), 3)
-        assert verified.tops[verified.accepted[-1], 0] == verified.tokens[-1]
+        kept, rows = len(verified.accepted), len(verified.rows)
+        assert verified.told[:kept] == verified.accepted and len(set(verified.told)) == min(rows, kept + others)
+        assert verified.tops.shape == verified.chances.shape == (len(verified.told), 3)
+        assert verified.tops[:kept, 0].tolist() == list(verified.tokens)
         assert (verified.chances[:, 0] > 0.5).all() and (verified.chances.sum(-1) <= 1).all()
 
 

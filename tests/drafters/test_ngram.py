@@ -20,7 +20,7 @@ def start(*prompt: int, **options: Any) -> Laws:
 
 def told(at_work: Laws, anchor: int, law: dict[int, float], after: int) -> None:
     tops, chances = np.asarray([list(law)]), np.asarray([list(law.values())], dtype=np.float32)
-    at_work.observe(Verified((after,), np.asarray([anchor]), np.asarray([-1]), (0,), tops, chances))
+    at_work.observe(Verified((after,), np.asarray([anchor]), np.asarray([-1]), (0,), (0,), tops, chances))
 
 
 def test_laws_are_running_means_over_the_tokens_of_both() -> None:
@@ -48,7 +48,7 @@ def test_rejected_rows_teach_their_own_paths() -> None:
     at_work = start(1, 2)
     rows, parents = np.asarray([2, 30, 31]), np.asarray([-1, 0, 1])
     tops, chances = np.asarray([[3], [4], [5]]), np.full((3, 1), 0.5, dtype=np.float32)
-    at_work.observe(Verified((6,), rows, parents, (0,), tops, chances))
+    at_work.observe(Verified((6,), rows, parents, (0,), (0, 1, 2), tops, chances))
     assert list(at_work.law([2, 30, 31])) == [5]
     assert at_work._history.tokens.tolist() == [1, 2, 6]
 

@@ -26,7 +26,9 @@ def told(
     tokens: tuple[int, ...], rows: list[int], parents: list[int], accepted: tuple[int, ...], tops: list[list[int]]
 ) -> Verified:
     chances = np.tile(np.asarray(CHANCES, dtype=np.float32), (len(rows), 1))
-    return Verified(tokens, np.asarray(rows), np.asarray(parents), accepted, np.asarray(tops), chances)
+    every = (*accepted, *(row for row in range(len(rows)) if row not in accepted))
+    tops_of = np.asarray(tops)[list(every)]
+    return Verified(tokens, np.asarray(rows), np.asarray(parents), accepted, every, tops_of, chances)
 
 
 def named(first: int) -> list[int]:
