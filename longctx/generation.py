@@ -169,6 +169,7 @@ def speculative(
                     seed=own,
                     folded=folded,
                     alone=len(prompts) == 1,
+                    asking=index == 0,
                 )
                 requests.append(decoding)
                 warnings = tuple(dict.fromkeys((*warnings, *own_warnings)))
@@ -206,13 +207,15 @@ def begin(
     folded: NDArray[np.int32] | None = None,
     weights: NDArray[np.float32] | None = None,
     alone: bool = True,
+    asking: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Decoding, tuple[str, ...]]:
     """A request ready to run, and what is done otherwise than was asked.
 
     ``copied`` is the document to draft from, ``seed`` that of drafters that draw, ``shown`` the prompt as processors
     see it, with its padding; ``folded`` and ``weights`` are what drafters may know of ids and places. A request
-    ``alone`` has passes for itself: it begins with what passes of the model were found to take, and adds to that.
+    ``alone`` has passes for itself: it begins with what passes of the model were found to take, and adds to that. One
+    that is ``asking`` spends time on what follows which token; of a batch the first does it for all.
     """
     target, reason = open_target(model, len(prompt) + min(max_new_tokens, _AHEAD), cache)
     warnings: tuple[str, ...] = ()
@@ -225,7 +228,8 @@ def begin(
     index = SuffixIndex(tokens) if copied is None else copied
     document = None if copied is None else copied.tokens
     late: list[str] = []
-    asked = partial(successors, model, late.append, progress) if target.rows == "tree" else None
+    further = {} if asking else {"seconds": 0.0}
+    asked = partial(successors, model, late.append, progress, **further) if target.rows == "tree" else None
     source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD, folded, weights, asked)
     at_work = [(name, _at_work(name, drafter, source)) for name, drafter in stack] if target.rows != "off" else []
     decoding = Decoding(

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from longctx.backend import narrow, trial
+from longctx.backend import lean, narrow, target, trial
+from longctx.backend.capability import alone_because, capability
 from longctx.backend.lean import Lean
 from longctx.backend.target import RowTarget, score_together
 
-CPU = torch.device("cpu")
 PROMPT = [7, 300, 41, 5, 220, 99, 18, 77]
 TREE = ([30, 31, 32, 33, 34, 35], [-1, 0, 1, 1, 0, 4])
 
@@ -139,6 +139,47 @@ def test_trees_are_verified_by_it_with_the_models_own_numbers(
     monkeypatch.setattr(narrow, "_ways", always(narrow._usual))
     for ours, plain in zip(found, scored(model), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_few_rows_are_multiplied_in_the_weights_own_format(runs: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where many rows are faster in a wider one, a few do not pay for the conversion."""
+    for module in (lean, target):
+        monkeypatch.setattr(module, "arithmetic", lambda *_: torch.float32)
+    model = tiny.model("qwen2", dtype=torch.bfloat16)
+    formats: set[torch.dtype] = set()
+    ours = narrow.product
+    noted = functools.wraps(ours)(lambda x, *more: formats.add(x.dtype) or ours(x, *more))
+    monkeypatch.setattr(lean, "product", noted)
+    found = scored(model)
+    assert runs[-3:] == [8, 6, 1]
+    formats.clear()
+    scored(model)
+    assert formats == {torch.bfloat16}
+    monkeypatch.setattr(narrow, "_ways", always(narrow._usual))
+    plain, truth = scored(model), scored(model.float())
+    for one, other, exact in zip(found, plain, truth, strict=True):
+        assert float((one.float() - exact).norm()) < 1.5 * float((other.float() - exact).norm())
+
+
+def test_no_pass_behind_the_prompt_has_a_trial_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All shapes are tried with the first pass, though the first of them would decide."""
+    tried: list[tuple[int, ...]] = []
+    monkeypatch.setattr(
+        narrow, "_ways", lambda *given: tried.append(given[1:3]) or always(narrow._weights_first)(*given)
+    )
+    model = tiny.model("llama", intermediate_size=96)
+    made = RowTarget(model, 200)
+    prompt = (PROMPT * 10)[:70]
+    made.score(prompt, range(-1, len(prompt) - 1), 1)
+    made.commit(range(len(prompt)))
+    before = set(tried)
+    made.score([30, 31], [-1, 0], 2)
+    assert set(tried) == before and len(before) >= 4
+
+
+def test_what_a_model_can_do_is_asked_of_its_own_layers(runs: list[int]) -> None:
+    assert capability(tiny.model("llama")).rows == "tree" and alone_because(tiny.model("qwen2")) == ""
+    assert not runs
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])

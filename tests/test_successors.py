@@ -19,6 +19,7 @@ from longctx.errors import DraftError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENIZER = tiny.tokenizer()
+WHOLE, LEAST = 60.0, 1e-9  # seconds in which all is asked, and in which a first pass is made
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def forget() -> None:
 def test_they_are_what_the_model_says_of_short_texts(family: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asking, "_AT_ONCE", 100)
     model = tiny.model(family)
-    found = successors(model, silent)
+    found = successors(model, silent, None, WHOLE)
     vocabulary = model.config.vocab_size
     assert found.tokens.shape == found.chances.shape == (vocabulary, 16)
     before = asking._expected(model, vocabulary)
@@ -64,12 +65,12 @@ def test_the_beginning_is_what_the_model_expects_most_often() -> None:
 
 def test_the_file_is_read_and_the_model_not_asked_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model("llama")
-    first = successors(model, silent)
+    first = successors(model, silent, None, WHOLE)
     (file,) = cache.iterdir()
     monkeypatch.setattr(asking, "_asked", lambda *given: pytest.fail("asked again"))
-    assert successors(model, silent) is first
+    assert successors(model, silent, None, WHOLE) is first
     forget()
-    again = successors(model, silent)
+    again = successors(model, silent, None, WHOLE)
     np.testing.assert_array_equal(again.tokens, first.tokens)
     np.testing.assert_array_equal(again.chances, first.chances)
 
@@ -77,17 +78,17 @@ def test_the_file_is_read_and_the_model_not_asked_again(cache: Path, monkeypatch
 @pytest.mark.parametrize("damage", ["cut", "empty", "other", "longer"])
 def test_a_damaged_file_is_made_again(damage: str, cache: Path) -> None:
     model = tiny.model("llama")
-    first = successors(model, silent)
+    first = successors(model, silent, None, WHOLE)
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "other": b"hello", "longer": whole + b"x"}[damage])
     forget()
-    np.testing.assert_array_equal(successors(model, silent).tokens, first.tokens)
+    np.testing.assert_array_equal(successors(model, silent, None, WHOLE).tokens, first.tokens)
     assert file.read_bytes() == whole
 
 
 def test_no_flipped_bit_is_believed(cache: Path) -> None:
-    successors(tiny.model("llama"), silent)
+    successors(tiny.model("llama"), silent, None, WHOLE)
     (file,) = cache.iterdir()
     whole = file.read_bytes()
     assert asking._load(file) is not None
@@ -102,7 +103,7 @@ def test_threads_ask_once_and_leave_one_file(cache: Path, monkeypatch: pytest.Mo
     model, asked, ours = tiny.model("llama"), [], asking._asked
     monkeypatch.setattr(asking, "_asked", lambda *given: asked.append(1) or ours(*given))
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: successors(model, silent), range(4)))
+        found = list(pool.map(lambda _: successors(model, silent, None, WHOLE), range(4)))
     assert len(asked) == 1 and all(one is found[0] for one in found) and len(list(cache.iterdir())) == 1
 
 
@@ -111,18 +112,18 @@ def test_numbers_that_are_not_finite_are_no_guess_and_no_failure(cache: Path) ->
     model = tiny.model("llama")
     with torch.no_grad():
         model.get_input_embeddings().weight[7] = torch.inf
-    found = successors(model, silent)
+    found = successors(model, silent, None, WHOLE)
     assert np.isfinite(found.chances).all() and not found.chances[7].any() and found.chances[300].any()
     forget()
-    np.testing.assert_array_equal(successors(model, silent).chances, found.chances)
+    np.testing.assert_array_equal(successors(model, silent, None, WHOLE).chances, found.chances)
 
 
 def test_more_ids_than_embeddings_and_very_few_ids_are_no_failure(cache: Path) -> None:
     model = tiny.model("llama")
     model.resize_token_embeddings(400)
     model.config.vocab_size = 480
-    assert len(successors(model, silent).tokens) == 400
-    assert successors(tiny.model("llama", vocab_size=2), silent).tokens.shape == (2, 2)
+    assert len(successors(model, silent, None, WHOLE).tokens) == 400
+    assert successors(tiny.model("llama", vocab_size=2), silent, None, WHOLE).tokens.shape == (2, 2)
 
 
 def test_a_model_whose_weights_are_elsewhere_is_not_asked(cache: Path) -> None:
@@ -149,28 +150,73 @@ def test_a_folder_that_cannot_be_written_is_a_warning_of_the_result(
 
 def test_a_slow_model_is_asked_for_a_while_and_further_by_the_next_request(cache: Path) -> None:
     model, told = tiny.model("llama"), list[Any]()
-    found = successors(model, silent, lambda *stage: told.append(stage), -1.0)
+    found = successors(model, silent, lambda *stage: told.append(stage), LEAST)
     assert len(found.tokens) == 16 and told == [("asking what follows which token", 16, 480)]
-    assert len(successors(model, silent, None, -1.0).tokens) == 32
+    assert len(successors(model, silent, None, LEAST).tokens) == 32
     forget()
-    assert len(successors(model, silent, None, -1.0).tokens) == 48, "another process goes on by the file"
-    further = successors(model, silent)
+    assert len(successors(model, silent, None, LEAST).tokens) == 48, "another process goes on by the file"
+    further = successors(model, silent, None, WHOLE)
     (file,) = cache.iterdir()
     file.unlink()
     forget()
-    at_once = successors(model, silent)
+    at_once = successors(model, silent, None, WHOLE)
     assert len(at_once.tokens) == 480
     np.testing.assert_allclose(further.chances, at_once.chances, rtol=1e-4)
 
 
-def test_what_another_process_asked_meanwhile_is_not_asked_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_process_asked_meanwhile_is_taken_and_not_lost(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = tiny.model("llama")
-    few = successors(model, silent, None, -1.0)
+    few = successors(model, silent, None, LEAST)
+    (file,) = cache.iterdir()
     forget()
-    whole = successors(model, silent)
-    asking._KNOWN[model] = asking.Known(few, (1, 2), len(whole.tokens))
+    whole, ours = successors(model, silent, None, WHOLE), asking._asked
+    long = file.read_bytes()
+    known = asking._load(file)
+    assert known is not None
+    before = asking.replace(known, found=few)
+    asking._KNOWN[model] = before
+    asking._save(file, before)
+
+    def slowly(*given: Any) -> asking.Known:
+        made = ours(*given)
+        file.write_bytes(long)
+        return made
+
+    monkeypatch.setattr(asking, "_asked", slowly)
+    assert len(successors(model, silent, None, LEAST).tokens) == len(whole.tokens) and file.read_bytes() == long
+    asking._KNOWN[model] = before
     monkeypatch.setattr(asking, "_asked", lambda *given: pytest.fail("asked again"))
-    assert len(successors(model, silent).tokens) == len(whole.tokens)
+    assert len(successors(model, silent, None, WHOLE).tokens) == len(whole.tokens)
+
+
+def test_what_was_begun_with_other_weights_is_begun_again(cache: Path) -> None:
+    model = tiny.model("llama")
+    successors(model, silent, None, LEAST)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3.0)
+    model.resize_token_embeddings(20)
+    found = successors(model, silent, None, WHOLE)
+    forget()
+    for file in cache.iterdir():
+        file.unlink()
+    np.testing.assert_array_equal(successors(model, silent, None, WHOLE).tokens, found.tokens)
+    assert len(found.tokens) == 20
+
+
+def test_prompts_of_a_batch_ask_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked, ours = tiny.model("llama"), [], asking._asked
+    monkeypatch.setattr(
+        asking,
+        "_asked",
+        lambda model, known, path, progress, _: asked.append(1) or ours(model, known, path, progress, LEAST),
+    )
+    ids = torch.tensor([[3, 4, 5], [5, 4, 3], [9, 8, 7]])
+    longctx.generate(model, TOKENIZER, ids, drafters=["recycling"], max_new_tokens=2)
+    assert len(asked) == 1
+    longctx.generate(model, TOKENIZER, ids, drafters=["recycling"], max_new_tokens=2)
+    assert len(asked) == 2
 
 
 def test_a_model_that_always_says_the_same_after_a_token_is_drafted_from_it(cache: Path) -> None:

@@ -92,7 +92,7 @@ def _tried(model: PreTrainedModel) -> Capability:
 def _no_tree(model: PreTrainedModel) -> str:
     """Why the model cannot verify a tree; empty where it can."""
     try:
-        target = RowTarget(model, _PREFIX + len(_PARENTS))
+        target = RowTarget(model, _PREFIX + len(_PARENTS), lean=False)  # what the model's own layers do is asked here
         agrees = _agrees(model, target, _PARENTS, _KEPT)
     except ModelError:
         return "its attention does not go through the attention interface"
@@ -107,7 +107,7 @@ def _not_together(model: PreTrainedModel) -> str:
         return "its rotary frequencies follow the longest of the rows"
     prefixes = [_ids(model, _PREFIX), _ids(model, 2 * _PREFIX, start=_PREFIX)]
     rows = _ids(model, len(_PARENTS), start=3 * _PREFIX)
-    alone, shared = ([RowTarget(model, 4 * _PREFIX) for _ in prefixes] for _ in range(2))
+    alone, shared = ([RowTarget(model, 4 * _PREFIX, lean=False) for _ in prefixes] for _ in range(2))
     for prefix, *targets in zip(prefixes, alone, shared, strict=True):
         for target in targets:
             target.score(prefix, range(-1, len(prefix) - 1), 1)

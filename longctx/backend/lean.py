@@ -87,9 +87,13 @@ class Lean:
         self.dtype = arithmetic(self.head.weight.dtype, self.head.weight.device)
 
     def faster(self, rows: int) -> bool:
-        """Whether the products of ``rows`` rows take less time here than in the model's own layers."""
-        weights = {part.weight.shape: part.weight for part in (*self.layers[0].linear.values(), self.head)}
-        return any(wins(rows, weight) for weight in weights.values())
+        """Whether the products of ``rows`` rows take less time here than in the model's own layers.
+
+        Afterwards every shape was tried, so that no later pass has a trial in it.
+        """
+        every = (*(part for layer in self.layers for part in layer.linear.values()), self.head)
+        weights = {part.weight.shape: part.weight for part in every}
+        return any([wins(rows, weight) for weight in weights.values()])
 
     def run(
         self,

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from longctx.backend.trial import fastest
 
+FORMATS = (torch.float32, torch.bfloat16)  # in which there is more than one way, on a CPU
 MOST = 64  # rows that are few
 _COUNTS = (1, 2, 3, 4, 8, 12, 16, 24, 32, 48, MOST)  # rows that are tried; others are as the next of these
 _CHUNK, _FEWER = 4, 12  # rows of ``_by_fours`` at a time, and at the most: more read the weights too often
@@ -49,7 +50,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _way(rows: int, weight: Tensor) -> Way:
-    if not 0 < rows <= MOST or weight.device.type != "cpu" or weight.dtype not in (torch.float32, torch.bfloat16):
+    if not 0 < rows <= MOST or weight.device.type != "cpu" or weight.dtype not in FORMATS:
         return _usual
     out, width = weight.shape
     ways = _ways(weight.dtype, min(out, max(1, _WEIGHTS // width)), width, torch.get_num_threads())

@@ -45,6 +45,7 @@ class Known:
     found: Successors
     before: tuple[int, ...]
     count: int
+    path: Path | None  # of the file that keeps it
 
     @property
     def whole(self) -> bool:
@@ -60,13 +61,13 @@ def successors(
 ) -> Successors:
     """What ``model``, which verifies trees, says after single tokens, as far as it was asked.
 
-    Asked of the model for ``seconds`` and kept in the cache folder, from where the next call goes on until all is
-    known; where it cannot be written, ``warn`` is told. Of a model whose weights are not in memory nothing is asked,
-    with a warning.
+    Asked of the model for ``seconds`` (0: only where nothing is known yet) and kept in the cache folder, from where the
+    next call goes on until all is known; where it cannot be written, ``warn`` is told. Of a model whose weights are not
+    in memory nothing is asked, with a warning.
     """
     with turn():  # threads wait for the first of them
         known = _KNOWN.get(model)
-        if known is None or not known.whole:
+        if known is None or (seconds > 0 and not known.whole):
             known = _KNOWN[model] = _further(model, known, warn, progress, seconds)
         return known.found
 
@@ -77,14 +78,18 @@ def _further(
     """What is known after ``seconds`` more of asking, or by the file if that is all."""
     if any(parameter.is_meta for parameter in model.parameters()):
         warn("weights of the model are not in memory, so it is not asked what follows which token.")
-        return Known(Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=np.float32)), (), 0)
+        return Known(Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=np.float32)), (), 0, None)
     path = cache_folder() / "successors" / f"{model_fingerprint(model)[:32]}.bin"
-    kept = _load(path)
-    if kept is not None and (known is None or len(kept.found.tokens) > len(known.found.tokens)):
-        known = kept  # another process may have asked more
+    if known is not None and known.path != path:
+        known = None  # the weights have changed
+    known = _longer(_load(path), known)
     if known is not None and known.whole:
         return known
-    known = _asked(model, known, progress, seconds)
+    asked = _asked(model, known, path, progress, seconds)
+    known = _longer(_load(path), asked)  # another process may have asked more meanwhile
+    assert known is not None
+    if known is not asked:
+        return known
     try:
         _save(path, known)
     except OSError as error:
@@ -95,7 +100,13 @@ def _further(
     return known
 
 
-def _asked(model: PreTrainedModel, known: Known | None, progress: Progress | None, seconds: float) -> Known:
+def _longer(kept: Known | None, known: Known | None) -> Known | None:
+    if kept is None or known is None:
+        return known if kept is None else kept
+    return kept if len(kept.found.tokens) > len(known.found.tokens) else known
+
+
+def _asked(model: PreTrainedModel, known: Known | None, path: Path, progress: Progress | None, seconds: float) -> Known:
     """Every id stands by itself behind the same two tokens, those that the model expects most often.
 
     A beginning of other tokens would tell what the text is about, and a third less of what follows would be right.
@@ -107,7 +118,7 @@ def _asked(model: PreTrainedModel, known: Known | None, progress: Progress | Non
         count = min(_MOST, target.vocabulary, int(embeddings.weight.shape[0]))
         ranks = min(_RANKS, target.vocabulary)
         nothing = Successors(np.empty((0, ranks), dtype=np.int32), np.empty((0, ranks), dtype=np.float32))
-        known = Known(nothing, tuple(_expected(model, count)), count)
+        known = Known(nothing, tuple(_expected(model, count)), count, path)
     target.score(known.before, range(-1, len(known.before) - 1), 1)
     target.commit(range(len(known.before)))
     tokens, chances = [known.found.tokens], [known.found.chances]
@@ -167,7 +178,7 @@ def _load(path: Path) -> Known | None:
     numbers = np.frombuffer(body[16:], dtype="<i4")
     tokens, chances = numbers[begins:].reshape(2, ids, ranks).copy()
     found = Successors(tokens.astype(np.int32), chances.view("<f4").astype(np.float32))
-    return Known(found, tuple(numbers[:begins].tolist()), count)
+    return Known(found, tuple(numbers[:begins].tolist()), count, path)
 
 
 def _save(path: Path, known: Known) -> None:

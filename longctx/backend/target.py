@@ -19,7 +19,7 @@ from transformers.cache_utils import CacheLayerMixin
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import PACK, ROWS, alone, installed
 from longctx.backend.borrowed import held
-from longctx.backend.narrow import MOST
+from longctx.backend.narrow import FORMATS, MOST
 from longctx.backend.packs import PackCache
 from longctx.backend.passes import Passes
 from longctx.backend.rows import Rows
@@ -35,20 +35,23 @@ _SAMPLE = 48  # tokens with which the roads are compared
 class RowTarget:
     """Verifies trees. ``reserve``: the tokens that prompt, answer and drafts will take together.
 
-    ``extra`` travels through the model's forward to its layers.
+    ``extra`` travels through the model's forward to its layers. Without ``lean`` every pass is the model's own.
     """
 
     rows: Kind = "tree"
 
-    def __init__(self, model: PreTrainedModel, reserve: int, extra: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, reserve: int, extra: dict[str, Any] | None = None, *, lean: bool = True
+    ) -> None:
         config = model.config.get_text_config(decoder=True)
         self.vocabulary = int(config.vocab_size)
         self.length = 0
         # prompts read in a wider format are kept in the model's own; everything else is kept as it comes
-        self._wider = arithmetic(model.dtype, model.device) != model.dtype
+        self._wider = lean and arithmetic(model.dtype, model.device) != model.dtype
         self._model, self._pending = model, 0
         # whether the lean layers are the faster road for so many rows; None: to be tried
-        self._few: dict[int, bool] | None = None if model.device.type == "cpu" else dict.fromkeys(_FEW, False)
+        tried = lean and model.device.type == "cpu" and model.dtype in FORMATS
+        self._few: dict[int, bool] | None = None if tried else dict.fromkeys(_FEW, False)
         self._cache = SlotCache(config, reserve, model.dtype if self._wider else None)
         self._extra = extra or {}
         self._fixed = _arguments(model)

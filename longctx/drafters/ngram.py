@@ -1,8 +1,8 @@
 """Stochastic n-gram drafting (STAND): what the model predicted after the same few tokens before, as a law.
 
 For the last four, three or two tokens a table holds the running mean of the model's predictions after them, cut to the
-likeliest (Song et al. 2025, arXiv 2506.04708). Rejected rows teach as much as accepted ones. Proposes the likeliest
-tree, or one whose children are drawn from the laws, which the residual rule can use.
+likeliest (Song et al. 2025, arXiv 2506.04708). Rejected rows, as far as they are told of, teach as much as accepted
+ones. Proposes the likeliest tree, or one whose children are drawn from the laws, which the residual rule can use.
 """
 
 from __future__ import annotations

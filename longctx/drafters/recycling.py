@@ -1,8 +1,8 @@
 """Token Recycling: the runners-up of every prediction are the guess of what follows the same token next time.
 
-A table keeps the likeliest successors that the model named after each token, of accepted and rejected rows alike, and a
-tree of fixed shape is read off it (Luo et al. 2024, arXiv 2408.08696). Here the likeliest paths are followed, whatever
-their shape, and the table begins with what the model says of single tokens.
+A table keeps the likeliest successors that the model named after each token, of accepted rows and some rejected ones,
+and a tree of fixed shape is read off it (Luo et al. 2024, arXiv 2408.08696). Here the likeliest paths are followed,
+whatever their shape, and the table begins with what the model says of single tokens.
 """
 
 from __future__ import annotations
