@@ -32,6 +32,7 @@ from .rows import Row, Rows, here_and_now
 
 IDENTITY = ("prompt", "method")
 LOOKUPS = ("5,2", "5,3", "10,2", "10,3", "20,2", "20,3")  # tokens drafted, longest n-gram matched
+_WARM = 24  # answers before the first that is timed
 _PLAIN = ("hf", "none")  # methods that draft nothing, and should not
 _PASSAGE_CHARS = 1200
 _TASKS = {
@@ -132,7 +133,8 @@ def run_speculation(
     out.mkdir(parents=True, exist_ok=True)
     path = out / "speculation.jsonl"
     rows = Rows(path, IDENTITY, lambda row: made)
-    longctx.generate(reader.model, reader.tokenizer, [1, 2, 3], max_new_tokens=2)  # what is tried once for every model
+    for _ in range(_WARM):  # what is tried once for every model, and what drafters ask it for a while
+        longctx.generate(reader.model, reader.tokenizer, [1, 2, 3], max_new_tokens=2)
     with rows.alone():
         for number in _left(rows, len(prompts), list(methods)):
             drawn = (names[0], seed + number) if temperature else ("hf", None)

@@ -84,7 +84,9 @@ def test_a_damaged_file_is_made_again(damage: str, cache: Path) -> None:
     file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "other": b"hello", "longer": whole + b"x"}[damage])
     forget()
     np.testing.assert_array_equal(successors(model, silent, None, WHOLE).tokens, first.tokens)
-    assert file.read_bytes() == whole
+    kept = asking._load(file)
+    assert kept is not None and len(kept.found.tokens) == kept.count
+    np.testing.assert_array_equal(kept.found.chances, first.chances)
 
 
 def test_no_flipped_bit_is_believed(cache: Path) -> None:
@@ -189,6 +191,15 @@ def test_what_another_process_asked_meanwhile_is_taken_and_not_lost(
     asking._KNOWN[model] = before
     monkeypatch.setattr(asking, "_asked", lambda *given: pytest.fail("asked again"))
     assert len(successors(model, silent, None, WHOLE).tokens) == len(whole.tokens)
+
+
+def test_a_model_is_not_asked_for_ever(cache: Path) -> None:
+    model = tiny.model("llama")
+    few = successors(model, silent, None, LEAST, WHOLE)
+    assert len(successors(model, silent, None, WHOLE, LEAST).tokens) == len(few.tokens), "so long it was asked already"
+    forget()
+    assert len(successors(model, silent, None, WHOLE, LEAST).tokens) == len(few.tokens), "so says the file"
+    assert len(successors(model, silent, None, WHOLE, WHOLE).tokens) == 480
 
 
 def test_what_was_begun_with_other_weights_is_begun_again(cache: Path) -> None:

@@ -30,7 +30,8 @@ from longctx.drafts import Successors
 from longctx.protocols import Progress
 
 _MOST = 16384  # ids asked: most of what an English answer is made of
-_SECONDS = 2.0  # of one request: the next one asks further
+_SECONDS = 1.0  # of one request: the next one asks further
+_ENOUGH = 20.0  # seconds of all requests, after which no more ids are asked: on a slow machine fewer are known
 _RANKS = 16
 _TEXTS = 64  # from which it is found what the model expects most often
 _FIRST, _AT_ONCE = 16, 256  # ids of the first pass, and of one at the most
@@ -46,10 +47,11 @@ class Known:
     before: tuple[int, ...]
     count: int
     path: Path | None  # of the file that keeps it
+    spent: float = 0.0  # seconds of asking
 
-    @property
-    def whole(self) -> bool:
-        return len(self.found.tokens) >= self.count
+    def done(self, enough: float) -> bool:
+        """Whether nothing is left to ask, or ``enough`` seconds of asking are over."""
+        return len(self.found.tokens) >= self.count or self.spent >= enough
 
 
 # a memo, not state: the same model always says the same
@@ -57,23 +59,32 @@ _KNOWN: WeakKeyDictionary[PreTrainedModel, Known] = WeakKeyDictionary()
 
 
 def successors(
-    model: PreTrainedModel, warn: Callable[[str], None], progress: Progress | None = None, seconds: float = _SECONDS
+    model: PreTrainedModel,
+    warn: Callable[[str], None],
+    progress: Progress | None = None,
+    seconds: float = _SECONDS,
+    enough: float = _ENOUGH,
 ) -> Successors:
     """What ``model``, which verifies trees, says after single tokens, as far as it was asked.
 
     Asked of the model for ``seconds`` (0: only where nothing is known yet) and kept in the cache folder, from where the
-    next call goes on until all is known; where it cannot be written, ``warn`` is told. Of a model whose weights are not
-    in memory nothing is asked, with a warning.
+    next call goes on until all is known or all calls together took ``enough`` seconds; where it cannot be written,
+    ``warn`` is told. Of a model whose weights are not in memory nothing is asked, with a warning.
     """
     with turn():  # threads wait for the first of them
         known = _KNOWN.get(model)
-        if known is None or (seconds > 0 and not known.whole):
-            known = _KNOWN[model] = _further(model, known, warn, progress, seconds)
+        if known is None or (seconds > 0 and not known.done(enough)):
+            known = _KNOWN[model] = _further(model, known, warn, progress, seconds, enough)
         return known.found
 
 
 def _further(
-    model: PreTrainedModel, known: Known | None, warn: Callable[[str], None], progress: Progress | None, seconds: float
+    model: PreTrainedModel,
+    known: Known | None,
+    warn: Callable[[str], None],
+    progress: Progress | None,
+    seconds: float,
+    enough: float,
 ) -> Known:
     """What is known after ``seconds`` more of asking, or by the file if that is all."""
     if any(parameter.is_meta for parameter in model.parameters()):
@@ -83,7 +94,7 @@ def _further(
     if known is not None and known.path != path:
         known = None  # the weights have changed
     known = _longer(_load(path), known)
-    if known is not None and known.whole:
+    if known is not None and known.done(enough):
         return known
     asked = _asked(model, known, path, progress, seconds)
     known = _longer(_load(path), asked)  # another process may have asked more meanwhile
@@ -137,7 +148,8 @@ def _asked(model: PreTrainedModel, known: Known | None, path: Path, progress: Pr
             break
         # no pass that would take longer than what is left
         step = min(_AT_ONCE, 2 * step, max(1, int(len(ids) * (seconds - (now - started)) / max(now - began, 1e-9))))
-    return replace(known, found=Successors(np.concatenate(tokens), np.concatenate(chances)))
+    found = Successors(np.concatenate(tokens), np.concatenate(chances))
+    return replace(known, found=found, spent=known.spent + time.monotonic() - started)
 
 
 def _expected(model: PreTrainedModel, count: int) -> list[int]:
@@ -175,17 +187,18 @@ def _load(path: Path) -> Known | None:
     if head != _MAGIC or hashlib.sha256(body).digest() != digest:
         return None
     ids, ranks, count, begins = (int(size) for size in np.frombuffer(body[:16], dtype="<u4"))
-    numbers = np.frombuffer(body[16:], dtype="<i4")
+    spent = float(np.frombuffer(body[16:20], dtype="<f4")[0])
+    numbers = np.frombuffer(body[20:], dtype="<i4")
     tokens, chances = numbers[begins:].reshape(2, ids, ranks).copy()
     found = Successors(tokens.astype(np.int32), chances.view("<f4").astype(np.float32))
-    return Known(found, tuple(numbers[:begins].tolist()), count, path)
+    return Known(found, tuple(numbers[:begins].tolist()), count, path, spent)
 
 
 def _save(path: Path, known: Known) -> None:
     """Writes the file whole or not at all, whoever else writes it. Raises OSError where it cannot be written."""
     tokens, chances = known.found.tokens, known.found.chances
     sizes = np.asarray([*tokens.shape, known.count, len(known.before)], dtype="<u4").tobytes()
-    before = np.asarray(known.before, dtype="<i4").tobytes()
+    before = np.asarray([known.spent], dtype="<f4").tobytes() + np.asarray(known.before, dtype="<i4").tobytes()
     body = sizes + before + tokens.astype("<i4").tobytes() + chances.astype("<f4").tobytes()
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")

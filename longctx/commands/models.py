@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from longctx.commands.screen import Screen, size
@@ -68,7 +70,8 @@ def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
     found.save(kept.path)
     warnings: list[str] = []
     drafts = capability(loaded.model).rows == "tree"
-    known = len(successors(loaded.model, warnings.append, screen.progress, _ASKING).tokens) if drafts else 0
+    asked = partial(successors, loaded.model, warnings.append, screen.progress, _ASKING, math.inf)
+    known = len(asked().tokens) if drafts else 0
     screen.warn(warnings)
     seconds = time.perf_counter() - started
     if screen.json:

@@ -28,7 +28,7 @@ Row = tuple[tuple[int, float], ...]
 class Recycling:
     """``depth`` bounds how far one round guesses ahead. Without ``prior`` the table begins empty.
 
-    The prior is asked of the model, for two seconds of a request until it is whole, and kept in the cache folder.
+    The prior is asked of the model, for a second of a request until it is whole, and kept in the cache folder.
     """
 
     depth: int = 6
