@@ -36,7 +36,7 @@ _RANKS = 16
 _TEXTS = 64  # from which it is found what the model expects most often
 _FIRST, _AT_ONCE = 16, 256  # ids of the first pass, and of one at the most
 _WIDE = 2**19  # logits that are widened at once
-_MAGIC = b"lctxsuc2"
+_MAGIC = b"lctxsuc3"
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ class Laws:
         return self._processed[node]
 
     def _top(self, node: int) -> tuple[float, int]:
-        if self._rows.device.type == "cpu":  # a row costs as much by itself, and most are never asked for
+        if self._rows.device.type == "cpu":  # most rows are never asked for; elsewhere to ask once is cheaper
             value, index = self._rows[node + 1].max(0)
             return float(value), int(index)
         return self._tops[0][node + 1], self._tops[1][node + 1]
