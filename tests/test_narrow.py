@@ -31,8 +31,9 @@ def always(way: narrow.Way) -> Callable[..., list[narrow.Way]]:
 @given(rows=st.integers(1, 70), width=st.integers(1, 40), out=st.integers(1, 40), seed=st.integers(0, 99))
 def test_the_product_is_that_of_a_linear_layer(way: narrow.Way, rows: int, width: int, out: int, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
-    x, weight = (torch.randn(count, width, generator=draw) for count in (rows, out))
-    bias = torch.randn(out, generator=draw)
+    x, weight = (torch.randn(count, width, generator=draw, dtype=torch.float64) for count in (rows, out))
+    torch.testing.assert_close(way(x, weight), F.linear(x, weight), rtol=1e-12, atol=1e-12)
+    x, weight, bias = x.float(), weight.float(), torch.randn(out, generator=draw)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(narrow, "_ways", always(way))
         for added in (None, bias):

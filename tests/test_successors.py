@@ -84,9 +84,9 @@ def test_a_damaged_file_is_made_again(damage: str, cache: Path) -> None:
     file.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "other": b"hello", "longer": whole + b"x"}[damage])
     forget()
     np.testing.assert_array_equal(successors(model, silent, None, WHOLE).tokens, first.tokens)
-    kept = asking._load(file)
-    assert kept is not None and len(kept.found.tokens) == kept.count
-    np.testing.assert_array_equal(kept.found.chances, first.chances)
+    made = file.read_bytes()
+    assert asking._load(file) is not None
+    assert made[40:56] + made[60:] == whole[40:56] + whole[60:], "all but the digest and the seconds it took"
 
 
 def test_no_flipped_bit_is_believed(cache: Path) -> None:

@@ -86,14 +86,14 @@ class Lean:
             raise Unlike("the model has no linear head")
         self.dtype = arithmetic(self.head.weight.dtype, self.head.weight.device)
 
-    def faster(self, rows: int) -> bool:
-        """Whether the products of ``rows`` rows take less time here than in the model's own layers.
+    def faster(self) -> list[bool]:
+        """For 0 to ``MOST`` rows, whether their products take less time here than in the model's own layers.
 
         Afterwards every shape was tried, so that no later pass has a trial in it.
         """
         every = (*(part for layer in self.layers for part in layer.linear.values()), self.head)
         weights = {part.weight.shape: part.weight for part in every}
-        return any([wins(rows, weight) for weight in weights.values()])
+        return [any([wins(rows, weight) for weight in weights.values()]) for rows in range(MOST + 1)]
 
     def run(
         self,

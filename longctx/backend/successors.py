@@ -93,14 +93,15 @@ def _further(
     path = cache_folder() / "successors" / f"{model_fingerprint(model)[:32]}.bin"
     if known is not None and known.path != path:
         known = None  # the weights have changed
-    known = _longer(_load(path), known)
+    kept = _load(path)
+    if kept is not None and (known is None or len(kept.found.tokens) > len(known.found.tokens)):
+        known = kept
     if known is not None and known.done(enough):
         return known
-    asked = _asked(model, known, path, progress, seconds)
-    known = _longer(_load(path), asked)  # another process may have asked more meanwhile
-    assert known is not None
-    if known is not asked:
-        return known
+    known = _asked(model, known, path, progress, seconds)
+    kept = _load(path)
+    if kept is not None and len(kept.found.tokens) > len(known.found.tokens):
+        return kept  # another process asked more meanwhile
     try:
         _save(path, known)
     except OSError as error:
@@ -109,12 +110,6 @@ def _further(
             f"will be asked again. Set LONGCTX_CACHE to a folder that can be written."
         )
     return known
-
-
-def _longer(kept: Known | None, known: Known | None) -> Known | None:
-    if kept is None or known is None:
-        return known if kept is None else kept
-    return kept if len(kept.found.tokens) > len(known.found.tokens) else known
 
 
 def _asked(model: PreTrainedModel, known: Known | None, path: Path, progress: Progress | None, seconds: float) -> Known:

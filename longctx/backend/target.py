@@ -28,7 +28,7 @@ from longctx.drafts import Kind
 from longctx.errors import CacheError, ModelError
 
 _LONG = 256  # rows from which on converting weights to the faster format is paid back
-_FEW = range(1, MOST + 1)  # rows
+_NEVER = (False,) * (MOST + 1)  # for every count of few rows
 _SAMPLE = 48  # tokens with which the roads are compared
 
 
@@ -51,7 +51,7 @@ class RowTarget:
         self._model, self._pending = model, 0
         # whether the lean layers are the faster road for so many rows; None: to be tried
         tried = lean and model.device.type == "cpu" and model.dtype in FORMATS
-        self._few: dict[int, bool] | None = None if tried else dict.fromkeys(_FEW, False)
+        self._few: Sequence[bool] | None = None if tried else _NEVER
         self._cache = SlotCache(config, reserve, model.dtype if self._wider else None)
         self._extra = extra or {}
         self._fixed = _arguments(model)
@@ -122,7 +122,7 @@ class RowTarget:
         with alone(self._model):
             lean = Passes(self._model, tokens[:_SAMPLE]).lean(width)
             if self._few is None:  # tried with the prompt: passes that are timed have no trial in them
-                self._few = {count: lean is not None and lean.faster(count) for count in _FEW}
+                self._few = _NEVER if lean is None else lean.faster()
             if lean is None or not self._may_be_lean(len(tokens), chain):
                 return None
             ids = torch.tensor([list(tokens)], device=self._model.device)

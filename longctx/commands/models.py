@@ -6,7 +6,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from longctx.commands.screen import Screen, size
@@ -70,8 +69,9 @@ def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
     found.save(kept.path)
     warnings: list[str] = []
     drafts = capability(loaded.model).rows == "tree"
-    asked = partial(successors, loaded.model, warnings.append, screen.progress, _ASKING, math.inf)
-    known = len(asked().tokens) if drafts else 0
+    known = 0
+    if drafts:
+        known = len(successors(loaded.model, warnings.append, screen.progress, _ASKING, math.inf).tokens)
     screen.warn(warnings)
     seconds = time.perf_counter() - started
     if screen.json:
