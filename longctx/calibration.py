@@ -21,7 +21,7 @@ FORMAT = 2
 _SEGMENTS, _FACTS, _FILLERS = 24, 3, 9
 _GROUP = 8  # segments that compete for one question
 _KEEP = 16  # heads kept
-_GLANCING = 8  # heads kept for summaries: each costs bytes of every token
+GLANCING = 8  # heads kept for summaries: each costs bytes of every token
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def calibrate(
         heads=tuple(pairs[i] for i in order),
         hits=tuple(round(float((all_ranks[:, i] == 0).mean()), 4) for i in order),
         fused_hits=round(float(np.mean(fused)), 4),
-        glancing=tuple(pairs[i] for i in _best(glanced)[:_GLANCING]),
+        glancing=tuple(pairs[i] for i in _best(glanced)[:GLANCING]),
     )
 
 

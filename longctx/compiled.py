@@ -238,7 +238,7 @@ class CompiledDocument:
         batch: list[tuple[int, Any]] = []
         for segment, stored in self.read([segment for segment in missing if segment not in held], depth):
             batch.append((segment, stored))
-            if len(batch) >= _ASK_AT_ONCE:
+            if len(batch) >= ASK_AT_ONCE:
                 yield from self._ask(batch, inquiry)
                 batch = []
         yield from self._ask(batch, inquiry)
@@ -267,4 +267,4 @@ class CompiledDocument:
             yield batch[index][0], reading
 
 
-_ASK_AT_ONCE = 16  # segments held at once while asking, so that a long document needs no more memory than its limit
+ASK_AT_ONCE = 16  # segments held at once while asking, so that a long document needs no more memory than its limit

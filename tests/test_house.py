@@ -147,6 +147,16 @@ def test_imports_go_one_way(path: Path) -> None:
 
 
 @each_module()
+def test_a_private_name_stays_in_its_module(path: Path) -> None:
+    """A module whose own name begins with an underscore is no plug-in of its room; that is another matter."""
+    for name in imported(path):
+        module, _, last = name.removeprefix("longctx.").rpartition(".")
+        file = f"{module.replace('.', '/')}.py"
+        if name.startswith("longctx.") and last.startswith("_"):
+            assert not any((base / file).is_file() for base in (PACKAGE, ROOT)), f"{path} takes {name}"
+
+
+@each_module()
 def test_only_the_backend_knows_the_model_libraries_and_nobody_unpickles(path: Path) -> None:
     outside = {name.split(".")[0] for name in imported(path)}
     assert not outside & FORBIDDEN

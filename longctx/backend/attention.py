@@ -54,14 +54,14 @@ class Tap:
     ) -> None:
         self.layers, self.rows, self.sink, self.stop = layers, rows, sink, stop
 
-    def see(self, layer: int, rows: _Rows) -> None:
+    def see(self, layer: int, seen: Seen) -> None:
         if layer in self.layers:
-            self.sink(layer, rows.probabilities(self.rows, self.layers[layer]))
+            self.sink(layer, seen.probabilities(self.rows, self.layers[layer]))
         if self.stop is not None and layer >= self.stop:
             raise StopReading
 
 
-class _Rows:
+class Seen:
     """Queries and keys of one layer, from which single attention rows can be computed on demand."""
 
     def __init__(
@@ -116,7 +116,7 @@ def attend(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     tap: Tap | None = kwargs.get(TAP)
     if tap is not None:
-        seen = _Rows(query, key, attention_mask, scale, softcap, s_aux)
+        seen = Seen(query, key, attention_mask, scale, softcap, s_aux)
         tap.see(int(module.layer_idx), seen)  # type: ignore[arg-type]
     held: BoundedCache | None = kwargs.get(HELD)
     if held is not None:
@@ -194,7 +194,7 @@ def _explicit(
     """Attention with materialised scores, a block of query rows at a time: what SDPA cannot do (soft caps, sinks)."""
     batch, heads, length, dim = query.shape
     groups = heads // key.shape[1]
-    rows = _Rows(query, key, mask, scale, softcap, sinks)
+    rows = Seen(query, key, mask, scale, softcap, sinks)
     out = []
     for start in range(0, length, _BLOCK):
         stop = min(start + _BLOCK, length)

@@ -38,7 +38,7 @@ class Stored:
         return sum(t.nbytes for t in (*self.keys, *self.values))
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
+class CacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """What transformers wants of any layer; subclasses only say what ``update`` does."""
 
     is_sliding = False
@@ -60,7 +60,7 @@ class _Layer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         return self.get_seq_length() + query_length, 0
 
 
-class _Capture(_Layer):  # type: ignore[no-untyped-call]
+class _Capture(CacheLayer):  # type: ignore[no-untyped-call]
     """Keeps what the layer computed for the tokens of this one pass, which see ``before`` first, if there is any."""
 
     def __init__(self, dtype: torch.dtype, before: tuple[Tensor, Tensor] | None) -> None:
@@ -102,7 +102,7 @@ class CaptureCache(Cache):
         return Stored(tuple(keys), tuple(values), self._offset)
 
 
-class _Replay(_Layer):  # type: ignore[no-untyped-call]
+class _Replay(CacheLayer):  # type: ignore[no-untyped-call]
     """Gives back stored keys and values, right-aligned, followed by those of the new tokens."""
 
     def __init__(self, index: int, owner: ReplayCache) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from longctx.backend.model import _SAYS_NOTHING, Loaded
+from longctx.backend.model import SAYS_NOTHING, Loaded
 from longctx.backend.tokens import Frame
 
 _OF_THE_LAST_CALL = ("truncation", "padding")  # settings that a tokenizer's file carries and calls change
@@ -41,7 +41,7 @@ def fingerprints(loaded: Loaded, frame: Frame) -> Fingerprints:
 @torch.inference_mode()
 def _model(model: PreTrainedModel) -> str:
     """Configuration, dtype and a sample of every weight, as in ``model.fingerprint``."""
-    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and k not in _SAYS_NOTHING}
+    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and k not in SAYS_NOTHING}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(str(model.dtype).encode())
     for name, weight in model.named_parameters():

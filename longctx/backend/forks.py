@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from longctx.backend.slots import _Slots
+from longctx.backend.slots import Slots
 from longctx.errors import CacheError
 from longctx.keys import Index, Turn
 from longctx.protocols import KVPolicy
@@ -47,7 +47,7 @@ class Context:
     policy: KVPolicy
 
 
-class Fork(_Slots):  # type: ignore[no-untyped-call]
+class Fork(Slots):  # type: ignore[no-untyped-call]
     """The rows of a batch behind a shared beginning of one row; subclasses say what the beginning is."""
 
     def __init__(self, held: Held, tokens: int) -> None:

@@ -21,7 +21,7 @@ from longctx.errors import ModelError, UsageError
 from longctx.protocols import Progress
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_SAYS_NOTHING = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}  # saving may change them
+SAYS_NOTHING = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}  # saving may change them
 _NO_LIMIT = 10**9  # tokenizers without a limit report an absurd one
 
 
@@ -149,7 +149,7 @@ def _add_model(digest: Any, model: PreTrainedModel) -> None:
     config = {
         key: value
         for key, value in model.config.to_dict().items()
-        if not key.startswith("_") and key not in _SAYS_NOTHING
+        if not key.startswith("_") and key not in SAYS_NOTHING
     }
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(str(model.dtype).encode())

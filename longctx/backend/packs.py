@@ -12,12 +12,12 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from longctx.backend.caches import _Layer
+from longctx.backend.caches import CacheLayer
 from longctx.backend.rows import Rows
 from longctx.backend.slots import SlotCache
 
 
-class _Split(_Layer):  # type: ignore[no-untyped-call]
+class _Split(CacheLayer):  # type: ignore[no-untyped-call]
     """Puts the new keys and values of a layer into each request's own."""
 
     def __init__(self, index: int, owner: PackCache) -> None:

@@ -24,7 +24,7 @@ from longctx.errors import ModelError
 from longctx.protocols import By
 from longctx.types import Inquiry, Reading
 
-_READ_TOKENS = 2048  # tokens of one reading batch: large enough for the matrix products, small enough for the caches
+READ_TOKENS = 2048  # tokens of one reading batch: large enough for the matrix products, small enough for the caches
 _USUAL = 512  # tokens of a segment, of which a batch is full
 _ASK_SLOTS = 16_384  # stored slots of one asking batch
 _ASK_ROWS = 512  # question rows of one asking batch
@@ -95,7 +95,7 @@ class Probe:
         before = self._shared(depth) if self.prefix else None
         order = sorted(range(len(segments)), key=lambda i: -len(segments[i]))
         offset = len(self.prefix)  # stands before every row's keys: short segments must not bring too many rows
-        limit = _READ_TOKENS + _READ_TOKENS // _USUAL * offset
+        limit = READ_TOKENS + READ_TOKENS // _USUAL * offset
         for batch in _batches(order, lambda i: len(segments[i]) + offset, limit):
             cache = self._read([segments[i] for i in batch], depth, before)
             for row, i in enumerate(batch):

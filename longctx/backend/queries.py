@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longctx.backend.attaching import attached
-from longctx.backend.attention import TAP, _Rows
+from longctx.backend.attention import TAP, Seen
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.forks import Context
 
@@ -30,9 +30,9 @@ class Queries:
         self.scores: dict[int, tuple[float, float | None]] = {}
         self.likeliest = 0
 
-    def see(self, layer: int, rows: _Rows) -> None:
-        self.scores[layer] = (rows.scaling, rows.softcap)
-        new = rows.query[0, :, -self.count :] if self.count else rows.query[0, :, :0]
+    def see(self, layer: int, seen: Seen) -> None:
+        self.scores[layer] = (seen.scaling, seen.softcap)
+        new = seen.query[0, :, -self.count :] if self.count else seen.query[0, :, :0]
         before = self.last.get(layer)
         if before is not None and new.shape[1] < self.count:
             new = torch.cat((before, new), 1)[:, -self.count :]

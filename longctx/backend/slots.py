@@ -14,12 +14,12 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from longctx.backend.caches import _Layer
+from longctx.backend.caches import CacheLayer
 
 _SPARE = 256  # slots by which a full buffer grows at least
 
 
-class _Slots(_Layer):  # type: ignore[no-untyped-call]
+class Slots(CacheLayer):  # type: ignore[no-untyped-call]
     """``keys`` and ``values`` [1, kv_heads, capacity, dim], of which the first ``used`` slots hold tokens.
 
     They are kept as ``dtype`` (None: as they come), and handed out as what comes.
@@ -83,7 +83,7 @@ class SlotCache(Cache):
 
     def __init__(self, config: Any, reserve: int, dtype: torch.dtype | None) -> None:
         self.windows = windows(config)
-        self._slots = [_Slots(reserve, window, dtype) for window in self.windows]
+        self._slots = [Slots(reserve, window, dtype) for window in self.windows]
         super().__init__(layers=list(self._slots))
 
     def held(self, layer: int) -> tuple[Tensor, Tensor]:

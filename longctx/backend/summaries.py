@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from longctx.backend.attention import StopReading, Tap, _Rows
+from longctx.backend.attention import Seen, StopReading, Tap
 from longctx.backend.caches import Stored
 from longctx.backend.parts import capped
 from longctx.protocols import By
@@ -62,10 +62,10 @@ class Listening(Tap):
         super().__init__(dict.fromkeys(wanted), rows, _unheard, stop=wanted[-1])
         self.heard: dict[int, Queries] = {}
 
-    def see(self, layer: int, rows: _Rows) -> None:
+    def see(self, layer: int, seen: Seen) -> None:
         if layer in self.layers:
-            groups = rows.query.shape[1] // rows.key.shape[1]
-            self.heard[layer] = Queries(rows.query[0, :, self.rows], groups, rows.scaling, rows.softcap)
+            groups = seen.query.shape[1] // seen.key.shape[1]
+            self.heard[layer] = Queries(seen.query[0, :, self.rows], groups, seen.scaling, seen.softcap)
         if layer == self.stop:
             raise StopReading
 

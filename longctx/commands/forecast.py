@@ -14,17 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from longctx import plugins
-from longctx.commands.plan import (
-    _ENCODES,
-    _QUESTION,
-    _READS,
-    _activations,
-    _held,
-    _memory,
-    _piece,
-    _tokens_read,
-    plan,
-)
+from longctx.commands import sums
+from longctx.commands.plan import plan
 from longctx.commands.process import free_bytes
 from longctx.commands.screen import Screen, size
 from longctx.commands.settings import Settings
@@ -91,7 +82,7 @@ def forecast(
         peaks: list[int] = []
         kept, seconds, refused = 0, 0.0, []
         for name, own in selectors.items():
-            fixed = model.frame_tokens + _QUESTION + own.max_new_tokens
+            fixed = model.frame_tokens + sums.QUESTION + own.max_new_tokens
             if own.selector == _EVERYTHING and reach(own.policy(), length)[0] + fixed > model.window:
                 refused.append(name)
                 continue
@@ -105,7 +96,7 @@ def forecast(
                 continue
             read = min(length, room)
             whole = plan(model, read, dataclasses.replace(settings, selector=_EVERYTHING, kv="none"))
-            peaks.append(whole.peak + _activations(model, read) - _activations(model, min(read, _piece())))
+            peaks.append(whole.peak + sums.activations(model, read) - sums.activations(model, min(read, sums.piece())))
             seconds += questions * (_attended(model, read, read, plainly) + _said(model, read, settings, plainly))
         peak = max(peaks, default=0) + (kept if len(peaks) > 1 else 0)  # the last bounded cache outlives its answer
         found.append(dataclasses.replace(work, peak_bytes=peak, seconds=seconds or None, refused=tuple(refused)))
@@ -160,20 +151,17 @@ def _selecting(model: Report, settings: Settings, length: int, texts: int, quest
     """Seconds of compiling, choosing and answering."""
     from longctx.reader import SEGMENT_TOKENS
 
-    name = settings.selector.partition(":")[0]
     if length <= settings.usual_budget or settings.selector == _EVERYTHING:
         # through a bounded cache a text is read once for all questions about it
         reading = _whole(model, settings, length, speed) * (questions if settings.policy() is None else texts)
         return reading + questions * _spoken(model, settings, speed)
-    if length * model.kv_bytes_per_token <= _memory(settings):
+    if length * model.kv_bytes_per_token <= sums.segment_memory(settings):
         read = texts * length  # a text that the memory holds is read when it is compiled
     else:
         segment = settings.segment_tokens or SEGMENT_TOKENS
-        read = (
-            questions * _tokens_read(settings, length, segment, settings.usual_budget) if _READS.get(name, True) else 0
-        )
+        read = questions * sums.tokens_read(settings, length, segment, settings.usual_budget)
     seconds = _read(model, read, speed) + questions * _said(model, settings.usual_budget, settings, speed)
-    if _ENCODES.get(name, True) and not model.abilities["embeds text (auto, dense)"]:
+    if sums.encodes(model, settings):
         seconds += 2.0 * _ENCODER_PARAMETERS * texts * length / (_SHARE * speed.operations)
     return seconds
 
@@ -182,7 +170,7 @@ def _cached(model: Report, settings: Settings, length: int) -> int:
     """Bytes of the bounded cache that stays until the next one is made; 0 without a policy."""
     policy = settings.policy()
     tokens = length if settings.selector == _EVERYTHING else min(length, settings.usual_budget)
-    return 0 if policy is None else _held(model, tokens, policy)
+    return 0 if policy is None else sums.held(model, tokens, policy)
 
 
 def _whole(model: Report, settings: Settings, length: int, speed: Speed) -> float:

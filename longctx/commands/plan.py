@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from longctx import plugins
+from longctx.commands import sums
 from longctx.commands.ask import check
 from longctx.commands.models import report
 from longctx.commands.process import free_bytes
 from longctx.commands.screen import Screen, size
 from longctx.commands.settings import Settings
-from longctx.commands.stored import _BYTES, _TEXT, _UNIT, rows_of, stored
+from longctx.commands.stored import rows_of, stored
 from longctx.errors import DoesNotFit, ModelError, UsageError
 from longctx.room import Room
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from longctx.backend.report import Report
 
 MB = 10**6
-_QUESTION = 8  # tokens of a question
 _RUNTIME = 405 * MB  # the interpreter, torch, transformers and what they import
 _VOCABULARY = 1_250  # bytes a tokenizer holds for one entry
 _TOKENISING = 40 * MB  # what a batch of chunks takes in the tokenizer, before it is numbers
@@ -36,10 +36,6 @@ _UNIT_BYTES = 3_000  # a unit's object, text, words and vector, with what buildi
 _HEADS = 16  # calibrated heads whose attention is kept for every token that was read
 _HOLES = 0.35  # of the segments dropped for others: memory between those kept that cannot be used again at once
 _LAW = 2  # bytes of a vocabulary entry that xl3m works on for every segment, beside the readings that are kept
-
-# What a selector uses; a method that is not named here is taken to use everything.
-_ENCODES = dict.fromkeys(("bm25", "head", "random", "all", "infiniretri", "longheads", "xl3m"), False)
-_READS = {"bm25": False, "head": False, "random": False, "all": False, "dense": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +100,7 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
             ("asking adds", f"{size(made.above):>9}"),
             ("peak", f"{size(made.peak):>9}  of {free} free: {'fits' if made.fits else 'does not fit'}"),
         ]
-        screen.table([*rows, *rows_of(kept, _memory(settings))])
+        screen.table([*rows, *rows_of(kept, sums.segment_memory(settings))])
         if settings.policy() is not None:
             screen.table([(f"kv {name}", f"{size(held):>9}") for name, held in made.kv.items()])
         full = tokens * model.kv_bytes_per_token
@@ -126,9 +122,9 @@ def beyond_window(model: Report, tokens: int, settings: Settings) -> str:
 
     room, whole = _room(model, settings), settings.selector == "all"
     try:
-        room.budget(_QUESTION, 1 if whole else settings.budget, settings.max_new_tokens)
+        room.budget(sums.QUESTION, 1 if whole else settings.budget, settings.max_new_tokens)
         if whole:
-            behind = model.frame_tokens + _QUESTION
+            behind = model.frame_tokens + sums.QUESTION
             room.check_prompt(reach(settings.policy(), tokens + behind, behind), settings.max_new_tokens)
     except DoesNotFit as error:
         return str(error)
@@ -144,28 +140,27 @@ def _room(model: Report, settings: Settings) -> Room:
 def plan(model: Report, tokens: int, settings: Settings) -> Plan:
     """The memory for one question about a text of ``tokens`` tokens."""
     room = _room(model, settings)
-    selector = settings.selector.partition(":")[0]
-    whole = selector == "all"
-    longest = room.longest(_QUESTION, settings.max_new_tokens)
+    whole = settings.selector.partition(":")[0] == "all"
+    longest = room.longest(sums.QUESTION, settings.max_new_tokens)
     budget = min(settings.usual_budget, max(1, longest)) if settings.budget is None else settings.budget
     scored = not whole and tokens > budget
-    encodes = scored and _ENCODES.get(selector, True) and not model.abilities["embeds text (auto, dense)"]
-    read = _tokens_read(settings, tokens, room.segment_tokens, budget) if scored and _READS.get(selector, True) else 0
-    units = tokens // _UNIT + 1
-    prompt = model.frame_tokens + _QUESTION + (tokens if whole else min(tokens, budget))
+    encodes = scored and sums.encodes(model, settings)
+    read = sums.tokens_read(settings, tokens, room.segment_tokens, budget) if scored else 0
+    units = tokens // sums.UNIT + 1
+    prompt = model.frame_tokens + sums.QUESTION + (tokens if whole else min(tokens, budget))
     said = room.few(budget) if scored and settings.budget is None else ()
     short: str = plugins.load("kv", settings.policy() or "full").shortfall(prompt)
     said += (short,) if short else ()
     parts = {
         "runtime": _RUNTIME + model.vocabulary * _VOCABULARY,
         "weights": model.weight_bytes,
-        "text and index": tokens * (_TEXT + 4 + 8) + units * _UNIT_BYTES + min(_TOKENISING, tokens * 400),
+        "text and index": tokens * (sums.TEXT_BYTES + 4 + 8) + units * _UNIT_BYTES + min(_TOKENISING, tokens * 400),
         "encoder": _ENCODER if encodes else 0,
         "encoding scratch": min(_ENCODING, tokens * _ENCODED) if encodes else 0,
-        "segment memory": min(_memory(settings), read * model.kv_bytes_per_token),
+        "segment memory": min(sums.segment_memory(settings), read * model.kv_bytes_per_token),
         "reading scratch": _reading(model, settings, read, room.segment_tokens) if read else 0,
         "prompt": _keys(model, prompt, settings.policy()) + settings.max_new_tokens * model.kv_bytes_per_token,
-        "prompt scratch": _activations(model, min(prompt, _piece())),
+        "prompt scratch": sums.activations(model, min(prompt, sums.piece())),
     }
     during = parts["prompt"] + parts["prompt scratch"]
     kept = parts["text and index"] + parts["encoder"]
@@ -179,75 +174,35 @@ def _keys(model: Report, tokens: int, policy: str | None) -> int:
     whole = tokens * model.kv_bytes_per_token
     if policy is None:
         return whole
-    held = _held(model, tokens, policy)
+    held = sums.held(model, tokens, policy)
     grows: bool = plugins.load("kv", policy).grows
     return held if grows else max(held, whole)  # the others read everything before they choose
 
 
-def _held(model: Report, tokens: int, policy: str) -> int:
-    """Bytes that a text of ``tokens`` takes once ``policy`` has bounded it. Raises BadOption for its budget."""
-    method = plugins.load("kv", policy)
-    if method.slots(tokens) >= tokens:
-        return tokens * model.kv_bytes_per_token
-    layers, itemsize = model.layers.get("full_attention", 0), max(1, model.weight_bytes // max(1, model.parameters))
-    own: int = method.index_bytes(tokens, model.heads, model.kv_heads, model.head_dim, itemsize)
-    return tokens * model.kv_bytes_per_token + layers * own
-
-
 def _policies(model: Report, tokens: int) -> dict[str, int]:
     """What every policy would hold of the text, with its default options."""
-    return {name: _held(model, tokens, name) for name in plugins.names("kv")}
-
-
-def _memory(settings: Settings) -> int:
-    """Bytes of segments that the reader keeps at most."""
-    from longctx.reader import MEMORY_BYTES
-
-    return MEMORY_BYTES if settings.segment_memory_bytes is None else settings.segment_memory_bytes
-
-
-def _tokens_read(settings: Settings, tokens: int, segment: int, budget: int) -> int:
-    """Tokens of the text that the model reads for one question."""
-    name = settings.selector.partition(":")[0]
-    if name != "auto":
-        return tokens
-    method: Any = plugins.load("selectors", settings.selector)
-    if not method.model:
-        return 0
-    return min(tokens, int(method.limit(budget)) + (int(method.sample) + 1) * segment)
+    return {name: sums.held(model, tokens, name) for name in plugins.names("kv")}
 
 
 def _reading(model: Report, settings: Settings, read: int, segment: int) -> int:
     """What one pass over segments takes, and the numbers kept of each."""
-    from longctx.backend.probe import _READ_TOKENS
-    from longctx.compiled import _ASK_AT_ONCE
+    from longctx.backend.probe import READ_TOKENS
+    from longctx.compiled import ASK_AT_ONCE
     from longctx.latest import BYTES
 
-    batch = max(_READ_TOKENS, segment) * model.kv_bytes_per_token + _activations(model, _READ_TOKENS, reading=True)
+    batch = max(READ_TOKENS, segment) * model.kv_bytes_per_token + sums.activations(model, READ_TOKENS, reading=True)
     if model.reading_dtype != model.dtype:  # the weights of one layer, converted
         batch += 4 * _layer_weights(model)
-    asked = _ASK_AT_ONCE * _QUESTION * model.vocabulary * 10  # logits: as computed, in float32, and as logarithms
+    asked = ASK_AT_ONCE * sums.QUESTION * model.vocabulary * 10  # logits: as computed, in float32, and as logarithms
     kept = read * _HEADS * 4
     if settings.selector.startswith("xl3m:signal=") and "question_likelihood" not in settings.selector:
         laws = read // segment * model.vocabulary
         kept = laws * _LAW + min(BYTES, 4 * laws)
-    dropped = max(0, read * model.kv_bytes_per_token - _memory(settings))
-    return batch + asked + kept + int(_HOLES * min(dropped, _memory(settings)))
-
-
-def _activations(model: Report, tokens: int, reading: bool = False) -> int:
-    """The tensors of one layer's pass over ``tokens``, several of each width alive at a time."""
-    width = 4 * model.hidden + 3 * model.intermediate + 2 * model.heads * model.head_dim
-    return tokens * width * _BYTES.get(model.reading_dtype if reading else model.dtype, 4)
+    dropped = max(0, read * model.kv_bytes_per_token - sums.segment_memory(settings))
+    return batch + asked + kept + int(_HOLES * min(dropped, sums.segment_memory(settings)))
 
 
 def _layer_weights(model: Report) -> int:
     """Numbers in the linear layers of one decoder layer."""
     attention = 2 * (model.heads + model.kv_heads) * model.head_dim * model.hidden
     return attention + 3 * model.hidden * model.intermediate
-
-
-def _piece() -> int:
-    from longctx.decoding.loop import PIECE
-
-    return PIECE

@@ -1,6 +1,6 @@
 """What a text of so many tokens takes on the disk once it is compiled, told before it is.
 
-Owns what a token and a unit of a usual text are taken for. Its sums are those of ``store``.
+Owns no sizes of its own: files are summed by ``store``, and what a usual text is taken for stands in ``sums``.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longctx.commands import sums
 from longctx.commands.screen import size
 from longctx.store import manifest, sizes
 
 if TYPE_CHECKING:
     from longctx.backend.report import Report
 
-_UNIT = 60  # tokens of a unit: sentences of prose
-_TEXT = 4  # bytes of text a token stands for; twice or four times that outside Latin scripts
 _DIMENSION = 384  # of an embedding by the embedded encoder
-_BYTES = {"bfloat16": 2, "float16": 2, "float64": 8}  # of a number; any other format counts as four
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +36,19 @@ class Stored:
 def stored(model: Report, tokens: int) -> Stored:
     """The size of a text of ``tokens`` tokens once it is compiled; that of summaries where no two heads share keys."""
     from longctx.backend.summaries import CHUNK
-    from longctx.calibration import _GLANCING
+    from longctx.calibration import GLANCING
 
-    units = tokens // _UNIT + 1
+    units = tokens // sums.UNIT + 1
     embeds = not model.abilities["embeds text (auto, dense)"]
-    itemsize, heads = _BYTES.get(model.dtype, 4), model.kv_heads * sum(model.layers.values())
+    itemsize, heads = sums.NUMBER_BYTES.get(model.dtype, 4), model.kv_heads * sum(model.layers.values())
     exact, small = (sizes.segment_bytes(tokens, model.kv_bytes_per_token, itemsize, form) for form in manifest.FORMS)
     return Stored(
-        sizes.document_bytes(tokens * _TEXT, tokens, units),
+        sizes.document_bytes(tokens * sums.TEXT_BYTES, tokens, units),
         sizes.copy_bytes(tokens),
         sizes.vector_bytes(units, _DIMENSION) if embeds else 0,
         exact,
         small,
-        sizes.summary_bytes(tokens, units, min(_GLANCING, heads), model.head_dim, itemsize, CHUNK),
+        sizes.summary_bytes(tokens, units, min(GLANCING, heads), model.head_dim, itemsize, CHUNK),
         "disk" if sizes.worth_storing(exact, shutil.disk_usage(Path.cwd()).free) else "none",
     )
 

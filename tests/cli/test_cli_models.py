@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cli_runs
 import pytest
 import tiny
 from cli_runs import QUESTION, ROOT, call, story
@@ -18,16 +17,6 @@ from longctx import plugins
 from longctx.commands import process
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_runs.model(tmp_path_factory)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return cli_runs.folder(tmp_path, monkeypatch)
 
 
 # --- models ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import cli_runs
 import pytest
 import tiny
 from cli_runs import NEEDLE, QUESTION, ROOT, asked, call, spawn, story
@@ -27,16 +26,6 @@ from longctx.cli import app
 from longctx.commands import ask, screen
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_runs.model(tmp_path_factory)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return cli_runs.folder(tmp_path, monkeypatch)
 
 
 # --- start ----------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import errno
 from pathlib import Path
 from typing import Any
 
-import cli_runs
 import pytest
 from cli_runs import QUESTION, asked, call
 
@@ -14,16 +13,6 @@ from longctx.commands.settings import Settings, count
 from longctx.errors import MissingExtra, installing
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cli_runs.model(tmp_path_factory)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return cli_runs.folder(tmp_path, monkeypatch)
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------

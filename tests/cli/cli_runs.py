@@ -1,4 +1,4 @@
-"""The command line in tests: a document, a configuration that needs nothing, and how a command is run."""
+"""How the command line is run in tests, and the document that it is asked about."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-import tiny
 from typer.testing import CliRunner
 
 from longctx.cli import app
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 QUESTION = "Where is the kettle of Tobin kept?"
 NEEDLE = "Tobin keeps the kettle in room 4711."
 
@@ -25,18 +23,6 @@ def story(sentences: int = 60) -> str:
     ]
     lines[sentences // 2] = NEEDLE
     return " ".join(lines)
-
-
-def model(folders: pytest.TempPathFactory) -> Path:
-    return tiny.save(folders.mktemp("model"), num_hidden_layers=2)
-
-
-def folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a command is run: a document of 60 sentences, and a configuration without calibration and encoder."""
-    monkeypatch.chdir(path)
-    (path / "story.txt").write_text(story())
-    (path / "fast.toml").write_text('calibration = "none"\nencoder = "none"\nsegment_tokens = 128\n')
-    return path
 
 
 def call(*words: str) -> Any:

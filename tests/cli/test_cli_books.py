@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 import tiny
+from cli_runs import QUESTION
 from typer.testing import CliRunner
 
 from longctx.cli import app
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-QUESTION = "Where is the kettle of Tobin kept?"
 
 
 def story(sentences: int = 40, needle: str = "Tobin keeps the kettle in room 4711.") -> str:
@@ -26,13 +25,9 @@ def story(sentences: int = 40, needle: str = "Tobin keeps the kettle in room 471
     return " ".join(lines)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save(tmp_path_factory.mktemp("model"), num_hidden_layers=2)
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two documents, and segments small enough that some are left out."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "story.txt").write_text(story())
     (tmp_path / "other.md").write_text("# Other\n\nNobody said a word about the lamp.\n")
