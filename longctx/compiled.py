@@ -6,6 +6,7 @@ the probe and the encoder by their protocols only, and no selector.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -26,6 +27,13 @@ from longctx.protocols import By, Calibrated, Inquirer, Progress
 from longctx.suffixes import SuffixIndex
 from longctx.supplies import EncoderSource, Stored
 from longctx.types import Document, EncodedDocument, Inquiry, Reading, Saved, Unit
+
+
+class _Own(threading.local):
+    """What a thread that asks a document has of its own: who listens, and what its questions have cost."""
+
+    progress: Progress | None = None
+    spent: int = 0
 
 
 class CompiledDocument:
@@ -56,21 +64,20 @@ class CompiledDocument:
             lambda tokens: pieces(self.encoded, self.units, tokens),
             encoder,
             stored,
-            lambda: self._progress,
+            lambda: self._own.progress,
         )
-        self._spent = 0
+        self._own = _Own()
         self._overview: tuple[Heads, Any] | None = None
         self._latest = Latest()
-        self._progress: Progress | None = None
 
     @contextmanager
     def reporting(self, progress: Progress | None) -> Iterator[None]:
-        """Inside, what is worked out reports to ``progress``; an earlier listener has its place back afterwards."""
-        before, self._progress = self._progress, progress
+        """Inside, what this thread works out reports to ``progress``; an earlier listener has its place back then."""
+        before, self._own.progress = self._own.progress, progress
         try:
             yield
         finally:
-            self._progress = before
+            self._own.progress = before
 
     def prepare(self, progress: Progress | None = None, *, segments: bool = True) -> None:
         """Afterwards what questions share is worked out: index, embeddings, ``segments`` as far as memory goes."""
@@ -183,10 +190,10 @@ class CompiledDocument:
         """Keys and values of ``segments`` as the model computes them now, kept in memory while they fit."""
         read = self.probe.read([self.segment_ids(segment).tolist() for segment in segments], depth)
         for done, (index, stored) in enumerate(read, 1):
-            self._spent += stored.tokens
+            self._own.spent += stored.tokens
             self.memory.put(segments[index], stored)
-            if self._progress is not None:
-                self._progress("reading", done, len(segments))
+            if self._own.progress is not None:
+                self._own.progress("reading", done, len(segments))
             yield segments[index], stored
 
     @property
@@ -253,16 +260,16 @@ class CompiledDocument:
         if self._overview is None or self._overview[0] != heads:
             made = overview(self.probe, self._stored, self.units, self.segments, heads, self.read)
             self._overview = (heads, made)
-        self._spent += len(inquiry.ids)
+        self._own.spent += len(inquiry.ids)
         return self.probe.glance(self._overview[1], inquiry, self.longest_segment, by)
 
     def spent(self) -> int:
-        """Token-forwards spent through ``read`` and ``ask`` so far."""
-        return self._spent
+        """Token-forwards that this thread has spent through ``read`` and ``ask`` so far."""
+        return self._own.spent
 
     def _ask(self, batch: Sequence[tuple[int, Any]], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:
         for index, reading in self.probe.ask([stored for _, stored in batch], inquiry):
-            self._spent += len(inquiry.ids)
+            self._own.spent += len(inquiry.ids)
             self._latest.keep(inquiry, batch[index][0], reading)
             yield batch[index][0], reading
 

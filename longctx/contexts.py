@@ -39,13 +39,17 @@ class CompressedContext:
     """A context that a model has read, of which later passes read a bounded part. Shared by all its forks."""
 
     def __init__(self, context: Context, ids: Sequence[int], fingerprint: str, warnings: tuple[str, ...]) -> None:
-        self._context, self.fingerprint, self.warnings = context, fingerprint, warnings
-        self.token_ids = tuple(ids)
+        self._context = dataclasses.replace(context, ids=tuple(ids))
+        self.fingerprint, self.warnings = fingerprint, warnings
         self._open: BoundedCache | None = None
 
     @property
     def tokens(self) -> int:
         return self._context.tokens
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self._context.ids
 
     @property
     def policy(self) -> KVPolicy:
@@ -71,10 +75,10 @@ class CompressedContext:
     def attached(self, model: Any, *, audit_every: int = 0) -> Iterator[BoundedCache]:
         """A cache for ``model.generate(full_ids, past_key_values=cache)`` and for passes of one's own.
 
-        The ids begin with the context's; new ids alone need an attention mask of ones for context and new ids together.
-        A batch of questions is padded between context and question. Inside, no other thread of this library runs a
-        pass. ``audit_every`` k measures in every k-th pass what share of the attention the keys have that were not
-        read. Raises CacheError for another model.
+        The ids begin with the context's, id for id: made of text and question in one call they may join at the seam,
+        and generate drops that unseen. New ids alone need an attention mask of ones for context and new ids together. A
+        batch of questions is padded between context and question. Inside, no other thread of this library runs a pass.
+        ``audit_every`` k: every k-th pass measures what went to keys not read. Raises CacheError for another model.
         """
         if model_fingerprint(model) != self.fingerprint:
             raise CacheError(f"the context was made by another model than this {type(model).__name__}. Compress again.")

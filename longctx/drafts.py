@@ -126,7 +126,8 @@ class Stats:
     passes made for their time, which is part of ``draft``. In a batch every prompt counts its own, and ``passes`` each
     pass of the model once, however many prompts it was for. ``seconds`` has the phases ``prefill``, ``draft``,
     ``verify``, ``commit``. ``copied`` are the runs of new tokens that were accepted as copies of the document (the
-    prompt, where there was none): the first new token, the first token of the document, and how many.
+    prompt, where there was none): the first new token, the first token of the document, and how many. ``guarantee``
+    is what drafting leaves as it was; None where nobody has said.
     """
 
     rounds: int = 0
@@ -139,6 +140,7 @@ class Stats:
     rows: Kind = "off"
     copied: tuple[tuple[int, int, int], ...] = ()
     passes: int = 0
+    guarantee: Guarantee | None = None
 
     @property
     def tokens_per_round(self) -> float:
@@ -192,12 +194,16 @@ class Generation:
     sequences: Any  # torch.Tensor, long [batch, tokens]
     texts: tuple[str, ...]
     stats: Stats
-    guarantee: Guarantee
     warnings: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
         return self.texts[0]
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What drafting left as it was: the counts' own word, and no promise where they have none."""
+        return self.stats.guarantee or "approximate"
 
     def as_dict(self) -> dict[str, Any]:
         """In JSON's own types."""

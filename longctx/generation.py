@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -111,7 +112,7 @@ def generate(
     (stats, warnings) = made[0]
     shortest = prompts.shape[1] if mask is None else int(mask.sum(-1).min())
     promise = guarantee(model, temperature, shortest, sequences.shape[1])
-    return Generation(sequences, texts, stats, promise, warnings)
+    return Generation(sequences, texts, replace(stats, guarantee=promise), warnings)
 
 
 def speculative(
@@ -229,7 +230,8 @@ def begin(
     document = None if copied is None else copied.tokens
     late: list[str] = []
     further = {} if asking else {"seconds": 0.0}
-    asked = partial(successors, model, late.append, progress, **further) if target.rows == "tree" else None
+    asks = target.rows == "tree" and max_new_tokens > 1
+    asked = partial(successors, model, late.append, progress, **further) if asks else None
     source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD, folded, weights, asked)
     at_work = [(name, _at_work(name, drafter, source)) for name, drafter in stack] if target.rows != "off" else []
     decoding = Decoding(

@@ -7,15 +7,19 @@ Owns words. Scoring is bm25s' (Lucene variant, k1 = 1.2, b = 0.75): Robertson an
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import bm25s
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 # Scripts written without spaces between words: their runs are counted as pairs of characters.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]+|[^\W_{_UNSPACED}]+")
+# A letter or digit keeps the marks on it, vowel signs among them, and the joiners between: without them the words of
+# half the scripts of India, and all that is written with loose accents, fall to pieces.
+_WORD = regex.compile(rf"[{_UNSPACED}]+|(?:[[\p{{L}}\p{{N}}]--[{_UNSPACED}]][\p{{M}}\u200c\u200d]*)+", regex.VERSION1)
 _IS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
 # English and nothing else: other languages are left to the inverse document frequency.
 _STOP = frozenset(bm25s.stopwords.STOPWORDS_EN)
@@ -27,9 +31,12 @@ _ASKING = frozenset(
 
 
 def words(text: str) -> list[str]:
-    """The words of ``text`` as they are counted: lower case, English stop words dropped, CJK as bigrams."""
+    """The words of ``text`` as they are counted: lower case, English stop words dropped, CJK as bigrams.
+
+    Accents count alike whether they are written with their letter or behind it.
+    """
     found: list[str] = []
-    for word in _WORD.findall(text.casefold()):
+    for word in _WORD.findall(unicodedata.normalize("NFC", text.casefold())):
         if _IS_UNSPACED.match(word):
             found += [word[i : i + 2] for i in range(max(1, len(word) - 1))]
         elif word not in _STOP:

@@ -41,8 +41,10 @@ class Origins:
     def _begins(self) -> NDArray[np.int64]:
         """Where every token begins, and the end of the last: worked out when a vote or a copy asks for it."""
         blank = not self._joined.strip()  # spans of empty lines: a document of nothing has no tokens
-        begins = np.zeros(0, np.int64) if blank else self._tokens.encode(Document.from_text(self._joined)).token_starts
-        return np.append(begins, len(self._joined))
+        if blank:
+            return np.array([len(self._joined)], dtype=np.int64)
+        encoded = self._tokens.encode(Document.from_text(self._joined), at_once=True)  # as the prompt's were made
+        return np.append(encoded.token_starts, len(self._joined))
 
     def votes(self, count: int) -> NDArray[np.float32] | None:
         """One factor for every one of the ``count`` tokens of the prompt: how much it counts as a source of copies.

@@ -69,7 +69,7 @@ class Reader:
         self._tokens = Tokens(self._loaded.tokenizer)
         self._frame = self._tokens.frame()
         self._calibrator = Calibrator(self._loaded, calibration)
-        self._room = Room(self._loaded.window, self._frame.tokens, segment_tokens)
+        self._room = Room(self._loaded.window, self._frame.tokens)
         cutting = Cutting(plugins.resolve("splitters", splitter), segment_tokens)
         made_with = (self._loaded, self._tokens, lambda: self._probe, Encoders(encoder), self._calibrator)
         self._compiler = Compiler(*made_with, cutting, segment_memory_bytes)
@@ -257,7 +257,8 @@ class Reader:
     def _select(self, book: CompiledDocument, request: Request, budget: int, report: Progress | None) -> Selection:
         """The selection of one request; everything at once is held against the window, as its length is known now."""
         question, selector = request.question, request.selector
-        self._room.check_segment(self._count(question), book.longest_segment)
+        if selector != selecting.EVERYTHING:
+            self._room.check_segment(self._count(question), book.longest_segment)
         with book.reporting(report):
             selection = selecting.select(
                 book,
@@ -275,15 +276,16 @@ class Reader:
             behind = self._behind(question)
             prompt_tokens = len(self._frame.before) + selection.tokens + behind
             self._room.check_prompt(reach(request.kv, prompt_tokens, behind), request.max_new_tokens)
+            said = self._room.passed(selection.tokens, request.budget_tokens)
+            selection = replace(selection, warnings=(*selection.warnings, *said))
         return selection
 
     def _check(self, request: Request) -> int:
         """The tokens of text to select, after what can be refused before any work is done."""
         if not values.text("question", request.question).strip():
             raise EmptyInput("the question is empty.")
-        # the whole text has a check of its own, when its length is known
-        wanted = 1 if request.selector == selecting.EVERYTHING else request.budget_tokens
-        return self._room.budget(self._count(request.question), wanted, request.max_new_tokens)
+        whole = request.selector == selecting.EVERYTHING
+        return self._room.budget(self._count(request.question), request.budget_tokens, request.max_new_tokens, whole)
 
     def _behind(self, question: str) -> int:
         """The tokens of a prompt that follow its text."""

@@ -67,6 +67,7 @@ class Calibrator:
         self._loaded, self._wanted = loaded, wanted
         self._found: Calibration | None = None
         self._warnings: list[str] = []
+        self._standing: tuple[str, ...] = ()  # said with every result
 
     @cached_property
     def fingerprint(self) -> str:
@@ -82,7 +83,7 @@ class Calibrator:
         if self._found is None and isinstance(self._wanted, Calibration):
             self._found = self._wanted
             if self._wanted.fingerprint != self.fingerprint:
-                self._warnings.append("the calibration given was made for another model: its heads may find nothing.")
+                self._standing = ("the calibration given was made for another model: its heads may find nothing.",)
         if self._found is None and self._wanted == "auto":
             kept = Calibration.load(self.path, self.fingerprint)
             self._found = kept if kept is not None and set(kept.heads) <= set(probe.pairs()) else None
@@ -98,6 +99,6 @@ class Calibrator:
         return self._found
 
     def take_warnings(self) -> tuple[str, ...]:
-        """Warnings that no result has carried yet."""
+        """What every result says, and warnings that none has carried yet."""
         taken, self._warnings = tuple(self._warnings), []
-        return taken
+        return (*self._standing, *taken)

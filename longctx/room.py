@@ -20,15 +20,21 @@ class Room:
 
     window: int
     frame_tokens: int
-    segment_tokens: int
 
     def longest(self, question_tokens: int, max_new_tokens: int) -> int:
         """The largest budget that leaves room for the question and the answer; may be below 1."""
         return self.window - self.frame_tokens - question_tokens - max_new_tokens
 
-    def budget(self, question_tokens: int, budget_tokens: int | None, max_new_tokens: int) -> int:
-        """``budget_tokens``; where none are named, as many of the usual ones as fit. Raises what ``check`` raises."""
-        if budget_tokens is None:
+    def budget(
+        self, question_tokens: int, budget_tokens: int | None, max_new_tokens: int, everything: bool = False
+    ) -> int:
+        """``budget_tokens``; where none are named, as many of the usual ones as fit. Raises what ``check`` raises.
+
+        ``everything``: 1, as the whole text has a check of its own, once its length is known.
+        """
+        if everything:
+            budget_tokens = 1 if budget_tokens is None else min(1, whole("budget_tokens", budget_tokens, 1))
+        elif budget_tokens is None:
             budget_tokens = min(BUDGET_TOKENS, max(1, self.longest(question_tokens, max_new_tokens)))
         self.check(question_tokens, budget_tokens, max_new_tokens)
         return budget_tokens
@@ -41,6 +47,12 @@ class Room:
             f"the window of {self.window} tokens has room for {budget_tokens} of the text, not for the usual "
             f"{BUDGET_TOKENS}: the answer may miss what stands elsewhere.",
         )
+
+    def passed(self, tokens: int, budget_tokens: int | None) -> tuple[str, ...]:
+        """A warning where all ``tokens`` of a text are kept and somebody wanted fewer."""
+        if budget_tokens is None or tokens <= budget_tokens:
+            return ()
+        return (f"selector='all' keeps all {tokens} tokens, whatever budget_tokens={budget_tokens}.",)
 
     def check(self, question_tokens: int, budget_tokens: int, max_new_tokens: int) -> None:
         """Raises BadOption for numbers that can never be right and DoesNotFit for those that pass the window."""
@@ -59,20 +71,15 @@ class Room:
                 f"budget_tokens={budget_tokens} leaves no room: with the question ({fixed} tokens) and "
                 f"{max_new_tokens} new tokens the window of {self.window} holds at most {longest}."
             )
-        if fixed + self.segment_tokens > self.window:
-            raise DoesNotFit(
-                f"a segment of {self.segment_tokens} tokens and the question ({fixed}) pass the window of "
-                f"{self.window}. Make the reader with segment_tokens={max(1, self.window - fixed)} or less."
-            )
 
     def check_segment(self, question_tokens: int, longest_tokens: int) -> None:
         """Raises DoesNotFit when the longest segment of a document and the question pass the window together."""
         fixed = self.frame_tokens + question_tokens
         if fixed + longest_tokens > self.window:
             raise DoesNotFit(
-                f"the document was compiled in segments of up to {longest_tokens} tokens, which with the question "
-                f"({fixed}) pass the window of {self.window}. Compile it with segment_tokens="
-                f"{max(1, self.window - fixed)} or less, or shorten the question."
+                f"the document is read in segments of up to {longest_tokens} tokens, which with the question ({fixed}) "
+                f"pass the window of {self.window}. Make the reader with segment_tokens="
+                f"{max(1, self.window - fixed)} or less, compile again what was stored, or shorten the question."
             )
 
     def check_prompt(self, reached: tuple[int, str], max_new_tokens: int) -> None:

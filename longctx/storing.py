@@ -238,7 +238,8 @@ class Storage:
         """
         was, now = artifact.manifest.origin, self.origin
         if cut := _apart(was, now, ("splitter", "segment_tokens"), 80):
-            artifact.warn(f"{artifact.folder} is asked as it was cut, which this reader would do otherwise: {cut}.")
+            said = f"{artifact.folder} is asked as it was cut, which this reader would do otherwise: {cut}."
+            artifact.warn(said, stands=True)
         if apart := _apart(was, now, ("dtype", "model", "tokenizer", "template"), 16):
             raise ArtifactError(
                 f"{artifact.folder} was compiled with {was.name}, and this reader has {now.name}; they differ in "

@@ -213,8 +213,9 @@ def test_calibration_can_be_switched_off_or_handed_in(few: Path) -> None:
 def test_a_calibration_of_another_model_is_used_with_a_warning(few: Path) -> None:
     given, probe = tiny_calibrator(Calibration("another", 0, 1, ((0, 1),), (1.0,), 1.0))
     assert given(probe) is not None and given(probe) is not None
-    (warning,) = given.take_warnings()
-    assert "another model" in warning
+    for _ in range(2):  # what stays as it is is said with every result
+        (warning,) = given.take_warnings()
+        assert "another model" in warning
 
 
 def test_the_embedded_model_has_heads_that_find_facts(embedded_reader: Any) -> None:

@@ -224,6 +224,27 @@ def test_progress_is_told_of_reading_and_the_earlier_listener_is_back_afterwards
     assert inner == [("reading", 1, 3), ("reading", 2, 3)] and outer == [("reading", 1, 2), ("reading", 2, 2)]
 
 
+def test_two_threads_that_ask_one_document_hear_of_their_own_work_and_pay_for_it(reader: Reader) -> None:
+    book = book_of(reader, 0)
+    both, told, spent = threading.Barrier(2, timeout=60), {}, {}
+
+    def work(name: str, segments: list[int]) -> None:
+        own: list[tuple[str, int, int]] = []
+        with book.reporting(lambda *at: own.append(at)):
+            both.wait()  # both listen before either reads
+            list(book.read(segments))
+            both.wait()
+        told[name], spent[name] = own, book.spent()
+
+    threads = [threading.Thread(target=work, args=arguments) for arguments in (("a", [0, 1, 2]), ("b", [3]))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told == {"a": [("reading", i, 3) for i in (1, 2, 3)], "b": [("reading", 1, 1)]}
+    assert spent == {"a": sum(len(book.segment_ids(i)) for i in range(3)), "b": len(book.segment_ids(3))}
+
+
 PIECES = (
     "The letter. ",
     "你好。",

@@ -168,6 +168,15 @@ def test_speculative_decodes_over_a_bounded_cache() -> None:
     assert torch.equal(said, expected)
 
 
+def test_speculative_refuses_a_prompt_that_does_not_begin_with_the_context() -> None:
+    model = tiny.model("llama")
+    joined = IDS.clone()
+    joined[0, CONTEXT - 1] += 1  # as where the last token of a text takes in the first letters of a question
+    decode = longctx.speculative(drafters=["ngram"])
+    with compressed(model).attached(model) as cache, pytest.raises(CacheError, match="join at the seam"):
+        model.generate(joined, past_key_values=cache, custom_generate=decode, **GREEDY)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 @pytest.mark.parametrize("policy", ["full", SQUEEZED, "snapkv:budget=30,window=8"])
 def test_two_questions_from_one_fork_are_two_fresh_runs(family: str, policy: str) -> None:

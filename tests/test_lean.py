@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, GraniteConfig, Ministral3Config
 
 from longctx.backend import lean
+from longctx.backend.anatomy import Unlike
 from longctx.backend.attention import Tap
 from longctx.backend.caches import CaptureCache, ReplayCache
-from longctx.backend.lean import Lean, Unlike
+from longctx.backend.lean import Lean
 from longctx.backend.passes import Passes
 
 IDS = torch.tensor([[7, 300, 41, 5, 220, 99, 18, 77], [9, 12, 401, 33, 8, 8, 64, 2]])
@@ -93,6 +95,16 @@ def test_the_same_parts_that_compute_something_else_are_found_out() -> None:
     check(found, own(granite("eager")))
 
 
+@pytest.mark.parametrize("sample", [[5], [], [4, 5] * 20])
+def test_no_road_is_chosen_by_tokens_that_are_alike(sample: Sequence[int]) -> None:
+    """Attention over them gives the same, whatever is done to queries and keys; the next text decides."""
+    model = tiny.model("llama", "sdpa")
+    with torch.inference_mode():
+        few = Passes(model, sample)
+        assert few.lean(400) is None and "too few to compare" in few.why_not
+        assert Passes(model, range(3, 40)).lean(400) is not None and few.lean(400) is not None
+
+
 def test_parts_that_scale_by_the_position_are_found_out_though_they_begin_alike() -> None:
     """Queries grow beyond the 64th token: no short text from the beginning tells."""
     rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 64.0, "original_max_position_embeddings": 64}
@@ -113,6 +125,46 @@ def test_a_change_of_one_factor_in_the_last_layer_is_found_out() -> None:
     passes = Passes(model, range(3, 40))
     states(passes)
     assert "something else" in passes.why_not
+
+
+def test_what_passes_in_a_narrow_format_is_compared_again_in_a_wide_one() -> None:
+    model = tiny.model("llama", "sdpa", torch.bfloat16)
+    last = model.model.layers[-1].mlp
+    kind = type(last)
+    last.__class__ = type("Quieter", (kind,), {"forward": lambda self, x: 0.98 * kind.forward(self, x)})
+    passes = Passes(model, range(3, 40))
+    with torch.inference_mode():
+        assert passes.lean(400) is not None, passes.why_not
+        model.float()
+        assert passes.lean(400) is None and "something else" in passes.why_not
+
+
+class Adapted(torch.nn.Linear):
+    """Adds what is nothing at first."""
+
+    def __init__(self, rows: int, out: int) -> None:
+        super().__init__(rows, out, bias=False)
+        self.more = torch.nn.Parameter(torch.zeros(out, rows))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x @ self.more.T
+
+
+def test_an_adapter_in_the_head_and_parameters_beside_the_known_parts_are_refused() -> None:
+    model = tiny.model("llama", "sdpa")
+    head = model.lm_head
+    model.lm_head = Adapted(head.in_features, head.out_features)
+    with pytest.raises(Unlike, match="no plain linear head"):
+        Lean(model)
+    model.lm_head = head
+    model.model.layers[1].mlp.gate = torch.nn.Parameter(torch.ones(()))
+    with pytest.raises(Unlike, match="the MLP has parameters of its own: gate"):
+        Lean(model)
+    del model.model.layers[1].mlp.gate
+    Lean(model)
+    del model.model.layers[1].mlp.act_fn
+    with pytest.raises(Unlike, match="act_fn"):
+        Lean(model)
 
 
 def test_hooks_and_adapters_that_come_later_are_not_passed_by() -> None:

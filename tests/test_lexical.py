@@ -62,6 +62,15 @@ def test_words_are_folded_stopped_and_cjk_is_counted_in_pairs() -> None:
     assert words(" \n…\ud83d") == []
 
 
+def test_marks_belong_to_their_letters_and_accents_count_alike_however_they_are_written() -> None:
+    assert words("हिन्दी लड़की, लड़का") == ["हिन्दी", "लड़की", "लड़का"] != words("लड़का")
+    assert words("তিনি বাংলায় கற்றல்") == ["তিনি", "বাংলায়", "கற்றல்"]
+    assert words("שָׁלוֹם مُدَرِّس") == ["שָׁלוֹם", "مُدَرِّس"]
+    assert words("Jose\u0301 e\u0301te\u0301") == words("José été") == ["josé", "été"]
+    assert words("می\u200cخواهم") == ["می\u200cخواهم"] and words("\u0301 a\u0301_b") == ["á", "b"]
+    assert Lexical(["Jose\u0301 reads.", "Nobody reads."]).scores("José")[0] > 0
+
+
 @pytest.mark.parametrize("texts", [["", " "], ["the of and"], ["。", "!!"]])
 def test_texts_without_any_word_score_nothing(texts: list[str]) -> None:
     index = Lexical(texts)

@@ -11,6 +11,8 @@ import pytest
 import tiny
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 import longctx.reader as reader_module
 from longctx import Document, Reader, cut
@@ -48,6 +50,25 @@ def test_scores_that_say_nothing_make_no_difference(scores: tuple[float, ...]) -
     tokens = Tokens(tiny.tokenizer())
     chosen = selection(*((40 * i, 40 * i + 30, score) for i, score in enumerate(scores)))
     assert Origins(tokens, [DOCUMENT], chosen.spans, 0).votes(len(tokens.plain(chosen.text))) is None
+
+
+def prepending() -> Any:
+    """A tokenizer that puts a mark in front of whatever it is given, as those of Llama 2 and Mistral do."""
+    whole = Tokenizer(models.BPE({"▁": 0, "a": 1, "b": 2, "<unk>": 3}, [], unk_token="<unk>"))
+    whole.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=whole, unk_token="<unk>")
+
+
+def test_places_in_a_long_text_are_those_of_the_tokens_of_its_prompt() -> None:
+    tokens = Tokens(prepending())
+    text = "ab " * 40_000 + "ba"
+    document = Document.from_text(text, id="long")
+    spans = (SelectedSpan("long", 0, len(text), None, 1.0),)
+    prompt = tokens.plain(text)
+    assert len(tokens.encode(document).token_ids) > len(prompt) == len(tokens.encode(document, at_once=True).token_ids)
+    place = len(prompt) - 3  # the last word, its mark and its two letters
+    (piece,) = Origins(tokens, [document], spans, 0).copies([(0, place, 3)])
+    assert (text[piece["start"] : piece["end"]].strip(), piece["tokens"]) == ("ba", 3)
 
 
 def test_a_reader_tells_its_drafters_which_spans_were_liked() -> None:
@@ -155,7 +176,7 @@ def test_a_text_is_not_tokenised_again_where_nobody_votes_and_nothing_was_copied
     chosen = selection((0, 38, 2.0), (69, 107, 2.0))
     read: list[Document] = []
     encode = tokens.encode
-    tokens.encode = lambda document: read.append(document) or encode(document)  # type: ignore[method-assign, func-returns-value]
+    tokens.encode = lambda document, **how: read.append(document) or encode(document, **how)  # type: ignore[method-assign, func-returns-value]
     origins = Origins(tokens, [DOCUMENT], chosen.spans, 3)
     assert origins.votes(40) is None and origins.copies(()) == [] and read == []
     assert origins.copies([(0, 3, 2)]) != [] and len(read) == 1

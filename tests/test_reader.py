@@ -101,6 +101,19 @@ def test_all_keeps_the_whole_text_and_says_with_numbers_when_the_window_cannot_h
     for number in (str(counted(reader, DOCUMENT.text) + frame), " 7 ", str(WINDOW)):
         assert number in str(caught.value)
     assert caught.value.exit_code == 3
+    (said,) = answer.warnings
+    assert said == f"selector='all' keeps all {answer.selection.tokens} tokens, whatever budget_tokens=10."
+    with pytest.raises(BadOption, match="budget_tokens=-5"):
+        reader.select(short, QUESTION, selector="all", budget_tokens=-5)
+
+
+def test_segments_that_pass_the_window_are_refused_only_where_a_text_has_them() -> None:
+    reader = reader_of(segment_tokens=4096)
+    longest = reader.longest_selection(QUESTION, 3)
+    short = Document.from_text(story(5, 2))
+    assert reader.ask(short, QUESTION, budget_tokens=longest, selector="bm25", max_new_tokens=3).text is not None
+    with pytest.raises(DoesNotFit, match=r"segments of up to \d+ tokens.*Make the reader with segment_tokens="):
+        reader.select(Document.from_text(story(200, 100)), QUESTION, budget_tokens=90, selector="bm25")
 
 
 def test_nothing_relevant_gives_no_span_no_citation_and_no_pass_for_an_answer(reader: Reader) -> None:

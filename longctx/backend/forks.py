@@ -40,11 +40,12 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The layers of a model that has read ``tokens`` tokens."""
+    """The layers of a model that has read ``tokens`` tokens; ``ids`` are those where they are known."""
 
     tokens: int
     layers: tuple[Held, ...]
     policy: KVPolicy
+    ids: tuple[int, ...] = ()
 
 
 class Fork(Slots):  # type: ignore[no-untyped-call]

@@ -8,8 +8,8 @@ own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -18,49 +18,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from longctx.backend.anatomy import Layer, Unlike, layer_of, norm_of, plain
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import TAP, Tap, attend
 from longctx.backend.narrow import MOST, product, wins
 
-_LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-_HEAD_NORMS = {"q_norm", "k_norm"}
-_MLP = {"gate_proj", "up_proj", "down_proj"}
 _ROWS = 512  # rows worked on at a time: enough for the products, few enough for what is between them to stay in caches
 _MANY = 64  # rows from which the head's weights are worth a conversion
 _WORDS = 4096  # rows of the head's weights converted at a time: they stay in caches
+_SHARE = 0.1  # of the weights whose products are to be faster: less is not worth another road
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-class Unlike(Exception):
-    """The model is not built of the layers that are known here; the text says what differs."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Norm:
-    """Root mean square norm in float32 (Zhang and Sennrich 2019, equation 4)."""
-
-    weight: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = length.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
-        return x.to(torch.float32, copy=True).mul_(scale).mul_(self.weight.float()).to(x.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """The parts of one layer, looked up afresh for every pass: weights may have changed since the last."""
-
-    attention: nn.Module
-    linear: dict[str, nn.Linear]
-    act: Callable[[Tensor], Tensor]
-    before: _Norm
-    between: _Norm
-    head_norms: tuple[_Norm, _Norm] | None
-    head_dim: int
-    scaling: float
 
 
 class Lean:
@@ -80,20 +47,23 @@ class Lean:
             raise Unlike("hooks are set for all modules there are")
         self.formulas = tuple(type(module).forward for module in modules)
         self.decoder, self.head = decoder, model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self.layers = [_layer(layer) for layer in decoder.layers]
-        self.final = _norm(decoder.norm, model.config.get_text_config(decoder=True).hidden_size)
-        if not isinstance(self.head, nn.Linear):
-            raise Unlike("the model has no linear head")
+        self.layers = [layer_of(layer) for layer in decoder.layers]
+        self.final = norm_of(decoder.norm, model.config.get_text_config(decoder=True).hidden_size)
+        if not plain(self.head):
+            raise Unlike("the model has no plain linear head")
         self.dtype = arithmetic(self.head.weight.dtype, self.head.weight.device)
 
     def faster(self) -> list[bool]:
-        """For 0 to ``MOST`` rows, whether their products take less time here than in the model's own layers.
+        """For 0 to ``MOST`` rows, whether products that matter take less time here than in the model's own layers.
 
         Afterwards every shape was tried, so that no later pass has a trial in it.
         """
-        every = (*(part for layer in self.layers for part in layer.linear.values()), self.head)
-        weights = {part.weight.shape: part.weight for part in every}
-        return [any([wins(rows, weight) for weight in weights.values()]) for rows in range(MOST + 1)]
+        every = [part.weight for part in (*(p for layer in self.layers for p in layer.linear.values()), self.head)]
+        held = Counter[torch.Size]()  # numbers in the weights of each shape
+        for weight in every:
+            held[weight.shape] += weight.numel()
+        least, one = _SHARE * held.total(), {weight.shape: weight for weight in every}
+        return [sum(held[s] for s in held if wins(rows, one[s])) >= least for rows in range(MOST + 1)]
 
     def run(
         self,
@@ -139,7 +109,7 @@ class Lean:
 
     def _one(
         self,
-        layer: _Layer,
+        layer: Layer,
         index: int,
         x: Tensor,
         turn: tuple[Tensor, Tensor],
@@ -238,55 +208,3 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     torch.mul(first, cos[..., :half], out=out[..., :half]).addcmul_(second, sin[..., :half], value=-1)
     torch.mul(second, cos[..., half:], out=out[..., half:]).addcmul_(first, sin[..., half:])
     return out
-
-
-def _layer(layer: nn.Module) -> _Layer:
-    parts = _children(layer, "a layer", _LAYER)
-    attention, mlp = parts["self_attn"], parts["mlp"]
-    inner = _children(attention, "attention", _ATTENTION, _HEAD_NORMS)
-    gates = _children(mlp, "the MLP", _MLP, {"act_fn"})
-    linear = {name: part for name, part in {**inner, **gates}.items() if name in _ATTENTION | _MLP}
-    # subclasses (adapters, quantised layers) and quantised tensors compute in ways of their own
-    plain = {name for name, part in linear.items() if type(part) is nn.Linear and type(part.weight) is nn.Parameter}
-    if other := sorted(linear.keys() - plain):
-        raise Unlike(f"{', '.join(other)} are no plain linear layers")
-    head_dim, scaling = getattr(attention, "head_dim", None), getattr(attention, "scaling", None)
-    if not isinstance(head_dim, int) or not isinstance(scaling, float):
-        raise Unlike("attention states no head_dim and scaling")
-    norms = [_norm(inner[name], head_dim) for name in ("q_norm", "k_norm") if name in inner]
-    if len(norms) == 1:
-        raise Unlike("only one of queries and keys is normed")
-    width = int(linear["q_proj"].in_features)  # type: ignore[arg-type]
-    return _Layer(
-        attention,
-        {name: part for name, part in linear.items() if isinstance(part, nn.Linear)},
-        gates["act_fn"] if "act_fn" in gates else mlp.act_fn,  # type: ignore[arg-type]
-        _norm(parts["input_layernorm"], width),
-        _norm(parts["post_attention_layernorm"], width),
-        (norms[0], norms[1]) if norms else None,
-        head_dim,
-        scaling,
-    )
-
-
-def _children(module: nn.Module, what: str, needed: set[str], allowed: set[str] | None = None) -> dict[str, nn.Module]:
-    found = dict(module.named_children())
-    if missing := needed - found.keys():
-        raise Unlike(f"{what} has no {', '.join(sorted(missing))}")
-    if extra := found.keys() - needed - (allowed or set()):
-        raise Unlike(f"{what} also has {', '.join(sorted(extra))}")
-    return found
-
-
-def _norm(module: nn.Module, width: int) -> _Norm:
-    weight = getattr(module, "weight", None)
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    if (
-        not isinstance(weight, Tensor)
-        or not isinstance(eps, float)
-        or [n for n, _ in module.named_parameters()] != ["weight"]
-    ):
-        raise Unlike(f"{type(module).__name__} is no root mean square norm")
-    if weight.shape != (width,):
-        raise Unlike(f"a norm spans {tuple(weight.shape)} numbers, not {width}")
-    return _Norm(weight, eps)

@@ -15,6 +15,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from longctx.backend.borrowed import held, untouched
+from longctx.backend.bounded import BoundedCache
 from longctx.errors import BadOption, CacheError, EmptyInput
 
 _KNOWN = {
@@ -46,8 +47,8 @@ def refuse(model: Any, config: GenerationConfig, given: Mapping[str, Any]) -> No
 def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], Any]:
     """The prompts without their padding, and the cache of the caller.
 
-    Raises CacheError where the cache holds tokens that the prompt lacks, or more than one prompt shares it, EmptyInput
-    for a prompt of padding only, and BadOption for positions of the caller's own.
+    Raises CacheError where the cache holds tokens that the prompt lacks or a context of other tokens, or more than one
+    prompt shares it, EmptyInput for a prompt of padding only, and BadOption for positions of the caller's own.
     """
     mask = given.get("attention_mask")
     cache = given.get("past_key_values", given.get("cache_params"))
@@ -62,6 +63,11 @@ def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], 
         raise CacheError(
             f"the cache holds {count} tokens: give one prompt of more tokens than that, those in the cache first, and "
             "no padding."
+        )
+    if type(cache) is BoundedCache and input_ids[0, : cache.tokens].tolist() != list(cache.context.ids):
+        raise CacheError(
+            f"the prompt does not begin with the {cache.tokens} tokens of the context in the cache. Put the question's "
+            "ids behind the context's: text and question in one call of the tokenizer may join at the seam."
         )
     kept = torch.ones_like(input_ids).bool() if mask is None else mask.bool()
     places = given.get("position_ids")

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from longctx.backend.anatomy import Unlike
 from longctx.backend.attention import TAP, StopReading, Tap, alone, installed
 from longctx.backend.caches import CaptureCache
-from longctx.backend.lean import Lean, Unlike
+from longctx.backend.lean import Lean
 
 _ROWS, _TOKENS = 2, 24  # of the comparison
+_DISTINCT = 8  # tokens of it: where all are alike, attention gives the same whatever it looks at
 # Relative distance of keys, values and logits: rounding reaches a third of these, another formula passes them
 _CLOSE = {torch.float16: 0.05, torch.bfloat16: 0.12}
 # The same in formats in which tokens are promised, of the number that is furthest off: rounding reaches a tenth of it
@@ -26,20 +28,21 @@ _EXACT = {torch.float64: 1e-9, torch.float32: 2e-4}
 
 Formulas = tuple[Any, ...]
 
-# a memo, not state: what the comparison of the roads found for a model whose modules compute by these functions; it
-# costs two short passes
+# a memo, not state: what the comparison of the roads found for a model whose modules compute by these functions in this
+# format; it costs two short passes
 _DIFFERS: WeakKeyDictionary[PreTrainedModel, tuple[Formulas, str]] = WeakKeyDictionary()
 
 
 class Passes:
     """Runs passes over ``model``. ``why_not`` is why the last one took the model's own forward; empty: it did not.
 
-    ``sample`` are tokens of text to compare the roads with, which is done once for every model.
+    ``sample`` are tokens of text to compare the roads with, which is done once for every model and format, and not
+    before there are enough: rounding is at its worst in tokens that are no text (docs/log.md).
     """
 
     def __init__(self, model: PreTrainedModel, sample: Sequence[int]) -> None:
         self.model = model
-        self._sample = list(sample) or [0]
+        self._sample = list(sample)
         self.why_not = ""
         config = model.config.get_text_config(decoder=True)
         self._layers = int(config.num_hidden_layers)
@@ -98,9 +101,11 @@ class Passes:
             lean = Lean(self.model)
             if 0 < self._slides < max(width, _TOKENS):
                 raise Unlike(f"layers see no more than {self._slides} tokens back")
-            now = lean.formulas
+            now = (*lean.formulas, self.model.dtype, self.model.device)
             formulas, differs = _DIFFERS.get(self.model, ((), ""))
             if formulas != now:
+                if len(set(self._sample)) < _DISTINCT:
+                    raise Unlike(f"{len(set(self._sample))} different tokens are too few to compare the roads with")
                 differs = self._compared(lean)
                 _DIFFERS[self.model] = now, differs
             if differs:
@@ -126,7 +131,7 @@ class Passes:
             tap = Tap({}, slice(0, 0), _ignore)
             try:
                 logits = road(ids.view(_ROWS, _TOKENS), cache, tap, [_TOKENS - 1], positions, None)
-            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 if road == self._own:
                     raise
                 return f"its parts are not used as the known ones are ({type(error).__name__}: {error})"

@@ -35,6 +35,8 @@ def wins(query: Tensor) -> bool:
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Attention output [batch, heads, queries, dim], as ``scaled_dot_product_attention`` has it up to rounding.
 
+    Scores are rounded to the format of the queries, as in transformers' eager attention; the fused kernel keeps more.
+
     ``query`` [batch, heads, queries, dim], ``key`` and ``value`` [batch, kv_heads, keys, dim]. ``mask`` says what is
     seen, [batch or 1, heads or 1, queries, keys]; without one the rows are causal, the last aligned with the last key.
     """
@@ -50,11 +52,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
         turned = turned.contiguous()
     value = value.reshape(every, keys, -1)
     query = (query * scale).reshape(every, groups, queries, dim)
-    out = torch.empty(batch, queries, heads, value.shape[-1], dtype=query.dtype)
+    out = query.new_empty(batch, queries, heads, value.shape[-1])
     into = out.view(batch, queries, kv_heads, groups, -1).permute(0, 2, 3, 1, 4)
     rows = max(1, min(_ROWS, queries, _SCORES // (groups * keys)))
     some = max(1, min(every, _SCORES // (groups * rows * keys)))  # of the KV heads of all texts, at a time
-    room = torch.empty(some * groups * rows * keys, dtype=query.dtype)
+    room = query.new_empty(some * groups * rows * keys)
     for start in range(0, queries, rows):
         stop = min(start + rows, queries)
         width = keys - queries + stop if mask is None else keys
@@ -99,7 +101,7 @@ def _scores(query: Tensor, turned: Tensor, seen: Tensor | None, room: Tensor) ->
     by_row = scores.view(some, groups, rows, keys)
     # not -inf: a row of padding sees nothing at all and must stay finite
     if seen is None:
-        at = torch.arange(rows)
+        at = torch.arange(rows, device=scores.device)
         by_row[..., keys - rows :].masked_fill_(at > at[:, None], torch.finfo(scores.dtype).min)
     else:
         by_row.masked_fill_(~seen, torch.finfo(scores.dtype).min)

@@ -16,11 +16,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from longctx.backend import model as loading
+from longctx.backend.anatomy import Unlike
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import installed
 from longctx.backend.compressing import kinds, possible
 from longctx.backend.embedded import embedded_model
-from longctx.backend.lean import Lean, Unlike
+from longctx.backend.lean import Lean
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
 from longctx.errors import LongctxError, ModelError

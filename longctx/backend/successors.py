@@ -48,6 +48,7 @@ class Known:
     count: int
     path: Path | None  # of the file that keeps it
     spent: float = 0.0  # seconds of asking
+    weights: int = 0  # which weights the model had then, in which format, and how often they were written
 
     def done(self, enough: float) -> bool:
         """Whether nothing is left to ask, or ``enough`` seconds of asking are over."""
@@ -71,10 +72,16 @@ def successors(
     next call goes on until all is known or all calls together took ``enough`` seconds; where it cannot be written,
     ``warn`` is told. Of a model whose weights are not in memory nothing is asked, with a warning.
     """
+    parameters = list(model.parameters())
+    if any(parameter.is_meta for parameter in parameters):
+        warn("weights of the model are not in memory, so it is not asked what follows which token.")
+        return Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=np.float32))
+    weights = hash(tuple((id(p), p.dtype, 0 if p.is_inference() else p._version) for p in parameters))
     with turn():  # threads wait for the first of them
         known = _KNOWN.get(model)
-        if known is None or (seconds > 0 and not known.done(enough)):
-            known = _KNOWN[model] = _further(model, known, warn, progress, seconds, enough)
+        if known is None or known.weights != weights or (seconds > 0 and not known.done(enough)):
+            known = replace(_further(model, known, warn, progress, seconds, enough), weights=weights)
+            _KNOWN[model] = known
         return known.found
 
 
@@ -87,9 +94,6 @@ def _further(
     enough: float,
 ) -> Known:
     """What is known after ``seconds`` more of asking, or by the file if that is all."""
-    if any(parameter.is_meta for parameter in model.parameters()):
-        warn("weights of the model are not in memory, so it is not asked what follows which token.")
-        return Known(Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=np.float32)), (), 0, None)
     path = cache_folder() / "successors" / f"{model_fingerprint(model)[:32]}.bin"
     if known is not None and known.path != path:
         known = None  # the weights have changed
@@ -117,7 +121,6 @@ def _asked(model: PreTrainedModel, known: Known | None, path: Path, progress: Pr
 
     A beginning of other tokens would tell what the text is about, and a third less of what follows would be right.
     """
-    started = time.monotonic()
     embeddings: Any = model.get_input_embeddings()
     target = RowTarget(model, 2 + _AT_ONCE)
     if known is None:
@@ -127,6 +130,7 @@ def _asked(model: PreTrainedModel, known: Known | None, path: Path, progress: Pr
         known = Known(nothing, tuple(_expected(model, count)), count, path)
     target.score(known.before, range(-1, len(known.before) - 1), 1)
     target.commit(range(len(known.before)))
+    started = time.monotonic()  # what a model's first pass decides about products is no part of the asking
     tokens, chances = [known.found.tokens], [known.found.chances]
     done, step = len(known.found.tokens), _FIRST
     while done < known.count:

@@ -62,10 +62,14 @@ class Tokens:
         pieces = [text[a:b] for a, b in self._apart(text, 0, len(text))]
         return [int(i) for ids in self._call(pieces)["input_ids"] for i in ids] if pieces else []
 
-    def encode(self, document: Document) -> EncodedDocument:
-        """The document's tokens; token ``i`` begins at character ``token_starts[i]``."""
+    def encode(self, document: Document, *, at_once: bool = False) -> EncodedDocument:
+        """The document's tokens; token ``i`` begins at character ``token_starts[i]``.
+
+        A long text is cut in places where that hardly ever changes a token; ``at_once``: nowhere, as ``plain`` does.
+        """
         text = document.text
-        chunks = [piece for a, b in _chunks(text) for piece in self._apart(text, a, b)]
+        cuts = [(0, len(text))] if at_once else _chunks(text)
+        chunks = [piece for a, b in cuts for piece in self._apart(text, a, b)]
         ids: list[NDArray[np.int32]] = []
         starts: list[NDArray[np.int64]] = []
         for at in range(0, len(chunks), _BATCH):

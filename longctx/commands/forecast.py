@@ -149,8 +149,6 @@ def duration(seconds: float) -> str:
 
 def _selecting(model: Report, settings: Settings, length: int, texts: int, questions: int, speed: Speed) -> float:
     """Seconds of compiling, choosing and answering."""
-    from longctx.reader import SEGMENT_TOKENS
-
     if length <= settings.usual_budget or settings.selector == _EVERYTHING:
         # through a bounded cache a text is read once for all questions about it
         reading = _whole(model, settings, length, speed) * (questions if settings.policy() is None else texts)
@@ -158,8 +156,7 @@ def _selecting(model: Report, settings: Settings, length: int, texts: int, quest
     if length * model.kv_bytes_per_token <= sums.segment_memory(settings):
         read = texts * length  # a text that the memory holds is read when it is compiled
     else:
-        segment = settings.segment_tokens or SEGMENT_TOKENS
-        read = questions * sums.tokens_read(settings, length, segment, settings.usual_budget)
+        read = questions * sums.tokens_read(settings, length, settings.usual_budget)
     seconds = _read(model, read, speed) + questions * _said(model, settings.usual_budget, settings, speed)
     if sums.encodes(model, settings):
         seconds += 2.0 * _ENCODER_PARAMETERS * texts * length / (_SHARE * speed.operations)

@@ -120,10 +120,12 @@ def beyond_window(model: Report, tokens: int, settings: Settings) -> str:
     """Why ``ask`` would refuse a prompt of this plan for the window, in its words; empty where it would not."""
     from longctx.contexts import reach
 
-    room, whole = _room(model, settings), settings.selector == "all"
+    room, whole = _room(model), settings.selector == "all"
     try:
         room.budget(sums.QUESTION, 1 if whole else settings.budget, settings.max_new_tokens)
-        if whole:
+        if not whole:
+            room.check_segment(sums.QUESTION, min(tokens, sums.segment(settings)))
+        else:
             behind = model.frame_tokens + sums.QUESTION
             room.check_prompt(reach(settings.policy(), tokens + behind, behind), settings.max_new_tokens)
     except DoesNotFit as error:
@@ -131,21 +133,19 @@ def beyond_window(model: Report, tokens: int, settings: Settings) -> str:
     return ""
 
 
-def _room(model: Report, settings: Settings) -> Room:
-    from longctx.reader import SEGMENT_TOKENS
-
-    return Room(model.window, model.frame_tokens, settings.segment_tokens or SEGMENT_TOKENS)
+def _room(model: Report) -> Room:
+    return Room(model.window, model.frame_tokens)
 
 
 def plan(model: Report, tokens: int, settings: Settings) -> Plan:
     """The memory for one question about a text of ``tokens`` tokens."""
-    room = _room(model, settings)
+    room = _room(model)
     whole = settings.selector.partition(":")[0] == "all"
     longest = room.longest(sums.QUESTION, settings.max_new_tokens)
     budget = min(settings.usual_budget, max(1, longest)) if settings.budget is None else settings.budget
     scored = not whole and tokens > budget
     encodes = scored and sums.encodes(model, settings)
-    read = sums.tokens_read(settings, tokens, room.segment_tokens, budget) if scored else 0
+    read = sums.tokens_read(settings, tokens, budget) if scored else 0
     units = tokens // sums.UNIT + 1
     prompt = model.frame_tokens + sums.QUESTION + (tokens if whole else min(tokens, budget))
     said = room.few(budget) if scored and settings.budget is None else ()
@@ -158,7 +158,7 @@ def plan(model: Report, tokens: int, settings: Settings) -> Plan:
         "encoder": _ENCODER if encodes else 0,
         "encoding scratch": min(_ENCODING, tokens * _ENCODED) if encodes else 0,
         "segment memory": min(sums.segment_memory(settings), read * model.kv_bytes_per_token),
-        "reading scratch": _reading(model, settings, read, room.segment_tokens) if read else 0,
+        "reading scratch": _reading(model, settings, read, sums.segment(settings)) if read else 0,
         "prompt": _keys(model, prompt, settings.policy()) + settings.max_new_tokens * model.kv_bytes_per_token,
         "prompt scratch": sums.activations(model, min(prompt, sums.piece())),
     }

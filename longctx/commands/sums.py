@@ -33,6 +33,13 @@ def held(model: Report, tokens: int, policy: str) -> int:
     return tokens * model.kv_bytes_per_token + layers * own
 
 
+def segment(settings: Settings) -> int:
+    """Tokens of a segment."""
+    from longctx.reader import SEGMENT_TOKENS
+
+    return settings.segment_tokens or SEGMENT_TOKENS
+
+
 def segment_memory(settings: Settings) -> int:
     """Bytes of segments that the reader keeps at most."""
     from longctx.reader import MEMORY_BYTES
@@ -46,7 +53,7 @@ def encodes(model: Report, settings: Settings) -> bool:
     return _ENCODES.get(name, True) and not model.abilities["embeds text (auto, dense)"]
 
 
-def tokens_read(settings: Settings, tokens: int, segment: int, budget: int) -> int:
+def tokens_read(settings: Settings, tokens: int, budget: int) -> int:
     """Tokens of the text that the model reads to choose for one question."""
     name = settings.selector.partition(":")[0]
     if not _READS.get(name, True):
@@ -56,7 +63,7 @@ def tokens_read(settings: Settings, tokens: int, segment: int, budget: int) -> i
     method: Any = plugins.load("selectors", settings.selector)
     if not method.model:
         return 0
-    return min(tokens, int(method.limit(budget)) + (int(method.sample) + 1) * segment)
+    return min(tokens, int(method.limit(budget)) + (int(method.sample) + 1) * segment(settings))
 
 
 def activations(model: Report, tokens: int, reading: bool = False) -> int:

@@ -55,6 +55,7 @@ class Batch:
         asked = [request.ask() for request in live]
         started = time.perf_counter()
         found = score([(r.target, a.tokens, a.parents, a.wanted) for r, a in zip(live, asked, strict=True)])
+        found[-1].flatten()[0].item()  # a device is waited for, or the first request would be told of all its work
         seconds = self._shares(asked, time.perf_counter() - started)
         self._passes += 1
         judged = _judged(live, asked, found)

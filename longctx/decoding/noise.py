@@ -15,7 +15,7 @@ _WORD = (1 << 64) - 1
 def gumbel(seed: int, position: int, size: int, device: torch.device) -> Tensor:
     """Standard Gumbel noise [size] for the token at absolute ``position``; the same on every call."""
     generator = torch.Generator(device="cpu").manual_seed(_mixed(seed, position))
-    drawn = torch.empty(size).exponential_(generator=generator)
+    drawn = torch.empty(size, dtype=torch.float32, device="cpu").exponential_(generator=generator)
     return drawn.log_().neg_().to(device)
 
 

@@ -31,6 +31,7 @@ class Artifact:
         self.encoded: list[EncodedDocument] = []
         self.units: list[Unit] = []
         self._warnings: list[str] = []
+        self._standing: list[str] = []
 
     @property
     def checks(self) -> bool:
@@ -65,15 +66,16 @@ class Artifact:
         ranges = [(self.units[first], self.units[last - 1]) for first, last in self.manifest.segments]
         return [self.encoded[one.document].token_ids[one.first : other.last] for one, other in ranges]
 
-    def warn(self, text: str) -> None:
-        """Something that was done otherwise than stored, for the next result."""
-        if text not in self._warnings:
-            self._warnings.append(text)
+    def warn(self, text: str, *, stands: bool = False) -> None:
+        """Something that was done otherwise than stored, for the next result; for each, where it ``stands``."""
+        told = self._standing if stands else self._warnings
+        if text not in told:
+            told.append(text)
 
     def take_warnings(self) -> tuple[str, ...]:
-        """Warnings that no result has carried yet."""
+        """What every result says, and warnings that none has carried yet."""
         taken, self._warnings = tuple(self._warnings), []
-        return taken
+        return (*self._standing, *taken)
 
 
 def open_artifact(folder: Path, verify: Verify = "lazy") -> Artifact:

@@ -61,5 +61,5 @@ class Shelf:
         return None
 
     def take_warnings(self) -> tuple[str, ...]:
-        """Warnings that no result has carried yet."""
+        """What every result says, and warnings that none has carried yet."""
         return self.artifact.take_warnings()

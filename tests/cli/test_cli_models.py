@@ -71,7 +71,7 @@ def test_a_plan_is_refused_where_asking_would_be(model: Path, folder: Path) -> N
     assert less["fits"] and any("has room for" in said for said in less["warnings"])
     for words in (("--budget", "2048"), ("--max-new-tokens", "5000"), ("--config", "large.toml")):
         (folder / "large.toml").write_text("segment_tokens = 1020\n")
-        told, why = call("plan", small, "--tokens", "100", *words), ("ask", "story.txt", QUESTION, "--model", small)
+        told, why = call("plan", small, "--tokens", "2000", *words), ("ask", "story.txt", QUESTION, "--model", small)
         refused = call(*why, *words)
         assert (told.exit_code, refused.exit_code) == (3, 3), (words, told.stderr, refused.stderr)
     tiny.hybrid().save_pretrained(folder / "hybrid")

@@ -345,6 +345,16 @@ def test_shared_noise_follows_the_law_and_differs_between_seeds_and_positions() 
     assert first[0] == first[2] != first[1]
 
 
+def test_noise_does_not_follow_the_number_format_of_the_process() -> None:
+    expected = gumbel(3, 5, 100, torch.device("cpu"))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(gumbel(3, 5, 100, torch.device("cpu")), expected) and expected.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+
+
 def test_the_residual_rule_on_logits_follows_the_law() -> None:
     """The walk itself, with its own random numbers: a drawn child and a proposal below it."""
     rng = np.random.default_rng(0)

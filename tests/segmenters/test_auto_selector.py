@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,22 @@ def test_a_model_whose_layers_cannot_be_read_is_left_out_with_a_warning(
     monkeypatch.setattr(haystack, "_probe", refuse)
     scores = Auto().score("What is the access code for the Dray depot?", haystack, 100)
     assert any("linear layers" in warning for warning in scores.warnings)
+    assert np.isfinite(scores.values).all() and scores.facts["signals"] == ["words"]
+
+
+def test_signals_that_are_no_numbers_are_left_out_with_a_warning(
+    haystack: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = haystack.ask
+
+    def overflowing(segments: Any, inquiry: Any) -> Any:
+        for number, (segment, reading) in enumerate(real(segments, inquiry)):
+            likelihood = reading.likelihood * np.nan if number == 1 else reading.likelihood
+            yield segment, replace(reading, likelihood=likelihood)
+
+    monkeypatch.setattr(haystack, "ask", overflowing)
+    scores = Auto().score("What is the access code for the Dray depot?", haystack, 100)
+    assert any("not finite" in warning for warning in scores.warnings) and "gain" not in scores.facts
     assert np.isfinite(scores.values).all() and scores.facts["signals"] == ["words"]
 
 

@@ -25,6 +25,6 @@ def spread(values: NDArray[np.float32], units: Sequence[Unit], share: float) -> 
 
 
 def standard(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """``values`` with mean 0 and deviation 1; all zero where they do not differ."""
+    """``values`` with mean 0 and deviation 1; all zero where they do not differ, NaN where one is no number."""
     deviation = float(values.std())
-    return (values - values.mean()) / deviation if deviation > 0 else np.zeros_like(values)
+    return np.zeros_like(values) if deviation == 0 else (values - values.mean()) / deviation

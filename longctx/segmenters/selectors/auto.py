@@ -99,6 +99,10 @@ class Auto:
             first, last = corpus.segments[segment]
             likelihood[segment] = reading.likelihood.mean()
             mass[:, first:last] = per_unit(corpus, segment, reading)
+        if not (np.isfinite(likelihood).all() and np.isfinite(mass).all()):
+            raise ModelError(
+                "its passes over the text gave numbers that are not finite. Load it in another dtype, such as float32."
+            )
         # the square root keeps one loud unit from silencing all others
         attended = np.sqrt(fuse(mass))
         likely = np.zeros(len(corpus.units), dtype=np.float32)
