@@ -31,6 +31,7 @@ def slack(policy: KVPolicy, held: Held, queries: Tensor, scale: float, softcap: 
     heads, count, dim = queries.shape
     kv_heads = len(held.keys)
     rows = queries.view(kv_heads, heads // kv_heads, count, dim).permute(2, 0, 1, 3)
+    turned = held.keys.float().transpose(-1, -2)
     off = []
     for at in range(0, count, _AT_ONCE):
         some = rows[at : at + _AT_ONCE]
@@ -38,9 +39,11 @@ def slack(policy: KVPolicy, held: Held, queries: Tensor, scale: float, softcap: 
         choice = policy.choose(held.index, asked)
         if choice.unread is None or choice.slots is None:
             continue
-        scores = capped((some.float() @ held.keys.float().transpose(-1, -2)) * scale, softcap)
-        left = scores.masked_fill(_taken(choice, scores)[:, :, None], torch.finfo(scores.dtype).min)
-        off.append((left.logsumexp(-1) - choice.unread.base).transpose(0, 1).flatten(1))
+        folded = some.float().transpose(0, 1).reshape(kv_heads, -1, dim)  # one product for all: no copies of the keys
+        scores = capped((folded @ turned).mul_(scale), softcap).view(kv_heads, len(some), heads // kv_heads, -1)
+        taken = _taken(choice, len(turned[0, 0])).transpose(0, 1)[:, :, None]
+        left = scores.masked_fill_(taken, torch.finfo(scores.dtype).min).logsumexp(-1)
+        off.append((left - choice.unread.base.transpose(0, 1)).flatten(1))
     if not off:
         return None
     ordered = torch.cat(off, 1).sort(-1).values
@@ -48,9 +51,9 @@ def slack(policy: KVPolicy, held: Held, queries: Tensor, scale: float, softcap: 
     return ordered[:, min(total, math.ceil(_SURE * (total + 1))) - 1]
 
 
-def _taken(choice: Choice, scores: Tensor) -> Tensor:
-    """Which slots a choice reads, bool [batch, kv_heads, slots]."""
+def _taken(choice: Choice, slots: int) -> Tensor:
+    """Which of so many slots a choice reads, bool [batch, kv_heads, slots]."""
     assert choice.slots is not None
-    taken = torch.zeros_like(scores[:, :, 0])
+    taken = choice.slots.new_zeros(*choice.slots.shape[:2], slots)
     read = torch.ones_like(choice.slots) if choice.read is None else choice.read
     return taken.scatter_add_(2, choice.slots, read.to(taken.dtype)) > 0
