@@ -235,11 +235,25 @@ def test_several_threads_may_read_with_one_model_at_once() -> None:
 
 def test_nested_switches_end_where_they_began() -> None:
     model = tiny.model(attention="sdpa")
-    with installed(model):
+    for before in ("sdpa", "eager"):  # what was found out the first time holds the second, and no more than that
+        model.set_attn_implementation(before)
         with installed(model):
+            with installed(model):
+                assert model.config._attn_implementation == NAME
             assert model.config._attn_implementation == NAME
-        assert model.config._attn_implementation == NAME
-    assert model.config._attn_implementation == "sdpa"
+        assert model.config._attn_implementation == before
+    with pytest.raises(KeyError), installed(model):
+        raise KeyError
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_part_with_a_configuration_of_its_own_is_switched_each_time() -> None:
+    model, part = tiny.model(attention="sdpa"), tiny.model("qwen3", attention="sdpa")
+    model.part = part
+    for _ in range(2):
+        with installed(model):
+            assert (model.config._attn_implementation, part.config._attn_implementation) == (NAME, NAME)
+        assert (model.config._attn_implementation, part.config._attn_implementation) == ("sdpa", "sdpa")
 
 
 def test_a_model_of_several_parts_gets_each_parts_own_implementation_back() -> None:

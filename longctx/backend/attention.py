@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ TAP = "longctx_tap"  # the keyword by which a Tap travels through the model's fo
 ROWS = "longctx_rows"  # the same for the Rows of a pass that verifies drafted tokens
 PACK = "longctx_pack"  # the same for the PackCache of a pass over the rows of several requests
 HELD = "longctx_held"  # the same for the BoundedCache of a pass over a compressed context
+# a memo, not state: the configuration of a model that took this attention and has no other that chooses one. Setting
+# and unsetting it through the model goes through all its modules: a fiftieth of a small one's pass
+_ONE_SWITCH: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
 _LOCK = threading.RLock()  # which attention a model uses is a switch on its configuration: one pass at a time
 _BLOCK = 256  # query rows per block where scores are materialised (soft caps and sinks)
 
@@ -258,17 +262,27 @@ def installed(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model attends through this module, alone; afterwards its own implementation is back."""
     register()
     with alone(model):
-        before = _implementations(model.config)
+        config, before = model.config, _implementations(model.config)
+        known = _ONE_SWITCH.get(model) is config
         try:
-            model.set_attn_implementation(NAME)
-            if model.config._attn_implementation != NAME:
+            if known:
+                config._attn_implementation = NAME
+            else:
+                model.set_attn_implementation(NAME)
+            if config._attn_implementation != NAME:
                 raise ModelError(
                     f"{type(model).__name__} does not take its attention from the attention interface, so it cannot be "
                     "observed. Use a selector that needs no model signals, such as bm25 or dense."
                 )
             yield
         finally:
-            model.set_attn_implementation(before)
+            if known:
+                config._attn_implementation = before
+            else:
+                model.set_attn_implementation(before)
+        inner = () if known else (part for part in model.modules() if isinstance(part, PreTrainedModel))
+        if not known and not config.sub_configs and all(part.config is config for part in inner):
+            _ONE_SWITCH[model] = config
 
 
 def _switches(config: Any) -> bool:
