@@ -162,6 +162,15 @@ def test_few_rows_are_multiplied_in_the_weights_own_format(runs: list[int], monk
         assert float((one.float() - exact).norm()) < 1.5 * float((other.float() - exact).norm())
 
 
+def test_products_of_small_weights_alone_are_not_worth_another_road(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Lean(tiny.model("llama", attention="sdpa"))
+    monkeypatch.setattr(lean, "_SHARE", 0.2)  # in so small a model keys and values are a tenth
+    shapes = {name: part.weight.shape for name, part in found.layers[0].linear.items()}
+    for name, worth in (("k_proj", False), ("gate_proj", True)):
+        monkeypatch.setattr(lean, "wins", lambda rows, weight, name=name: rows == 3 and weight.shape == shapes[name])
+        assert [rows for rows, faster in enumerate(found.faster()) if faster] == ([3] if worth else [])
+
+
 def test_no_pass_behind_the_prompt_has_a_trial_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """All shapes are tried with the first pass, though the first of them would decide."""
     tried: list[tuple[int, ...]] = []

@@ -235,6 +235,12 @@ def test_prompts_of_a_batch_ask_once(cache: Path, monkeypatch: pytest.MonkeyPatc
     assert len(asked) == 2
 
 
+def test_one_token_is_not_worth_asking_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = tiny.model("llama"), torch.tensor([[3, 4, 5]])
+    monkeypatch.setattr(asking, "_asked", lambda *given: pytest.fail("asked"))
+    assert longctx.generate(model, TOKENIZER, ids, drafters=["recycling"], max_new_tokens=1).stats.tokens == 1
+
+
 def test_a_model_that_always_says_the_same_after_a_token_is_drafted_from_it(cache: Path) -> None:
     """A model without attention to speak of: what follows a token is known before the first pass."""
     model = tiny.model("llama")
