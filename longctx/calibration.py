@@ -75,7 +75,9 @@ def calibrate(
     segments = [_tokenise(probe, sentences) for sentences in texts.segments]
     stored = dict(probe.read([ids for ids, _ in segments]))
     pairs = probe.pairs()
-    summaries = [probe.summarise(stored[i], lengths, pairs) for i, (_, lengths) in enumerate(segments)]
+    summaries = [
+        probe.summarise(stored[i], lengths, pairs) for i, (_, lengths) in enumerate(segments) if probe.summarises
+    ]
     longest = max(len(ids) for ids, _ in segments)
     ranks: list[NDArray[np.int64]] = []
     glanced: list[NDArray[np.int64]] = []
@@ -89,8 +91,9 @@ def calibrate(
         target = trial.sentence  # the trial's own segment stands first in its group
         ranks.append((mass > mass[:, [target]]).sum(1))
         masses.append((mass, target))
-        seen = probe.glance(probe.overview([summaries[i] for i in group]), inquiry, longest)
-        glanced.append((seen > seen[:, [target]]).sum(1))
+        if summaries:
+            seen = probe.glance(probe.overview([summaries[i] for i in group]), inquiry, longest)
+            glanced.append((seen > seen[:, [target]]).sum(1))
         if progress is not None:
             progress("calibrating", done + 1, len(texts.trials))
     all_ranks = np.stack(ranks)  # [trials, heads]
@@ -105,7 +108,7 @@ def calibrate(
         heads=tuple(pairs[i] for i in order),
         hits=tuple(round(float((all_ranks[:, i] == 0).mean()), 4) for i in order),
         fused_hits=round(float(np.mean(fused)), 4),
-        glancing=tuple(pairs[i] for i in _best(glanced)[:GLANCING]),
+        glancing=tuple(pairs[i] for i in _best(glanced)[:GLANCING]) if glanced else (),
     )
 
 

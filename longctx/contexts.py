@@ -235,7 +235,7 @@ class Kept:
     def __call__(
         self, model: Any, ids: Sequence[int], policy: Policy, allow_partial: bool, progress: Progress | None
     ) -> CompressedContext:
-        key = (tuple(ids), plugins.resolve("kv", policy), allow_partial)
+        key = (model_fingerprint(model), tuple(ids), plugins.resolve("kv", policy), allow_partial)
         if self._context is None or key != self._key:
             self._context = None  # before another one is made: two may not fit
             made = compress(model, ids, policy, allow_partial=allow_partial, progress=progress)

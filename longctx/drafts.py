@@ -124,10 +124,10 @@ class Stats:
 
     ``rounds`` are the passes that gave tokens: the pieces of a long prompt before the last are not counted, nor are
     passes made for their time, which is part of ``draft``. In a batch every prompt counts its own, and ``passes`` each
-    pass of the model once, however many prompts it was for. ``seconds`` has the phases ``prefill``, ``draft``,
-    ``verify``, ``commit``. ``copied`` are the runs of new tokens that were accepted as copies of the document (the
-    prompt, where there was none): the first new token, the first token of the document, and how many. ``guarantee``
-    is what drafting leaves as it was; None where nobody has said.
+    pass of the model once, however many prompts it was for. ``seconds`` has the phases ``setup`` (making drafters, and
+    what they ask the model once), ``prefill``, ``draft``, ``verify``, ``commit``. ``copied`` are the runs of new tokens
+    that were accepted as copies of the document (the prompt, where there was none): the first new token, the first
+    token of the document, and how many. ``guarantee`` is what drafting leaves as it was; None where nobody has said.
     """
 
     rounds: int = 0

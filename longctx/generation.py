@@ -6,6 +6,7 @@ Owns the wiring of model, drafters, rule and controller. Knows no method by name
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -128,11 +129,10 @@ def speculative(
 ) -> Callable[..., Any]:
     """A function for ``model.generate(custom_generate=...)`` that decodes with drafts and changes nothing else.
 
-    Batches are decoded as ``generate`` decodes them; a streamer gets the answers one after another. ``tokenizer`` is
-    needed where ``document`` is not compiled yet, and lets copies begin at words of another case. ``streamer`` gets
-    committed tokens as Hugging Face's streamers do: give it here as well, as ``generate`` hands its own to no other
-    function. ``on_end`` gets the counts and warnings when the generation is done. Without a ``seed`` every generation
-    draws other tokens.
+    Batches are decoded as ``generate`` decodes them. ``tokenizer`` is needed where ``document`` is not compiled, and
+    lets copies begin at words of another case. ``streamer`` gets committed tokens, one answer after another: give it
+    here as well, as ``generate`` hands its own to no other function. ``on_end`` gets the counts and warnings when the
+    generation is done. Without a ``seed`` every generation draws other tokens.
     """
     seed = seed if seed is None else values.whole("seed", seed)
     stack = resolve(drafters)
@@ -218,6 +218,7 @@ def begin(
     ``alone`` has passes for itself: it begins with what passes of the model were found to take, and adds to that. One
     that is ``asking`` spends time on what follows which token; of a batch the first does it for all.
     """
+    started = time.perf_counter()
     target, reason = open_target(model, len(prompt) + min(max_new_tokens, _AHEAD), cache)
     warnings: tuple[str, ...] = ()
     if stack and target.rows == "off":
@@ -226,12 +227,10 @@ def begin(
         warnings = (f"drafts are verified as chains, not as trees: {reason}.",)
     rotation = frequencies(model.config)
     tokens = np.asarray(prompt, dtype=np.int32)
-    index = SuffixIndex(tokens) if copied is None else copied
-    document = None if copied is None else copied.tokens
+    index, document = (SuffixIndex(tokens), None) if copied is None else (copied, copied.tokens)
     late: list[str] = []
-    further = {} if asking else {"seconds": 0.0}
     asks = target.rows == "tree" and max_new_tokens > 1
-    asked = partial(successors, model, late.append, progress, **further) if asks else None
+    asked = partial(successors, model, late.append, progress, **({} if asking else {"seconds": 0.0})) if asks else None
     source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD, folded, weights, asked)
     at_work = [(name, _at_work(name, drafter, source)) for name, drafter in stack] if target.rows != "off" else []
     decoding = Decoding(
@@ -248,6 +247,7 @@ def begin(
         piece=rotation.piece(len(prompt), PIECE),
         reach=rotation.reach,
         timing=alone and worth_timing(max_new_tokens),
+        setup=time.perf_counter() - started,
         progress=progress,
     )
     return decoding, (*warnings, *late)

@@ -80,6 +80,11 @@ class Inquirer(Protocol):
         """The heads to try without a calibration."""
         ...
 
+    @property
+    def summarises(self) -> bool:
+        """Whether heads have keys that can stand for a segment."""
+        ...
+
     def summarise(self, stored: Any, units: Sequence[int], heads: Sequence[tuple[int, int]]) -> Any:
         """What stands for a stored segment, whose units hold so many tokens each, where ``heads`` look."""
         ...

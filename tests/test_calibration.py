@@ -42,6 +42,10 @@ class Scripted:
     def plain(self, text: str) -> list[int]:
         return [self.ids.setdefault(word, len(self.ids)) for word in re.findall(r"\w+", text.lower())]
 
+    @property
+    def summarises(self) -> bool:
+        return True
+
     def pairs(self) -> tuple[tuple[int, int], ...]:
         return tuple((layer, head) for layer in range(LAYERS) for head in range(HEADS))
 

@@ -28,6 +28,7 @@ from longctx.backend.packs import PackCache
 from longctx.backend.rows import Rows
 from longctx.backend.slots import SlotCache
 from longctx.backend.target import RowTarget, StockTarget
+from longctx.errors import ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 _SMALL = {"vocab_size": tiny.VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
@@ -119,6 +120,22 @@ def test_a_model_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = capability(model)
     monkeypatch.setattr(module, "_tried", lambda model: pytest.fail("tried again"))
     assert capability(model) is first
+
+
+def test_a_model_is_tried_again_when_its_weights_have_changed() -> None:
+    model, loaded = tiny.model("llama"), tiny.model("llama").state_dict()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(float("nan"))
+    assert capability(model).rows != "tree" and alone_because(model)
+    model.load_state_dict(loaded)
+    assert capability(model).rows == "tree" and alone_because(model) == ""
+
+
+def test_a_wrapper_that_hides_what_a_pass_takes_is_refused_with_the_reason() -> None:
+    wrapped: Any = torch.compile(tiny.model("llama"), backend="eager")
+    with pytest.raises(ModelError, match="OptimizedModule stands around.*give the model itself"):
+        StockTarget(wrapped, "chain").score([3, 4], [-1, 0], 1)
 
 
 def blind_rows(rows: Rows) -> None:

@@ -177,6 +177,24 @@ def test_speculative_refuses_a_prompt_that_does_not_begin_with_the_context() -> 
         model.generate(joined, past_key_values=cache, custom_generate=decode, **GREEDY)
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_speculative_refuses_another_question_behind_what_the_cache_holds(copied: bool) -> None:
+    model = tiny.model("llama")
+    other = torch.cat((IDS[:, :CONTEXT], IDS[:, 3:40]), 1)
+    decode = longctx.speculative(drafters=["ngram"])
+    with compressed(model).attached(model) as cache:
+        said = model.generate(IDS, past_key_values=cache, custom_generate=decode, **GREEDY)
+        further = torch.cat((said, IDS[:, 5:9]), 1)  # the same conversation
+        used = cache.fork() if copied else cache
+        with pytest.raises(CacheError, match=r"another question. Call rewind\(\)"):
+            model.generate(other, past_key_values=used, custom_generate=decode, **GREEDY)
+        expected = model.generate(further, **GREEDY)
+        assert torch.equal(model.generate(further, past_key_values=used, custom_generate=decode, **GREEDY), expected)
+        used.rewind()
+        expected = model.generate(other, **GREEDY)
+        assert torch.equal(model.generate(other, past_key_values=used, custom_generate=decode, **GREEDY), expected)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 @pytest.mark.parametrize("policy", ["full", SQUEEZED, "snapkv:budget=30,window=8"])
 def test_two_questions_from_one_fork_are_two_fresh_runs(family: str, policy: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from probing import LENGTHS, QUESTION, Fresh, check, probe_of, segments, stored_by
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
+import longctx
 from longctx import Reader
 from longctx.backend.attention import NAME, installed
 from longctx.backend.probe import Probe
@@ -254,6 +256,28 @@ def test_a_part_with_a_configuration_of_its_own_is_switched_each_time() -> None:
         with installed(model):
             assert (model.config._attn_implementation, part.config._attn_implementation) == (NAME, NAME)
         assert (model.config._attn_implementation, part.config._attn_implementation) == ("sdpa", "sdpa")
+
+
+def test_a_part_that_comes_after_the_first_use_is_switched_too() -> None:
+    model, part = tiny.model(attention="sdpa"), tiny.model("qwen3", attention="sdpa")
+    with installed(model):
+        pass
+    model.part = part
+    with installed(model):
+        assert (model.config._attn_implementation, part.config._attn_implementation) == (NAME, NAME)
+    assert (model.config._attn_implementation, part.config._attn_implementation) == ("sdpa", "sdpa")
+
+
+def test_a_decoder_put_in_after_the_first_use_verifies_the_same_tokens() -> None:
+    """With the attention of its own every row would see every row of the draft."""
+    model, ids = tiny.model("llama", attention="sdpa"), torch.tensor([[9, 12, 401, 33, 8, 64, 2] * 6])
+    options: dict[str, Any] = {"max_new_tokens": 30, "eos_token_id": None, "pad_token_id": 1}
+    for _ in range(2):
+        expected = model.generate(ids, do_sample=False, **options)
+        out = longctx.generate(model, tiny.tokenizer(), ids, drafters=["document"], controller="fixed", **options)
+        assert torch.equal(out.sequences, expected) and out.stats.drafted
+        model.model = copy.deepcopy(model.model)
+        assert model.model.config is not model.config
 
 
 def test_a_model_of_several_parts_gets_each_parts_own_implementation_back() -> None:

@@ -209,6 +209,51 @@ def test_weights_that_change_between_passes_are_seen() -> None:
     assert far(found, own(fresh)) < 0.05 < far(found, own(tiny.model("llama", dtype=torch.bfloat16)))
 
 
+def test_a_factor_that_changes_after_the_comparison_is_seen() -> None:
+    model = AutoModelForCausalLM.from_config(GraniteConfig(**tiny.config("llama").to_dict())).eval()
+    passes = Passes(model, range(3, 40))
+    states(passes)
+    assert passes.why_not == ""
+    for layer in model.model.layers:
+        layer.residual_multiplier = 0.2
+    check(states(passes), own(model))
+    assert "something else" in passes.why_not
+
+
+def test_what_was_found_of_weights_that_are_not_loaded_yet_is_not_kept() -> None:
+    model, loaded = tiny.model("llama", "sdpa"), tiny.model("llama", "sdpa").state_dict()
+    passes = Passes(model, range(3, 40))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(float("nan"))
+    states(passes)
+    assert "distance inf" in passes.why_not
+    model.load_state_dict(loaded)
+    states(passes)
+    assert passes.why_not == ""
+
+
+def test_memory_that_was_short_once_says_nothing_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = Passes(tiny.model("llama", "sdpa"), range(3, 40))
+
+    def short(*args: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lean, "run", short)
+        states(passes)
+        assert "no memory" in passes.why_not
+    states(passes)
+    assert passes.why_not == ""
+
+
+def test_layers_that_the_configuration_leaves_out_are_not_run() -> None:
+    model = tiny.model("llama", "sdpa")
+    model.config.num_hidden_layers = 2
+    with pytest.raises(Unlike, match="2 of 4 layers"):
+        Lean(model)
+
+
 def far(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
     """The largest relative distance of two lists of states."""
     pairs = zip(found, expected, strict=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 
 from longctx import Document, Reader
 from longctx.backend import compressing
@@ -55,6 +56,16 @@ def test_the_text_is_read_once_for_all_questions_about_it(monkeypatch: pytest.Mo
     assert len(read) == 1 and again.text == first.text
     asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv="squeezed:budget=199")
     assert len(read) == 2
+
+
+def test_the_text_is_read_again_when_the_weights_have_changed() -> None:
+    asked = reader()
+    options: dict[str, Any] = {"selector": "all", "max_new_tokens": 8}
+    before = asked.ask(DOC, QUESTION, kv="full", **options)
+    with torch.no_grad():
+        asked.model.lm_head.weight.mul_(torch.linspace(0.2, 2.0, tiny.VOCAB)[:, None])
+    found = asked.ask(DOC, QUESTION, kv="full", **options)
+    assert before.text != found.text == asked.ask(DOC, QUESTION, **options).text
 
 
 def test_a_text_beyond_the_window_needs_a_policy_that_bounds_the_reading_too() -> None:

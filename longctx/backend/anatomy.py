@@ -19,6 +19,14 @@ _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj"}
 
 
+LATENT = "latent_attention"  # what layers are called here that keep latents (DeepSeek-AI 2024, arXiv 2405.04434)
+
+
+def keeps_latents(config: Any) -> bool:
+    """Whether layers by this configuration keep no keys of heads, but what the keys of all heads are made from."""
+    return bool(getattr(config, "kv_lora_rank", None))
+
+
 class Unlike(Exception):
     """The model is not built of the layers that are known here; the text says what differs."""
 

@@ -7,7 +7,6 @@ as arguments from the model's own layers.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import sdpa_mask
 
 from longctx.backend import products
+from longctx.backend.alone import answering, turn
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.packs import PackCache
 from longctx.backend.parts import capped
@@ -31,10 +31,9 @@ TAP = "longctx_tap"  # the keyword by which a Tap travels through the model's fo
 ROWS = "longctx_rows"  # the same for the Rows of a pass that verifies drafted tokens
 PACK = "longctx_pack"  # the same for the PackCache of a pass over the rows of several requests
 HELD = "longctx_held"  # the same for the BoundedCache of a pass over a compressed context
-# a memo, not state: the configuration of a model that took this attention and has no other that chooses one. Setting
-# and unsetting it through the model goes through all its modules: a fiftieth of a small one's pass
-_ONE_SWITCH: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
-_LOCK = threading.RLock()  # which attention a model uses is a switch on its configuration: one pass at a time
+# a memo, not state: the kinds of the parts of a model that took this attention, all by one configuration. Setting and
+# unsetting it through the model goes through all its modules: a fiftieth of a small one's pass
+_ONE_SWITCH: WeakKeyDictionary[PreTrainedModel, tuple[type, ...]] = WeakKeyDictionary()
 _BLOCK = 256  # query rows per block where scores are materialised (soft caps and sinks)
 
 
@@ -234,36 +233,17 @@ def register() -> None:
 
 
 @contextmanager
-def turn() -> Iterator[None]:
-    """Inside, no other thread of this library runs a pass or has the global random numbers."""
-    with _LOCK:
-        yield
-
-
-@contextmanager
-def alone(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, no other thread of this library runs a pass, and dropout is off; the modules' modes come back afterwards.
-
-    One lock for all models: wrappers and readers may share one configuration without knowing of each other.
-    """
-    with _LOCK:
-        training = [module for module in model.modules() if module.training]
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
-
-
-@contextmanager
 def installed(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model attends through this module, alone; afterwards its own implementation is back."""
     register()
-    with alone(model):
+    modules = list(model.modules())
+    with turn(), answering(modules):
         config, before = model.config, _implementations(model.config)
-        known = _ONE_SWITCH.get(model) is config
+        parts = [module for module in modules if isinstance(module, PreTrainedModel)]
+        kinds = tuple(map(type, parts))
+        # looked at every time: a part can be put in the place of another, with a configuration of its own
+        shared = not config.sub_configs and all(part.config is config for part in parts)
+        known = shared and _ONE_SWITCH.get(model) == kinds
         try:
             if known:
                 config._attn_implementation = NAME
@@ -280,9 +260,8 @@ def installed(model: PreTrainedModel) -> Iterator[None]:
                 config._attn_implementation = before
             else:
                 model.set_attn_implementation(before)
-        inner = () if known else (part for part in model.modules() if isinstance(part, PreTrainedModel))
-        if not known and not config.sub_configs and all(part.config is config for part in inner):
-            _ONE_SWITCH[model] = config
+        if shared and not known:
+            _ONE_SWITCH[model] = kinds
 
 
 def _switches(config: Any) -> bool:

@@ -123,6 +123,7 @@ class BoundedCache(Cache):
         self.context, self.tokens = context, context.tokens
         self._meter = Meter(context.tokens, audit_every)
         self.is_announced = self.is_closed = False
+        self.behind: list[int] | None = None  # the ids of what it holds behind the context; None: not known
         self._mask: Tensor | None = None
         self._forks: list[Fork] = []
         self._bounded: dict[int, Bounded] = {}
@@ -206,6 +207,7 @@ class BoundedCache(Cache):
             one.copied(other)
         for number in self.kept:
             made.layers[number] = copy.deepcopy(self.layers[number])
+        made.behind = self.behind
         made._kin = self._kin
         made._kin.add(made)
         return made
@@ -213,6 +215,7 @@ class BoundedCache(Cache):
     def rewind(self) -> None:
         """Only the context is left afterwards: the next question can be asked."""
         self._check_open()
+        self.behind = None
         for fork in self._forks:
             fork.rewind()
         for number in self.kept:
@@ -222,6 +225,7 @@ class BoundedCache(Cache):
         """Take the last tokens back, given as a negative number. Raises CacheError, all being as it was, otherwise."""
         for fork in self._forks:
             fork.check_crop(-tokens_to_remove)
+        self.behind = None
         super().crop(tokens_to_remove)
 
     def close(self) -> None:
@@ -235,6 +239,7 @@ class BoundedCache(Cache):
         if not self.is_announced:
             self._check_open()
             raise CacheError("the pass did not come through the model that the context is attached to.")
+        self.behind = None
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     def activate_past_recording(self) -> None:

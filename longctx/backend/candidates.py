@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from longctx.backend.attention import turn
+from longctx.backend.alone import turn
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 from longctx.errors import BadOption
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from longctx.backend.attention import alone
+from longctx.backend.alone import alone
 from longctx.backend.borrowed import untouched
 from longctx.backend.rope import frequencies
+from longctx.backend.stamps import stamp
 from longctx.backend.target import RowTarget, StockTarget, score_together
 from longctx.drafts import Kind
 from longctx.errors import ModelError
@@ -38,24 +39,30 @@ class Capability:
     reason: str = ""
 
 
-# memos, not state: the same model always gives the same answers, which cost a few short passes to find
-_FOUND: WeakKeyDictionary[PreTrainedModel, Capability] = WeakKeyDictionary()
-_ALONE: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
+# memos, not state: a model of the same stamp gives the same answers, which cost a few short passes to find
+_FOUND: WeakKeyDictionary[PreTrainedModel, tuple[int, Capability]] = WeakKeyDictionary()
+_ALONE: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
 
 
 def capability(model: PreTrainedModel) -> Capability:
-    """What ``model`` can verify in one pass; found once for every model object."""
-    if model not in _FOUND:
-        _FOUND[model] = _tried(model)
-    return _FOUND[model]
+    """What ``model`` can verify in one pass; found once for the weights of every model object."""
+    now = stamp(model.modules())
+    of, found = _FOUND.get(model, (None, Capability("off")))
+    if of != now:
+        found = _tried(model)
+        _FOUND[model] = now, found
+    return found
 
 
 def alone_because(model: PreTrainedModel) -> str:
     """Why one pass of ``model`` cannot verify the rows of several requests; empty where it can. Found once as well."""
-    if model not in _ALONE:
+    now = stamp(model.modules())
+    of, because = _ALONE.get(model, (None, ""))
+    if of != now:
         found = capability(model)
-        _ALONE[model] = found.reason if found.rows != "tree" else _not_together(model)
-    return _ALONE[model]
+        because = found.reason if found.rows != "tree" else _not_together(model)
+        _ALONE[model] = now, because
+    return because
 
 
 def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tuple[Target, str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
+from longctx.backend.anatomy import LATENT, keeps_latents
 from longctx.backend.attention import TAP, installed
 from longctx.backend.forks import Context, Held
 from longctx.backend.queries import Queries, said
@@ -31,25 +32,34 @@ def kinds(model: PreTrainedModel, partial: bool = False) -> list[str]:
 
     Raises ModelError naming the layers that cannot be compressed, where not ``partial`` and some other layer can.
     """
-    found, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
+    found = _kinds(model)
     other = {number: kind for number, kind in enumerate(found) if kind not in _SEEN}
     if other and not (partial and "full_attention" in found):
         named = ", ".join(f"{number} ({kind})" for number, kind in other.items())
+        instead = "Ask without kv=: the whole cache is kept then."
+        if "full_attention" in found:
+            instead = (
+                "allow_partial=True (`longctx ask --kv-partial`) leaves them as they are, for policies that do not "
+                "bound the reading of the text too."
+            )
         raise ModelError(
-            f"these layers of {type(model).__name__} keep no keys that could be chosen from: {named}. "
-            f"allow_partial=True (`longctx ask --kv-partial`) leaves them as they are, for policies that do not bound "
-            f"the reading of the text too."
+            f"these layers of {type(model).__name__} keep no keys that could be chosen from: {named}. {instead}"
         )
-    return list(found)
+    return found
 
 
 def possible(model: PreTrainedModel) -> dict[str, list[int]]:
     """What can be done with the cache of which layers, in words."""
-    found, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
     words: dict[str, list[int]] = {}
-    for number, kind in enumerate(found):
+    for number, kind in enumerate(_kinds(model)):
         words.setdefault(_SEEN.get(kind, f"not possible: {kind}"), []).append(number)
     return words
+
+
+def _kinds(model: PreTrainedModel) -> list[str]:
+    config = model.config.get_text_config(decoder=True)
+    found, _ = get_layer_types_and_kwargs(config)
+    return [LATENT] * len(found) if keeps_latents(config) else list(found)
 
 
 @torch.inference_mode()

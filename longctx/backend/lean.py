@@ -22,6 +22,7 @@ from longctx.backend.anatomy import Layer, Unlike, layer_of, norm_of, plain
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import TAP, Tap, attend
 from longctx.backend.narrow import MOST, product, wins
+from longctx.backend.stamps import stamp
 
 _ROWS = 512  # rows worked on at a time: enough for the products, few enough for what is between them to stay in caches
 _MANY = 64  # rows from which the head's weights are worth a conversion
@@ -45,10 +46,13 @@ class Lean:
             raise Unlike("modules of the model carry hooks or a forward of their own")
         if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
             raise Unlike("hooks are set for all modules there are")
-        self.formulas = tuple(type(module).forward for module in modules)
+        self.stamp = stamp(modules)
         self.decoder, self.head = decoder, model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.layers = [layer_of(layer) for layer in decoder.layers]
-        self.final = norm_of(decoder.norm, model.config.get_text_config(decoder=True).hidden_size)
+        config = model.config.get_text_config(decoder=True)
+        if len(self.layers) != config.num_hidden_layers:
+            raise Unlike(f"{config.num_hidden_layers} of {len(self.layers)} layers are used")
+        self.final = norm_of(decoder.norm, config.hidden_size)
         if not plain(self.head):
             raise Unlike("the model has no plain linear head")
         self.dtype = arithmetic(self.head.weight.dtype, self.head.weight.device)

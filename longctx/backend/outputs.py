@@ -69,6 +69,11 @@ def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], 
             f"the prompt does not begin with the {cache.tokens} tokens of the context in the cache. Put the question's "
             "ids behind the context's: text and question in one call of the tokenizer may join at the seam."
         )
+    if type(cache) is BoundedCache and cache.behind not in (None, input_ids[0, cache.tokens : count].tolist()):
+        raise CacheError(
+            f"behind its context the cache holds {count - cache.tokens} tokens that the prompt lacks, of another "
+            "question. Call rewind() on it first, or ask a fork()."
+        )
     kept = torch.ones_like(input_ids).bool() if mask is None else mask.bool()
     places = given.get("position_ids")
     if places is not None and places.shape == input_ids.shape and (places != kept.cumsum(-1) - 1)[kept].any():
@@ -81,7 +86,12 @@ def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], 
 
 
 def result(prompts: Tensor, answers: Sequence[Sequence[int]], config: GenerationConfig, cache: Any) -> Any:
-    """Prompts with their answers behind them, the shorter ones padded, as ``generate`` returns them."""
+    """Prompts with their answers behind them, the shorter ones padded, as ``generate`` returns them.
+
+    A bounded cache knows afterwards what it holds.
+    """
+    if type(cache) is BoundedCache:
+        cache.behind = [*prompts[0].tolist(), *answers[0]][cache.tokens : held(cache)]
     longest = max(map(len, answers))
     pad = config.pad_token_id
     filled = [[*answer, *[pad if pad is not None else 0] * (longest - len(answer))] for answer in answers]

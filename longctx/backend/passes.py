@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from longctx.backend.alone import alone
 from longctx.backend.anatomy import Unlike
-from longctx.backend.attention import TAP, StopReading, Tap, alone, installed
+from longctx.backend.attention import TAP, StopReading, Tap, installed
 from longctx.backend.caches import CaptureCache
 from longctx.backend.lean import Lean
 
@@ -26,17 +27,14 @@ _CLOSE = {torch.float16: 0.05, torch.bfloat16: 0.12}
 # The same in formats in which tokens are promised, of the number that is furthest off: rounding reaches a tenth of it
 _EXACT = {torch.float64: 1e-9, torch.float32: 2e-4}
 
-Formulas = tuple[Any, ...]
-
-# a memo, not state: what the comparison of the roads found for a model whose modules compute by these functions in this
-# format; it costs two short passes
-_DIFFERS: WeakKeyDictionary[PreTrainedModel, tuple[Formulas, str]] = WeakKeyDictionary()
+# a memo, not state: what the comparison of the roads found for a model of this stamp; it costs two short passes
+_DIFFERS: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
 
 
 class Passes:
     """Runs passes over ``model``. ``why_not`` is why the last one took the model's own forward; empty: it did not.
 
-    ``sample`` are tokens of text to compare the roads with, which is done once for every model and format, and not
+    ``sample`` are tokens of text to compare the roads with, which is done once for the weights of a model, and not
     before there are enough: rounding is at its worst in tokens that are no text (docs/log.md).
     """
 
@@ -101,13 +99,12 @@ class Passes:
             lean = Lean(self.model)
             if 0 < self._slides < max(width, _TOKENS):
                 raise Unlike(f"layers see no more than {self._slides} tokens back")
-            now = (*lean.formulas, self.model.dtype, self.model.device)
-            formulas, differs = _DIFFERS.get(self.model, ((), ""))
-            if formulas != now:
+            of, differs = _DIFFERS.get(self.model, (None, ""))
+            if of != lean.stamp:
                 if len(set(self._sample)) < _DISTINCT:
                     raise Unlike(f"{len(set(self._sample))} different tokens are too few to compare the roads with")
                 differs = self._compared(lean)
-                _DIFFERS[self.model] = now, differs
+                _DIFFERS[self.model] = lean.stamp, differs
             if differs:
                 raise Unlike(differs)
         except Unlike as difference:
@@ -131,6 +128,8 @@ class Passes:
             tap = Tap({}, slice(0, 0), _ignore)
             try:
                 logits = road(ids.view(_ROWS, _TOKENS), cache, tap, [_TOKENS - 1], positions, None)
+            except torch.OutOfMemoryError as error:  # says nothing of the model: not kept
+                raise Unlike("there was no memory to compare the roads") from error
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 if road == self._own:
                     raise

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from longctx.backend.anatomy import LATENT, keeps_latents
 from longctx.backend.attention import Tap
 from longctx.backend.caches import CaptureCache, ReplayCache, Stored
 from longctx.backend.passes import Passes
@@ -45,6 +46,8 @@ class Probe:
         other = kinds - {"full_attention", "sliding_attention"}
         if other:
             raise ModelError(f"the model has {', '.join(sorted(other))} layers, whose keys cannot be read by segments.")
+        # heads have keys of their own, which can stand for a segment
+        self.summarises = not keeps_latents(config)
         self.frame = tokens.frame()
         self.prefix = self.frame.before
         self.passes = Passes(model, self.prefix)
@@ -133,7 +136,12 @@ class Probe:
         return next(iter(self.ask([empty], inquiry)))[1]
 
     def summarise(self, stored: Stored, units: Sequence[int], heads: Sequence[tuple[int, int]]) -> Summary:
-        """What stands for a segment, whose units hold so many tokens each, where ``heads`` look."""
+        """What stands for a segment, whose units hold so many tokens each, where ``heads`` look.
+
+        Raises ModelError where it is not ``summarises``.
+        """
+        if not self.summarises:
+            raise ModelError(f"the model has {LATENT} layers, whose heads have no keys that could stand for a segment.")
         return summarise(stored, units, self.looked_at(heads))
 
     def looked_at(self, heads: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from longctx.backend.attention import alone
+from longctx.backend.alone import alone
 from longctx.errors import ModelError
 from longctx.keys import Turn
 

@@ -22,9 +22,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from longctx.backend.attention import turn
+from longctx.backend.alone import turn
 from longctx.backend.model import model_fingerprint
 from longctx.backend.places import cache_folder
+from longctx.backend.stamps import stamp
 from longctx.backend.target import RowTarget
 from longctx.drafts import Successors
 from longctx.protocols import Progress
@@ -48,7 +49,7 @@ class Known:
     count: int
     path: Path | None  # of the file that keeps it
     spent: float = 0.0  # seconds of asking
-    weights: int = 0  # which weights the model had then, in which format, and how often they were written
+    of: int = 0  # the stamp that the model had then
 
     def done(self, enough: float) -> bool:
         """Whether nothing is left to ask, or ``enough`` seconds of asking are over."""
@@ -72,15 +73,14 @@ def successors(
     next call goes on until all is known or all calls together took ``enough`` seconds; where it cannot be written,
     ``warn`` is told. Of a model whose weights are not in memory nothing is asked, with a warning.
     """
-    parameters = list(model.parameters())
-    if any(parameter.is_meta for parameter in parameters):
+    if any(parameter.is_meta for parameter in model.parameters()):
         warn("weights of the model are not in memory, so it is not asked what follows which token.")
         return Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=np.float32))
-    weights = hash(tuple((id(p), p.dtype, 0 if p.is_inference() else p._version) for p in parameters))
+    now = stamp(model.modules())
     with turn():  # threads wait for the first of them
         known = _KNOWN.get(model)
-        if known is None or known.weights != weights or (seconds > 0 and not known.done(enough)):
-            known = replace(_further(model, known, warn, progress, seconds, enough), weights=weights)
+        if known is None or known.of != now or (seconds > 0 and not known.done(enough)):
+            known = replace(_further(model, known, warn, progress, seconds, enough), of=now)
             _KNOWN[model] = known
         return known.found
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
+from longctx.backend.alone import alone
 from longctx.backend.arithmetic import arithmetic
-from longctx.backend.attention import PACK, ROWS, alone, installed
+from longctx.backend.attention import PACK, ROWS, installed
 from longctx.backend.borrowed import held
 from longctx.backend.narrow import FORMATS, MOST
 from longctx.backend.packs import PackCache
@@ -259,6 +260,11 @@ def _cache_name(model: PreTrainedModel) -> str:
     for name in ("past_key_values", "cache_params"):
         if name in known:
             return name
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in known.values()):
+        raise ModelError(
+            f"{type(model).__name__} stands around a model and hides what its passes take, as torch.compile does: give "
+            "the model itself."
+        )
     raise ModelError(f"{type(model).__name__} takes no cache, so that it cannot decode token by token.")
 
 

@@ -78,6 +78,7 @@ class Decoding:
         piece: int = PIECE,
         reach: Reach | None = None,
         timing: bool = False,  # whether passes may be made for their time alone, where the control asks for some
+        setup: float = 0.0,  # seconds that making all of the above took
         progress: Progress | None = None,
     ) -> None:
         self.committed = list(prompt)
@@ -91,7 +92,7 @@ class Decoding:
         self._unseen: list[list[Verified]] = [[] for _ in self._drafters]  # told to a drafter before it proposes
         self._asked = bool(self._drafters)  # whether this round was drafted for
         self._rounds = 0
-        self._seconds = dict.fromkeys(("prefill", "draft", "verify", "commit"), 0.0)
+        self._seconds = {"setup": setup} | dict.fromkeys(("prefill", "draft", "verify", "commit"), 0.0)
         self._drafted, self._accepted = Counter[str](), Counter[str]()
         self._all_drafted = self._all_accepted = 0
         self._copied: list[tuple[int, int, int]] = []

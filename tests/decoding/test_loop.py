@@ -57,7 +57,7 @@ def test_right_drafts_save_passes_and_the_counts_say_so() -> None:
     assert stats.accepted == stats.accepted_by_source["d0"] == 41 - stats.rounds
     assert stats.accepted_by_source["d1"] == 0 < stats.drafted_by_source["d1"]
     assert stats.tokens_per_round == 41 / stats.rounds
-    assert set(stats.seconds) == {"prefill", "draft", "verify", "commit"}
+    assert set(stats.seconds) == {"setup", "prefill", "draft", "verify", "commit"}
 
 
 @pytest.mark.parametrize("new", [1, 2, 3, 7])

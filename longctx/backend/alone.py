@@ -1,0 +1,42 @@
+"""Whose turn it is: one pass at a time, with dropout off.
+
+Which attention a model uses is a switch on its configuration, which wrappers and readers may share without knowing of
+each other, so there is one lock for all models. Owns the lock. Knows no pass.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Inside, no other thread of this library runs a pass or has the global random numbers."""
+    with _LOCK:
+        yield
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Inside, no other thread of this library runs a pass, and dropout is off; the modes come back afterwards."""
+    with turn(), answering(model.modules()):
+        yield
+
+
+@contextmanager
+def answering(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, dropout of ``modules`` is off; their modes come back afterwards."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
