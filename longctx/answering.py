@@ -5,7 +5,8 @@ Wiring between the loop and the reader. Knows no document and no selector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from longctx.compiled import CompiledDocument
 from longctx.contexts import CompressedContext, Policy
 from longctx.decoding.control import Controller
 from longctx.drafts import Stats
+from longctx.errors import LongctxError
 from longctx.generation import CONTROLLER, begin, drawing
 from longctx.keys import KVReport
 from longctx.protocols import Progress, Selector
@@ -94,6 +96,16 @@ class Said:
         }
 
 
+@contextmanager
+def carrying(done: Sequence[Step]) -> Iterator[None]:
+    """An error from inside carries what was ``done`` before it."""
+    try:
+        yield
+    except LongctxError as error:
+        error.trace = tuple(done)
+        raise
+
+
 def answer(
     model: Any,
     tokens: Tokens,
@@ -126,16 +138,19 @@ def told(
     prompt_tokens: int,
     times: Sequence[float],
     promise: Guarantee,
+    done: Sequence[Step],
 ) -> Answer:
-    """The answer with what each step on the way took; ``times`` are when the first began and when each ended."""
+    """The answer with what each step on the way took; ``times`` are when the first began and when each ended.
+
+    ``done`` are the steps before the model was asked.
+    """
     names = ("compile", "select", "decode", "cite")
     timings = {f"{name}_seconds": b - a for name, a, b in zip(names, times, times[1:], strict=False)}
     timings["total_seconds"] = times[-1] - times[0]
     usage = said.usage(book.tokens, selection, prompt_tokens)
     decoded = {"prompt_tokens": prompt_tokens, "spans": len(selection.as_read), **said.facts()}
     trace = (
-        Step("compile", timings["compile_seconds"], {"units": len(book.units), "segments": len(book.segments)}),
-        *selection.trace,
+        *done,
         Step("decode", timings["decode_seconds"], decoded),
         Step("cite", timings["cite_seconds"], {"citations": len(citations)}),
     )

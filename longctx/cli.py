@@ -224,7 +224,7 @@ def plan(
 def evaluate(
     suite: eval_flags.Suite = "",
     data: eval_flags.Data = None,
-    out: eval_flags.Out = None,
+    out: eval_flags.Out = flags.RESULTS,
     sample: eval_flags.Sample = 100,
     sets: eval_flags.Sets = "",
     full_sample: eval_flags.FullSample = 20,
@@ -254,13 +254,13 @@ def evaluate(
         command.list_suites(screen)
     else:
         grid = eval_flags.grid(suite, given, config)
-        command.evaluate(suite, *eval_flags.folders(data, out), sample, grid, settings, screen)
+        command.evaluate(suite, eval_flags.folder(data), out, sample, grid, settings, screen)
 
 
 @app.command()
 def bench(
     name: flags.Bench,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Rows are appended here.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Rows are appended here.")] = flags.RESULTS,
     data: Annotated[Path | None, typer.Option(metavar="PATH", help="Prompts or a text; kv: a folder.")] = None,
     sets: flags.Sets = None,
     model: flags.Model = None,

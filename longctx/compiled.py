@@ -26,7 +26,8 @@ from longctx.pieces import pieces
 from longctx.protocols import By, Calibrated, Inquirer, Progress
 from longctx.suffixes import SuffixIndex
 from longctx.supplies import EncoderSource, Stored
-from longctx.types import Document, EncodedDocument, Inquiry, Reading, Saved, Unit
+from longctx.types import Document, EncodedDocument, Inquiry, Reading, Saved, Step, Unit
+from longctx.values import place
 
 
 class _Own(threading.local):
@@ -224,7 +225,11 @@ class CompiledDocument:
         """
         if self._save is None:
             raise CacheError("this document was made without a reader, so there is nothing to save it with.")
-        return self._save(self, Path(path), segment_kv, segment_form, progress)
+        return self._save(self, place("path", path), segment_kv, segment_form, progress)
+
+    def step(self, seconds: float) -> Step:
+        """That it was made ready for a question in ``seconds``, for a trace."""
+        return Step("compile", seconds, {"units": len(self.units), "segments": len(self.segments)})
 
     def take_warnings(self) -> tuple[str, ...]:
         """What was found out about the stored files since the last result."""

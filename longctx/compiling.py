@@ -22,6 +22,7 @@ from longctx.store.artifact import Verify
 from longctx.store.shelf import Shelf
 from longctx.storing import Cutting, Storage
 from longctx.types import Document, EncodedDocument, Unit
+from longctx.values import place
 
 Source = Document | Sequence[Document] | CompiledDocument
 
@@ -65,10 +66,11 @@ class Compiler:
                 f"segment_kv={segment_kv!r} and segment_form={segment_form!r} say how files hold segments: give path=, "
                 f"or leave them out."
             )
+        folder = None if path is None else place("path", path)
         book = self.index(documents, report)
-        if path is not None:
-            saved = book.save(path, segment_kv=segment_kv, segment_form=segment_form, progress=report)
-            stored = self.load(Path(path), "lazy", report)
+        if folder is not None:
+            saved = book.save(folder, segment_kv=segment_kv, segment_form=segment_form, progress=report)
+            stored = self.load(folder, "lazy", report)
             stored.saved = saved
             return stored
         try:

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from longctx import plugins
+from longctx import plugins, values
 from longctx.backend import compressing, growing
 from longctx.backend.attaching import attached
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.compressing import kinds
 from longctx.backend.forks import Context, Held
-from longctx.backend.inputs import rows_and_mask
+from longctx.backend.inputs import check_ids, rows_and_mask
 from longctx.backend.model import beyond_window, model_fingerprint, stated_window
 from longctx.backend.rotary import turns
 from longctx.backend.slots import windows
@@ -28,7 +28,6 @@ from longctx.errors import ArtifactError, BadOption, CacheError, DoesNotFit, Usa
 from longctx.keys import Index
 from longctx.protocols import KVPolicy, Progress
 from longctx.store import contexts as stored
-from longctx.values import whole
 
 PIECE = 1024  # tokens of a context that are read in one pass
 _OWN = ("keys", "values", "stored", "slack")  # tensors of a stored layer that are not the policy's
@@ -130,7 +129,7 @@ class CompressedContext:
             "warnings": self.warnings,
             "layers": layers,
         }
-        stored.write(Path(path), facts, [_tensors(held) for held in self._context.layers])
+        stored.write(values.place("path", path), facts, [_tensors(held) for held in self._context.layers])
 
 
 def compress(
@@ -153,7 +152,8 @@ def compress(
     and DoesNotFit where a policy that bounds the reading too has no budget for a context beyond the model's window.
     """
     ids = row_of(input_ids, attention_mask)
-    whole("piece_tokens", piece_tokens, 1)
+    check_ids(torch.tensor(ids), model)
+    values.whole("piece_tokens", piece_tokens, 1)
     method, budget, warnings = chosen(model, len(ids), policy, allow_partial)
     report = listener(progress)
     if method.grows:
@@ -190,7 +190,7 @@ def load(path: str | Path, model: Any) -> CompressedContext:
 
     Raises ArtifactError for what is damaged, of another format, or was made by another model.
     """
-    facts, tensors = stored.read(Path(path))
+    facts, tensors = stored.read(values.place("path", path))
     fingerprint = model_fingerprint(model)
     if facts.get("fingerprint") != fingerprint:
         raise ArtifactError(

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -33,9 +34,13 @@ _DISTRIBUTION = "longctx-hf"
 
 
 class LongctxError(Exception):
-    """The root; ``exit_code`` is what the command line ends with."""
+    """The root; ``exit_code`` is what the command line ends with.
+
+    ``trace``: of a question that failed, the steps that were done, as an answer has them.
+    """
 
     exit_code = 1
+    trace: tuple[Any, ...] = ()
 
 
 class UsageError(LongctxError):

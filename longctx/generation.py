@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 from longctx import plugins, values
 from longctx.backend.capability import alone_because, open_target
 from longctx.backend.folding import folds
-from longctx.backend.inputs import rows_and_mask
-from longctx.backend.outputs import refuse, result, rows_of
+from longctx.backend.inputs import check_ids, rows_and_mask
+from longctx.backend.outputs import lossless, refuse, refuse_options, result, rows_of
 from longctx.backend.processors import of_row
 from longctx.backend.rope import frequencies
 from longctx.backend.stopping import ends, stop_strings
 from longctx.backend.successors import successors
 from longctx.backend.target import score_together
-from longctx.backend.tokens import Tokens
-from longctx.compiled import CompiledDocument
+from longctx.copied import Source, copies_of
 from longctx.decoding.acceptance import Greedy, Residual, Rule, SharedNoise
 from longctx.decoding.batch import Batch, in_order
 from longctx.decoding.control import Controller
@@ -37,14 +36,12 @@ from longctx.decoding.loop import PIECE, Decoding, Ends
 from longctx.decoding.noise import row_seed
 from longctx.drafts import DraftSource, Generation, Stats
 from longctx.errors import BadOption
-from longctx.indexing import documents_of
 from longctx.pace import costs_of, worth_timing
 from longctx.protocols import Drafter, Drafting, Progress
 from longctx.stacks import Drafters, Stack, resolve
 from longctx.suffixes import SuffixIndex
-from longctx.types import Document, Guarantee
+from longctx.types import Guarantee
 
-Source = Document | Sequence[Document] | CompiledDocument | None
 Acceptance = Literal["shared-noise", "residual"]
 
 CONTROLLER = "goodput"
@@ -56,9 +53,9 @@ def generate(
     model: Any,
     tokenizer: Any,
     input_ids: Any,
-    *,
     drafters: Drafters = "auto",
     document: Source = None,
+    *,
     max_new_tokens: int = 128,
     temperature: float = 0.0,
     seed: int | None = None,
@@ -82,9 +79,9 @@ def generate(
     """
     stop, temperature = values.texts("stop", stop), values.amount("temperature", temperature)
     max_new_tokens = values.whole("max_new_tokens", max_new_tokens, 1)
-    if options.get("assistant_model") is not None:
-        raise BadOption("assistant_model= cannot be had: drafts come from drafters=.")
+    refuse_options(tokenizer, options)
     prompts, mask = rows_and_mask(input_ids, options.pop("attention_mask", None))
+    check_ids(prompts, model)
     prompts = prompts.to(model.device)
     if mask is not None:
         options["attention_mask"] = mask.to(model.device)
@@ -112,7 +109,8 @@ def generate(
     texts = tuple(_text(tokenizer, row, stop) for row in sequences[:, prompts.shape[1] :])
     (stats, warnings) = made[0]
     shortest = prompts.shape[1] if mask is None else int(mask.sum(-1).min())
-    promise = guarantee(model, temperature, shortest, sequences.shape[1])
+    whole = lossless(options.get("past_key_values"))
+    promise = guarantee(model, temperature, shortest, sequences.shape[1]) if whole else "approximate"
     return Generation(sequences, texts, replace(stats, guarantee=promise), warnings)
 
 
@@ -136,7 +134,7 @@ def speculative(
     """
     seed = seed if seed is None else values.whole("seed", seed)
     stack = resolve(drafters)
-    copied = _index(document, tokenizer)
+    copied = copies_of(document, tokenizer)
     folded = folds(tokenizer) if stack and tokenizer is not None else None
 
     def decode(
@@ -281,17 +279,6 @@ def _rule(acceptance: Acceptance, seed: int) -> Rule:
     if acceptance not in rules:
         raise BadOption(f"acceptance={acceptance!r} is not one of {', '.join(rules)}.")
     return rules[acceptance]
-
-
-def _index(document: Source, tokenizer: Any) -> SuffixIndex | None:
-    if document is None:
-        return None
-    if isinstance(document, CompiledDocument):
-        return document.copies
-    documents = documents_of(document)
-    if tokenizer is None:
-        raise BadOption("a document that is not compiled needs tokenizer= to become tokens.")
-    return SuffixIndex(np.concatenate([Tokens(tokenizer).encode(one).token_ids for one in documents]))
 
 
 def _text(tokenizer: Any, new: torch.Tensor, stop: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from longctx import plugins, selecting, values
-from longctx.answering import Request, Said, answer, told
+from longctx.answering import Request, Said, answer, carrying, told
 from longctx.backend.model import Loaded, from_pretrained, wrap
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
@@ -35,7 +35,7 @@ from longctx.stacks import Drafters
 from longctx.store.artifact import Verify
 from longctx.storing import Cutting
 from longctx.streaming import events
-from longctx.types import Answer, Event, Selection
+from longctx.types import Answer, Event, Selection, Step
 
 SEGMENT_TOKENS = 512
 MEMORY_BYTES = 512 * 2**20
@@ -73,16 +73,15 @@ class Reader:
         cutting = Cutting(plugins.resolve("splitters", splitter), segment_tokens)
         made_with = (self._loaded, self._tokens, lambda: self._probe, Encoders(encoder), self._calibrator)
         self._compiler = Compiler(*made_with, cutting, segment_memory_bytes)
-        self._progress = listener(progress)
-        self._kept = Kept()
+        self._progress, self._kept = listener(progress), Kept()
 
     @classmethod
     def from_pretrained(
         cls,
         name: str | Path,
-        *,
         dtype: Any = "auto",
         device: str = "auto",
+        *,
         progress: bool | Progress | None = None,
         **options: Any,
     ) -> Reader:
@@ -143,7 +142,7 @@ class Reader:
         ``verify``: ``"full"`` checks every file now, ``"lazy"`` each when it is first used, ``"off"`` only lengths and
         shapes. Raises ArtifactError for what is damaged, of a newer format, or compiled with another model.
         """
-        return self._compiler.load(Path(path), verify, self._progress)
+        return self._compiler.load(values.place("path", path), verify, self._progress)
 
     def select(
         self,
@@ -189,8 +188,7 @@ class Reader:
         ``budget_tokens`` of text are selected: 2,048, or what the window holds of them beside question and answer.
         ``drafters`` make it say that in fewer passes and change nothing of it; ``[]`` decodes token by token, and
         ``controller`` decides how much is drafted. ``kv`` bounds the keys that each token reads of the text; the text
-        is read once for all questions about it. ``allow_partial`` leaves layers that keep no keys as they are, which is
-        a ModelError otherwise.
+        is read once for all questions about it. ``allow_partial`` leaves layers that keep no keys as they are.
         """
         how = (temperature, seed, drafters, kv, allow_partial, controller)
         request = Request(question, budget_tokens, selector, max_new_tokens, *how)
@@ -211,10 +209,7 @@ class Reader:
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Iterator[Event]:
-        """The same as ``ask``, as it happens: progress and token events, and the answer last.
-
-        Work stops within one batch when the caller stops listening.
-        """
+        """The same as ``ask``, as it happens: events of progress and tokens, the answer last; who stops, stops it."""
         how = (temperature, seed, drafters, kv, allow_partial, controller)
         request = Request(question, budget_tokens, selector, max_new_tokens, *how)
         return events(lambda report, emit: self._answer(documents, request, report, emit))
@@ -226,39 +221,45 @@ class Reader:
         question = request.question
         request.check()
         budget = self._check(request)
-        times = [time.perf_counter()]
-        book = self._compiler.index(documents, report)
-        times.append(time.perf_counter())
-        selection = self._select(book, request, budget, report)
-        times.append(time.perf_counter())
-        prompt_tokens, said = 0, Said(NOTHING)
-        read = len(selection.as_read)
-        if not read:
-            emit(NOTHING)
-        else:
-            prompt = self.prompt(joined(book.documents, selection.as_read), question)
-            prompt_tokens = len(prompt)
-            behind = self._behind(question)
-            self._room.check_prompt(reach(request.kv, len(prompt), behind), request.max_new_tokens)
-            context = None
-            if request.kv is not None:
-                context = self._kept(self.model, prompt[:-behind], request.kv, request.allow_partial, report)
-            origins = Origins(self._tokens, book.documents, selection.as_read, len(self._frame.before))
-            said = answer(self.model, self._tokens, prompt, request, report, emit, context, origins.votes(len(prompt)))
-            said = replace(said, copied=origins.copies(said.stats.copied))
-        times.append(time.perf_counter())
-        citations = cite(said.text, question, book.documents, selection.as_read, book.index.weight) if read else ()
-        times.append(time.perf_counter())
-        whole = read and not selection.dropped_tokens and said.lossless
-        last = prompt_tokens + said.tokens
-        promise = guarantee(self.model, request.temperature, prompt_tokens, last) if whole else "approximate"
-        return told(said, citations, selection, book, prompt_tokens, times, promise)
+        times, done = [time.perf_counter()], list[Step]()
+        with carrying(done):
+            book = self._compiler.index(documents, report)
+            times.append(time.perf_counter())
+            done.append(book.step(times[1] - times[0]))
+            selection = self._select(book, request, budget, report)
+            done += selection.trace
+            times.append(time.perf_counter())
+            prompt_tokens, said = 0, Said(NOTHING)
+            read = len(selection.as_read)
+            if not read:
+                emit(NOTHING)
+            else:
+                prompt = self.prompt(joined(book.documents, selection.as_read), question)
+                prompt_tokens, behind = len(prompt), self._behind(question)
+                self._room.check_prompt(reach(request.kv, len(prompt), behind), request.max_new_tokens)
+                context = None
+                if request.kv is not None:
+                    context = self._kept(self.model, prompt[:-behind], request.kv, request.allow_partial, report)
+                origins = Origins(self._tokens, book.documents, selection.as_read, len(self._frame.before))
+                votes = origins.votes(len(prompt))
+                said = answer(self.model, self._tokens, prompt, request, report, emit, context, votes)
+                said = replace(said, copied=origins.copies(said.stats.copied))
+            times.append(time.perf_counter())
+            citations = cite(said.text, question, book.documents, selection.as_read, book.index.weight) if read else ()
+            times.append(time.perf_counter())
+            whole = read and not selection.dropped_tokens and said.lossless
+            last = prompt_tokens + said.tokens
+            promise = guarantee(self.model, request.temperature, prompt_tokens, last) if whole else "approximate"
+            return told(said, citations, selection, book, prompt_tokens, times, promise, done)
 
     def _select(self, book: CompiledDocument, request: Request, budget: int, report: Progress | None) -> Selection:
         """The selection of one request; everything at once is held against the window, as its length is known now."""
         question, selector = request.question, request.selector
+        asked, behind = self._count(question), self._behind(question)
         if selector != selecting.EVERYTHING:
-            self._room.check_segment(self._count(question), book.longest_segment)
+            needed = len(self._frame.before) + min(budget, book.tokens) + behind
+            self._room.check_budget(asked, budget, request.max_new_tokens, reach(request.kv, needed, behind)[0])
+            self._room.check_segment(asked, book.longest_segment)
         with book.reporting(report):
             selection = selecting.select(
                 book,
@@ -273,7 +274,6 @@ class Reader:
         if request.kv is not None:  # one order for all questions, so that the same spans are compressed once
             selection = replace(selection, order=())
         if selector == selecting.EVERYTHING:
-            behind = self._behind(question)
             prompt_tokens = len(self._frame.before) + selection.tokens + behind
             self._room.check_prompt(reach(request.kv, prompt_tokens, behind), request.max_new_tokens)
             said = self._room.passed(selection.tokens, request.budget_tokens)
@@ -284,8 +284,8 @@ class Reader:
         """The tokens of text to select, after what can be refused before any work is done."""
         if not values.text("question", request.question).strip():
             raise EmptyInput("the question is empty.")
-        whole = request.selector == selecting.EVERYTHING
-        return self._room.budget(self._count(request.question), request.budget_tokens, request.max_new_tokens, whole)
+        asked, whole = self._count(request.question), request.selector == selecting.EVERYTHING
+        return self._room.budget(asked, request.budget_tokens, request.max_new_tokens, whole)
 
     def _behind(self, question: str) -> int:
         """The tokens of a prompt that follow its text."""

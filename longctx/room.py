@@ -28,16 +28,24 @@ class Room:
     def budget(
         self, question_tokens: int, budget_tokens: int | None, max_new_tokens: int, everything: bool = False
     ) -> int:
-        """``budget_tokens``; where none are named, as many of the usual ones as fit. Raises what ``check`` raises.
+        """``budget_tokens``; where none are named, as many of the usual ones as fit.
 
-        ``everything``: 1, as the whole text has a check of its own, once its length is known.
+        ``everything``: 1, as the whole text has a check of its own, once its length is known. Raises BadOption for
+        numbers that can never be right, and DoesNotFit for a question that passes the window.
         """
+        if budget_tokens is not None:
+            whole("budget_tokens", budget_tokens, 1)
+        whole("max_new_tokens", max_new_tokens, 0)
+        longest = self.longest(question_tokens, max_new_tokens)
+        if longest < 1:
+            raise DoesNotFit(
+                f"question and instructions need {self.frame_tokens + question_tokens} tokens and {max_new_tokens} new "
+                f"ones are asked for, but the model's window is {self.window}. Shorten the question: documents are "
+                f"selected from, the question never is."
+            )
         if everything:
-            budget_tokens = 1 if budget_tokens is None else min(1, whole("budget_tokens", budget_tokens, 1))
-        elif budget_tokens is None:
-            budget_tokens = min(BUDGET_TOKENS, max(1, self.longest(question_tokens, max_new_tokens)))
-        self.check(question_tokens, budget_tokens, max_new_tokens)
-        return budget_tokens
+            return 1
+        return min(BUDGET_TOKENS, longest) if budget_tokens is None else budget_tokens
 
     def few(self, budget_tokens: int) -> tuple[str, ...]:
         """A warning where ``budget_tokens``, which nobody named, are fewer than the usual ones."""
@@ -54,22 +62,17 @@ class Room:
             return ()
         return (f"selector='all' keeps all {tokens} tokens, whatever budget_tokens={budget_tokens}.",)
 
-    def check(self, question_tokens: int, budget_tokens: int, max_new_tokens: int) -> None:
-        """Raises BadOption for numbers that can never be right and DoesNotFit for those that pass the window."""
-        whole("budget_tokens", budget_tokens, 1)
-        whole("max_new_tokens", max_new_tokens, 0)
-        fixed = self.frame_tokens + question_tokens
-        longest = self.longest(question_tokens, max_new_tokens)
-        if longest < 1:
+    def check_budget(self, question_tokens: int, budget_tokens: int, max_new_tokens: int, reached: int) -> None:
+        """Raises DoesNotFit when what a budget holds of a text passes the window.
+
+        ``reached`` is how much of that prompt counts: a text shorter than its budget leaves room, and so does a policy
+        that bounds distances.
+        """
+        if reached + max_new_tokens > self.window:
             raise DoesNotFit(
-                f"question and instructions need {fixed} tokens and {max_new_tokens} new ones are asked for, "
-                f"but the model's window is {self.window}. Shorten the question: documents are selected from, "
-                f"the question never is."
-            )
-        if budget_tokens > longest:
-            raise DoesNotFit(
-                f"budget_tokens={budget_tokens} leaves no room: with the question ({fixed} tokens) and "
-                f"{max_new_tokens} new tokens the window of {self.window} holds at most {longest}."
+                f"budget_tokens={budget_tokens} leaves no room: with the question "
+                f"({self.frame_tokens + question_tokens} tokens) and {max_new_tokens} new tokens the window of "
+                f"{self.window} holds at most {self.longest(question_tokens, max_new_tokens)}."
             )
 
     def check_segment(self, question_tokens: int, longest_tokens: int) -> None:

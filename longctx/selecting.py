@@ -49,6 +49,10 @@ def select(
     scored = time.perf_counter()
     warnings += [*scores.warnings, *late_warnings()]
     values = scores.values
+    if np.shape(values) != (len(book.units),):
+        raise UsageError(
+            f"the selector {name} returned scores {np.shape(values)} where {len(book.units)} units need one each."
+        )
     if lost := int(np.isnan(values).sum()):
         raise UsageError(
             f"the selector {name} returned NaN for {lost} of {len(values)} units, and scores must be numbers. Where "
@@ -61,7 +65,11 @@ def select(
             "nothing in the text seems related to the question: what was kept, if anything, is a guess. "
             'selector="auto:refuse=false" has the model asked all the same.'
         )
-    if scores.relevant or (values != values[:1]).any():  # else no unit is a better guess than another
+    fits = min(unit.tokens for unit in book.units) <= budget_tokens
+    never = scores.relevant and fits and not (values > -np.inf).any()
+    if never:
+        warnings.append(f"the selector {name} keeps nothing of the text.")
+    elif scores.relevant or (values != values[:1]).any():  # else no unit is a better guess than another
         spans, text, tokens = cut.cut(book.documents, book.units, values, budget_tokens, count)
         if not spans:
             raise DoesNotFit(
@@ -82,7 +90,7 @@ def select(
         tokens_read=scores.tokens_read,
         seconds=ended - started,
         selector=name,
-        relevant=scores.relevant,
+        relevant=scores.relevant and not never,
         warnings=tuple(warnings),
         trace=steps,
         profile=cut.profile(book.documents, book.units, values),

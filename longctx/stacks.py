@@ -13,8 +13,8 @@ from longctx.backend.candidates import adapted
 from longctx.errors import BadOption
 from longctx.protocols import Drafter
 
-Drafters = str | Sequence[Any]
-"""Names (``"name:option=value"``), Drafter objects, or objects with Hugging Face's ``get_candidates``."""
+Drafters = str | Drafter | Sequence[Any]
+"""A name (``"name:option=value"``), a Drafter, an object with Hugging Face's ``get_candidates``, or several of them."""
 
 Stack = Sequence[tuple[str, Drafter]]
 
@@ -28,6 +28,8 @@ def resolve(drafters: Drafters) -> list[tuple[str, Drafter]]:
     """
     if isinstance(drafters, str):
         drafters = {"auto": AUTO, plugins.NONE: ()}.get(drafters, (drafters,))
+    elif any(hasattr(drafters, asked) for asked in ("begin", "get_candidates")):  # one object
+        drafters = (drafters,)
     if not isinstance(drafters, Collection):  # an iterator would be empty the second time
         raise BadOption(f"drafters={drafters!r:.80} must be 'auto', 'none', a name, or a list of names and objects.")
     found = [(_name(drafter), plugins.resolve("drafters", adapted(drafter))) for drafter in drafters]

@@ -5,6 +5,7 @@ Owns data and its invariants. Knows no model, no file and no method.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -12,6 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from longctx.errors import BadOption
 
 Guarantee = Literal["exact", "exact-up-to-float", "approximate"]
 
@@ -40,6 +43,10 @@ class Document:
     kind: str = "text"
     language: str = ""
     warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise BadOption(f"the text of a document is a string, not {type(self.text).__name__}: decode it first.")
 
     @classmethod
     def from_text(cls, text: str, id: str = "text") -> Document:
@@ -288,6 +295,5 @@ def _plain(value: Any, without: tuple[str, ...] = ()) -> Any:
         return {str(key): _plain(item, without) for key, item in value.items()}
     if isinstance(value, (list, tuple, Iterator)):
         return [_plain(item, without) for item in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
+    found = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(found, float) and not math.isfinite(found) else found  # JSON has no infinity

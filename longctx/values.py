@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
+from os import PathLike
+from pathlib import Path
 
 from longctx.errors import BadOption
 
@@ -35,6 +37,13 @@ def text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise BadOption(f"{name}={value!r:.80} must be a string.")
     return value
+
+
+def place(name: str, value: object) -> Path:
+    """``value`` as a path where it names one."""
+    if not isinstance(value, (str, PathLike)) or not str(value):
+        raise BadOption(f"{name}={value!r:.80} must be a path.")
+    return Path(value)
 
 
 def texts(name: str, value: object) -> tuple[str, ...]:

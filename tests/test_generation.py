@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, T5Co
 import longctx
 from longctx import Document, suffixes
 from longctx import generation as module
+from longctx.copied import copies_of
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 from longctx.errors import BadOption, CacheError, DraftError, EmptyInput, UnknownMethod
 from longctx.generation import guarantee
@@ -275,7 +276,7 @@ def test_a_document_is_what_the_answer_copies_from(monkeypatch: pytest.MonkeyPat
     document = Document.from_text("the answer")
     tokens = expected[0, PROMPT.shape[1] :].numpy()
     # no text of a random model comes back as its tokens
-    monkeypatch.setattr(module, "_index", lambda *_: suffixes.SuffixIndex(tokens))
+    monkeypatch.setattr(module, "copies_of", lambda *_: suffixes.SuffixIndex(tokens))
     out = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], document=document, **STEADILY)
     monkeypatch.undo()
     without = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], **STEADILY)
@@ -420,7 +421,7 @@ def test_without_a_seed_every_generation_and_every_row_draws_its_own() -> None:
 def test_several_documents_are_copied_from_as_one_compiled_from_them_is() -> None:
     both = [Document.from_text("the of and " * 30, id="a"), Document.from_text("with on " * 30, id="b")]
     reader = longctx.Reader(tiny.model(), TOKENIZER, encoder=None, calibration=None)
-    listed, compiled = module._index(both, TOKENIZER), reader.compile(both).copies
+    listed, compiled = copies_of(both, TOKENIZER), reader.compile(both).copies
     assert listed is not None and listed.tokens.tolist() == compiled.tokens.tolist()
     out = longctx.generate(reader.model, TOKENIZER, PROMPT, document=both, **STEADILY)
     assert torch.equal(out.sequences, plain(reader.model))

@@ -30,7 +30,7 @@ COMPILED = {
     "calibration", "cite", "compiled", "compiling", "cut", "embeddings", "indexing", "latest", "lexical", "memory",
     "overview", "pieces", "questions", "resources", "segments", "storing", "summaries", "supplies", "synthetic",
 }  # fmt: skip
-WIRING = METHODS | ROOMS | COMPILED | {"backend", "stacks"}
+WIRING = METHODS | ROOMS | COMPILED | {"backend", "copied", "stacks"}
 MAY_IMPORT = {
     "errors": set(),
     "types": {"errors"},
@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "origins": NOUNS | {"backend", "cut", ""},
     "room": NOUNS | {"values"},
     "saying": set(),
+    "copied": NOUNS | {"backend", "compiled", "indexing", "suffixes"},
     "selecting": VERBS | {"compiled", "cut", "plugins", "questions"},
     "streaming": VERBS,
     "backend": VERBS | {"kernels"},

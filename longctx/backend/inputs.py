@@ -43,6 +43,17 @@ def rows_and_mask(input_ids: Any, attention_mask: Any = None) -> tuple[Tensor, T
     return ids, mask.reshape(ids.shape)
 
 
+def check_ids(ids: Tensor, model: Any) -> None:
+    """Raises BadOption for ids that ``model`` has no embeddings for."""
+    known = int(model.get_input_embeddings().weight.shape[0])
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0 or most >= known:
+        raise BadOption(
+            f"input_ids go from {least} to {most}, and the model has embeddings for 0 to {known - 1}: they come from "
+            "another tokenizer."
+        )
+
+
 def _tensor(name: str, given: Any) -> Tensor:
     if isinstance(given, str):
         raise BadOption(f"{name} is a text. tokenizer(text, return_tensors='pt') makes tokens of it.")

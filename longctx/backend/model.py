@@ -20,7 +20,7 @@ from longctx.backend.embedded import embedded_model
 from longctx.errors import ModelError, UsageError
 from longctx.protocols import Progress
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 SAYS_NOTHING = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}  # saving may change them
 _NO_LIMIT = 10**9  # tokenizers without a limit report an absurd one
 
@@ -46,7 +46,7 @@ def from_pretrained(
 
     ``dtype="auto"`` is the dtype the weights are stored in. Raises ModelError for anything that is no usable model.
     """
-    label, target, wanted = str(name), _device(device), _dtype(dtype)
+    label, target, wanted = _label(name), _device(device), _dtype(dtype)
     where = _where(label, progress)
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
@@ -68,7 +68,7 @@ def from_pretrained(
 
 def tokenizer_alone(name: str | Path, progress: Progress | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of what ``from_pretrained`` would load, without the weights. Raises ModelError as it does."""
-    label = str(name)
+    label = _label(name)
     where = _where(label, progress)
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
@@ -158,6 +158,13 @@ def _add_model(digest: Any, model: PreTrainedModel) -> None:
         sample = flat[:: max(1, flat.numel() // 61)][:64].float().cpu().contiguous()
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         digest.update(sample.numpy().tobytes())
+
+
+def _label(name: object) -> str:
+    """The name of a model as a string. Raises UsageError for what is no name."""
+    if not isinstance(name, (str, Path)) or not str(name):
+        raise UsageError(f"{name!r:.80} names no model. Name a folder that holds config.json, a hub id, or 'embedded'.")
+    return str(name)
 
 
 def _where(label: str, progress: Progress | None) -> str | Path:

@@ -21,6 +21,12 @@ from longctx.errors import BadOption, CacheError, EmptyInput
 _KNOWN = {
     "attention_mask", "position_ids", "past_key_values", "cache_params", "use_cache", "logits_to_keep"
 }  # fmt: skip
+_INSTEAD = {
+    "assistant_model": "drafts come from drafters=",
+    "custom_generate": "it is what generate is made with; give longctx.speculative() to model.generate",
+    "do_sample": "a temperature= above 0 draws",
+    "stopping_criteria": "stop= takes strings; model.generate(custom_generate=longctx.speculative()) takes criteria",
+}
 _REFUSED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
@@ -42,6 +48,20 @@ def refuse(model: Any, config: GenerationConfig, given: Mapping[str, Any]) -> No
     asked = [name for name in _REFUSED if getattr(config, name, None) and config.return_dict_in_generate]
     if asked:
         raise BadOption(f"{', '.join(asked)} cannot be had together with drafts; call generate without them.")
+
+
+def refuse_options(tokenizer: Any, given: Mapping[str, Any]) -> None:
+    """Raises BadOption for no tokenizer, and for options of ``model.generate`` that have another name here, or none."""
+    if not callable(getattr(tokenizer, "decode", None)):
+        raise BadOption(f"tokenizer={tokenizer!r:.80} must be a tokenizer, which makes text of the new tokens.")
+    for name, instead in _INSTEAD.items():
+        if given.get(name) is not None:
+            raise BadOption(f"{name}= cannot be had: {instead}.")
+
+
+def lossless(cache: Any) -> bool:
+    """Whether all that ``cache`` holds is read."""
+    return type(cache) is not BoundedCache or cache.context.policy.lossless
 
 
 def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from longctx.backend.anatomy import Unlike
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import installed
 from longctx.backend.compressing import kinds, possible
-from longctx.backend.embedded import embedded_model
 from longctx.backend.lean import Lean
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
@@ -71,11 +69,8 @@ def report(
 
     ``encoder`` is why there is no sentence encoder, empty where there is one. Raises ModelError for what is no model.
     """
-    where = embedded_model(progress) if name == "embedded" else Path(name).expanduser()
     target, wanted = loading._device(device), loading._dtype(dtype)
-    if where.exists():
-        loading._check_folder(where, name)
-    source = str(where) if where.exists() else name
+    source = str(loading._where(loading._label(name), progress))
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)

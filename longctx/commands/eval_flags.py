@@ -23,12 +23,10 @@ _LONG_QA_DEFAULTS: dict[str, Any] = {
 }
 
 
-# The first three are needed by all but --list, so they are asked for below: a flag that ends early would miss --json.
+# The first two are needed by all but --list, so they are asked for below: a flag that ends early would miss --json.
 Suite = Annotated[str, typer.Argument(help="Which suite; --list names them.", show_default=False)]
 Data = Annotated[Path | None, typer.Option(metavar="DIR", help="The folder with the data sets. Needed.")]
-Out = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Rows go here; those it holds are not made again. Needed.")
-]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Rows go here; those it holds are not made again.")]
 Names = Annotated[bool, typer.Option("--list", help="Name the suites and end.")]
 Sample = Annotated[int, typer.Option(min=1, help="Questions drawn (selection: of a set with one document).")]
 Sets = Annotated[str, typer.Option(metavar="A,B", help="Only these sets.", rich_help_panel=_SELECTION)]
@@ -94,11 +92,11 @@ def grid(suite: str, given: Mapping[str, Any], config: Path | None = None) -> di
     return found if suite == "selection" or config is None else _configured(config) | found
 
 
-def folders(data: Path | None, out: Path | None) -> tuple[Path, Path]:
-    """The folders that a suite reads and writes. Refuses none."""
-    if data is None or out is None:
-        raise typer.BadParameter("--data DIR and --out DIR are needed: the data sets, and where rows go.")
-    return data, out
+def folder(data: Path | None) -> Path:
+    """The folder that a suite reads. Refuses none."""
+    if data is None:
+        raise typer.BadParameter("--data DIR is needed: the data sets.")
+    return data
 
 
 def _configured(config: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ def _count(text: str | int) -> int:
         raise typer.BadParameter(str(error)) from error
 
 
+RESULTS = Path("results")  # where the rows of eval and bench go
+
 _READING = "Reading"
 _ANSWERING = "Answering"
 _TALK = "Output"

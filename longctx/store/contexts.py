@@ -81,7 +81,8 @@ def read(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
             return facts, [_layer(folder, *entry) for entry in named]
         except FileNotFoundError as error:
             gone = error
-    raise ArtifactError(f"{gone.filename} cannot be read ({gone.strerror}). Compress the context again.") from gone
+    what = gone.filename or folder / FILE  # read twice alike, no file was missing: it names none
+    raise ArtifactError(f"{what} cannot be read ({gone.strerror or 'nothing is in it'}). Compress again.") from gone
 
 
 def _manifest(folder: Path, data: bytes) -> tuple[dict[str, Any], list[tuple[str, int, str]]]:
