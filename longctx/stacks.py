@@ -28,7 +28,7 @@ def resolve(drafters: Drafters) -> list[tuple[str, Drafter]]:
     """
     if isinstance(drafters, str):
         drafters = {"auto": AUTO, plugins.NONE: ()}.get(drafters, (drafters,))
-    elif any(hasattr(drafters, asked) for asked in ("begin", "get_candidates")):  # one object
+    elif not isinstance(drafters, type) and any(hasattr(drafters, asked) for asked in ("begin", "get_candidates")):
         drafters = (drafters,)
     if not isinstance(drafters, Collection):  # an iterator would be empty the second time
         raise BadOption(f"drafters={drafters!r:.80} must be 'auto', 'none', a name, or a list of names and objects.")

@@ -87,7 +87,7 @@ def test_none_is_nothing_drafted_and_an_unbounded_cache_in_python_and_on_the_com
         check_drafters(Settings(drafters="none+document"))
 
 
-@pytest.mark.parametrize("wrong", [None, 7, iter(["document"]), plugins.load("drafters", "document")])
+@pytest.mark.parametrize("wrong", [None, 7, iter(["document"]), plugins.plugin("drafters", "document")])
 def test_a_stack_is_a_word_a_name_or_a_list(wrong: Any) -> None:
     with pytest.raises(BadOption, match="drafters=.*must be 'auto', 'none', a name, or a list"):
         stacks.resolve(wrong)

@@ -122,12 +122,14 @@ def beyond_window(model: Report, tokens: int, settings: Settings) -> str:
 
     room, whole = _room(model), settings.selector == "all"
     try:
-        room.budget(sums.QUESTION, 1 if whole else settings.budget, settings.max_new_tokens)
+        budget = room.budget(sums.QUESTION, settings.budget, settings.max_new_tokens, whole)
+        behind = model.frame_tokens + sums.QUESTION
+        reached = reach(settings.policy(), behind + (tokens if whole else min(tokens, budget)), behind)
         if not whole:
+            room.check_budget(sums.QUESTION, budget, settings.max_new_tokens, reached[0])
             room.check_segment(sums.QUESTION, min(tokens, sums.segment(settings)))
         else:
-            behind = model.frame_tokens + sums.QUESTION
-            room.check_prompt(reach(settings.policy(), tokens + behind, behind), settings.max_new_tokens)
+            room.check_prompt(reached, settings.max_new_tokens)
     except DoesNotFit as error:
         return str(error)
     return ""

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def write_bad_files(folder: Path) -> None:
     (folder / "empty.txt").write_bytes(b"")
     (folder / "blank.txt").write_text(" \n\t\n")
+    (folder / "long.txt").write_text("The room has a number and a letter. " * 1000)
     (folder / "binary.txt").write_bytes(bytes(range(256)) * 40)
     (folder / "cut.pdf").write_bytes(b"%PDF-1.7\n1 0 obj\n<< /Type /Cat")
     (folder / "cut.docx").write_bytes(b"PK\x03\x04\x14\x00\x00\x00")
@@ -54,7 +55,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["story.txt", "story.txt"], 2, "is a file"),
     (["story.txt", "why " * 5000], 3, "window is 4096"),
     (["story.txt", QUESTION, "--budget", "0"], 2, "budget_tokens=0"),
-    (["story.txt", QUESTION, "--budget", "1M"], 3, "at most"),
+    (["long.txt", QUESTION, "--budget", "1M"], 3, "at most"),
     (["story.txt", QUESTION, "--budget", "many"], 2, "not a count"),
     (["story.txt", QUESTION, "--max-new-tokens", "0"], 2, "max_new_tokens=0"),
     (["story.txt", QUESTION, "--temperature", "-1"], 2, "temperature=-1"),

@@ -66,6 +66,7 @@ def test_a_plan_is_refused_where_asking_would_be(model: Path, folder: Path) -> N
     assert call(*words, "--selector", "all", "--kv", "longheads").exit_code == 0
     large = call(*words, "--budget", "8k")
     assert large.exit_code == 3 and "budget_tokens=8000 leaves no room" in large.stderr
+    assert call("plan", str(model), "--tokens", "1k", "--budget", "8k").exit_code == 0  # all of it fits
     small = str(tiny.save(folder / "small", num_hidden_layers=2, max_position_embeddings=1024))
     less = json.loads(call("plan", small, "--tokens", "1M", "--json").stdout)
     assert less["fits"] and any("has room for" in said for said in less["warnings"])
