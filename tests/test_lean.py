@@ -15,9 +15,7 @@ from longctx.backend.anatomy import Unlike
 from longctx.backend.attention import Tap
 from longctx.backend.caches import CaptureCache, ReplayCache
 from longctx.backend.lean import Lean
-from longctx.backend.narrow import MOST
 from longctx.backend.passes import Passes
-from longctx.backend.target import RowTarget
 
 IDS = torch.tensor([[7, 300, 41, 5, 220, 99, 18, 77], [9, 12, 401, 33, 8, 8, 64, 2]])
 
@@ -247,30 +245,6 @@ def test_memory_that_was_short_once_says_nothing_of_the_model(monkeypatch: pytes
         assert "no memory" in passes.why_not
     states(passes)
     assert passes.why_not == ""
-
-
-def test_a_request_finds_its_lean_layers_once_and_again_where_a_window_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ids = tiny.model("mistral", "sdpa", sliding_window=40), list(range(3, 51))
-    with torch.inference_mode():
-        expected = model(torch.tensor([ids])).logits[0]
-    found, lean_of = [], Passes.lean
-
-    def counted(passes: Passes, width: int) -> Lean | None:
-        found.append((width, lean_of(passes, width)))
-        return found[-1][1]
-
-    monkeypatch.setattr(Passes, "lean", counted)
-    target = RowTarget(model, 36)
-    target._few = (True,) * (MOST + 1)
-    said = [target.score(ids[:30], range(-1, 29), 30)]
-    target.commit(range(30))
-    for token in ids[30:]:
-        said.append(target.score([token], [-1], 1))
-        target.commit([0])
-    torch.testing.assert_close(torch.cat(said), expected, rtol=1e-4, atol=1e-3)
-    widths = [width for width, lean in found if lean is not None]
-    assert widths == [36, 37, 38, 39, 40] and found[0][0] == 36  # once for all that was reserved
-    assert [width for width, lean in found if lean is None] == list(range(41, 49))
 
 
 def test_layers_that_the_configuration_leaves_out_are_not_run() -> None:

@@ -20,7 +20,6 @@ from longctx.backend.alone import alone
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import PACK, ROWS, installed
 from longctx.backend.borrowed import held
-from longctx.backend.lean import Lean
 from longctx.backend.narrow import FORMATS, MOST
 from longctx.backend.packs import PackCache
 from longctx.backend.passes import Passes
@@ -54,8 +53,6 @@ class RowTarget:
         # whether the lean layers are the faster road for so many rows; None: to be tried
         tried = lean and model.device.type == "cpu" and model.dtype in FORMATS
         self._few: Sequence[bool] | None = None if tried else _NEVER
-        self._lean: Lean | None = None
-        self._widest = reserve  # tokens that a row of the lean layers may see
         self._cache = SlotCache(config, reserve, model.dtype if self._wider else None)
         self._extra = extra or {}
         self._fixed = _arguments(model)
@@ -124,10 +121,7 @@ class RowTarget:
         if not self._may_be_lean(len(tokens), chain):
             return None
         with alone(self._model):
-            if self._lean is None or width > self._widest:  # a request's model stays as it is: once is enough
-                self._widest = max(width, self._widest)
-                self._lean = Passes(self._model, tokens[:_SAMPLE]).lean(self._widest)
-            lean = self._lean
+            lean = Passes(self._model, tokens[:_SAMPLE]).lean(width)
             if self._few is None:  # tried with the prompt: passes that are timed have no trial in them
                 self._few = _NEVER if lean is None else lean.faster()
             if lean is None or not self._may_be_lean(len(tokens), chain):
