@@ -209,7 +209,7 @@ class Reader:
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Iterator[Event]:
-        """The same as ``ask``, as it happens: events of progress and tokens, the answer last; who stops, stops it."""
+        """The same as ``ask``, as it happens, the answer last. Work stops within one batch when the caller stops."""
         how = (temperature, seed, drafters, kv, allow_partial, controller)
         request = Request(question, budget_tokens, selector, max_new_tokens, *how)
         return events(lambda report, emit: self._answer(documents, request, report, emit))
