@@ -96,6 +96,11 @@ class CompiledDocument:
         return sum(len(e.token_ids) for e in self.encoded)
 
     @property
+    def nbytes(self) -> int:
+        """Of what grows with the text and questions share: tokens, embeddings, segments' keys and values in memory."""
+        return sum(e.token_ids.nbytes for e in self.encoded) + self.embeddings.nbytes + self.memory.used_bytes
+
+    @property
     def longest_segment(self) -> int:
         """Tokens of the longest segment."""
         return max(self.units[last - 1].last - self.units[first].first for first, last in self.segments)
@@ -229,7 +234,8 @@ class CompiledDocument:
 
     def step(self, seconds: float) -> Step:
         """That it was made ready for a question in ``seconds``, for a trace."""
-        return Step("compile", seconds, {"units": len(self.units), "segments": len(self.segments)})
+        facts = {"units": len(self.units), "segments": len(self.segments), "bytes": self.nbytes}
+        return Step("compile", seconds, facts)
 
     def take_warnings(self) -> tuple[str, ...]:
         """What was found out about the stored files since the last result."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from longctx.backend.footprint import bytes_per_token
 from longctx.backend.model import Loaded
-from longctx.backend.probe import Probe, bytes_per_token
+from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
 from longctx.errors import BadOption, CacheError, ModelError

@@ -127,7 +127,9 @@ class Stats:
     pass of the model once, however many prompts it was for. ``seconds`` has the phases ``setup`` (making drafters, and
     what they ask the model once), ``prefill``, ``draft``, ``verify``, ``commit``. ``copied`` are the runs of new tokens
     that were accepted as copies of the document (the prompt, where there was none): the first new token, the first
-    token of the document, and how many. ``guarantee`` is what drafting leaves as it was; None where nobody has said.
+    token of the document, and how many. ``cache_bytes`` are those of the keys, values and states that the generation
+    holds at its end, slots in reserve included. ``guarantee`` is what drafting leaves as it was; None where nobody has
+    said.
     """
 
     rounds: int = 0
@@ -140,6 +142,7 @@ class Stats:
     rows: Kind = "off"
     copied: tuple[tuple[int, int, int], ...] = ()
     passes: int = 0
+    cache_bytes: int = 0
     guarantee: Guarantee | None = None
 
     @property
@@ -157,6 +160,7 @@ class Stats:
             "accepted": self.accepted,
             "accepted_by_source": self.accepted_by_source,
             "verified": self.rows,
+            "bytes": self.cache_bytes,
             **seconds,
         }
 
@@ -173,6 +177,7 @@ class Stats:
             other.rows,
             other.copied if not self.tokens else (),  # where several sequences were made, none can be told apart
             self.passes + other.passes,
+            self.cache_bytes + other.cache_bytes,
         )
 
 

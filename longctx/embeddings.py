@@ -35,6 +35,12 @@ class Embeddings:
         self._vectors: dict[float, NDArray[np.float32]] = {}
         self._of_pieces: dict[tuple[float, int], tuple[Pieces, NDArray[np.float32]]] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Of all vectors at hand, mapped ones included."""
+        pieces = (rows for _, rows in self._of_pieces.values())
+        return sum(rows.nbytes for rows in (*self._vectors.values(), *pieces))
+
     def similarity(self, question: str, temperature: float, piece_tokens: int, signature: float) -> NDArray[np.float32]:
         """How near ``question`` is to every unit, [units]: the cosine, or the score of pieces of ``piece_tokens``."""
         whole = self.vectors(temperature)

@@ -205,6 +205,8 @@ class Target(Protocol):
         """Tokens in the cache."""
         ...
 
+    @property
+    def cache_bytes(self) -> int: ...
     def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> Any:
         """Logits [wanted, vocab] of the last ``wanted`` rows of one pass, each row seeing the cache and its path.
 

@@ -78,8 +78,9 @@ def select(
                 f"lower max_new_tokens where the window sets the budget."
             )
     ended = time.perf_counter()
+    facts = {"selector": name, "tokens_read": scores.tokens_read, "bytes": book.nbytes}
     steps = (
-        Step("select", scored - started, {"selector": name, "tokens_read": scores.tokens_read, **scores.facts}),
+        Step("select", scored - started, facts | scores.facts),
         Step("cut", ended - scored, {"budget_tokens": budget_tokens, "tokens": tokens, "spans": len(spans)}),
     )
     return Selection(
@@ -138,7 +139,7 @@ def _whole(
     spans = tuple(SelectedSpan(d.id, 0, len(d.text), d.page_at(0), 0.0) for d in book.documents)
     text = cut.joined(book.documents, spans)
     seconds = time.perf_counter() - started
-    step = Step("select", seconds, {"selector": name, "tokens_read": 0, "whole": True})
+    step = Step("select", seconds, {"selector": name, "tokens_read": 0, "bytes": book.nbytes, "whole": True})
     return Selection(spans, text, count(text), 0, 0, seconds, name, True, tuple(warnings), (step,))
 
 

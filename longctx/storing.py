@@ -23,8 +23,9 @@ from longctx import __version__, filing, summaries
 from longctx.backend import segment_kv
 from longctx.backend.fingerprints import fingerprints
 from longctx.backend.folding import folds
+from longctx.backend.footprint import bytes_per_token
 from longctx.backend.model import Loaded
-from longctx.backend.probe import Probe, bytes_per_token
+from longctx.backend.probe import Probe
 from longctx.backend.summaries import Summary
 from longctx.backend.tokens import Frame
 from longctx.compiled import CompiledDocument

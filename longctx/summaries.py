@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx.backend.probe import Probe, head_dim
+from longctx.backend.footprint import head_dim
+from longctx.backend.probe import Probe
 from longctx.backend.summaries import Summary
 from longctx.overview import Heads, lengths
 from longctx.store import files, summaries
@@ -50,7 +51,7 @@ def restored(artifact: Artifact, probe: Probe, heads: Heads, model: str) -> list
     pairs = probe.looked_at(heads)
     segments = artifact.manifest.segments
     expected = keys(model, probe, heads, artifact.units, segments, artifact.segment_ids())
-    made, dim = [], head_dim(probe.model)
+    made, dim = [], head_dim(probe.model.config.get_text_config(decoder=True))
     for stored, key, segment in zip(held.segments, expected, segments, strict=True):
         if stored.key != key:
             artifact.warn("summaries were stored for another prompt frame or other heads: segments are read again.")

@@ -176,7 +176,7 @@ class SelectedSpan:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One door of the trace: what was done, how long it took, and its counts."""
+    """One door of the trace: what was done, how long it took, and its counts; ``bytes`` is what memory then holds."""
 
     name: str
     seconds: float

@@ -1,4 +1,4 @@
-"""What is in a cache of transformers that somebody else made: how many tokens, and whether anybody will look at it.
+"""What is in a cache of transformers: how many tokens and bytes, and whether anybody will look at it.
 
 Knows no model.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from transformers import DynamicCache
 
 from longctx.errors import CacheError
@@ -19,6 +20,20 @@ def held(cache: Any) -> int:
     if cache.layers and cache.has_previous_state():
         raise CacheError("the cache holds a state of unknown length: give an empty cache, or none, and the whole text.")
     return 0
+
+
+def size(cache: Any) -> int:
+    """Bytes of the keys, values and states in ``cache``, reserved ones included."""
+    return sum(layer.nbytes if hasattr(layer, "nbytes") else _size(vars(layer)) for layer in cache.layers)
+
+
+def _size(found: Any) -> int:
+    """Bytes of the tensors in what a layer holds, which may be kept by name or in a row."""
+    if isinstance(found, Tensor):
+        return found.nbytes
+    if isinstance(found, dict):
+        return sum(map(_size, found.values()))
+    return sum(map(_size, found)) if isinstance(found, list | tuple) else 0
 
 
 def untouched(cache: Any) -> bool:

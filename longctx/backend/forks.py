@@ -57,6 +57,11 @@ class Fork(Slots):  # type: ignore[no-untyped-call]
         self.padding = 0  # the most slots of a row of this pass that hold no token
         self.rewind()
 
+    @property
+    def nbytes(self) -> int:
+        """Of the shared beginning and of the slots behind it."""
+        return self.held.nbytes + super().nbytes
+
     def rewind(self) -> None:
         """Only the beginning is left afterwards."""
         self.keys, self.values, self.used, self.dropped = None, None, 0, self.tokens

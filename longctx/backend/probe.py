@@ -273,16 +273,3 @@ def _batches(order: Sequence[int], size: Callable[[int], int], limit: int) -> It
         width = max(width, size(item))
     if batch:
         yield batch
-
-
-def bytes_per_token(model: PreTrainedModel) -> int:
-    """Bytes of one token's keys and values over all layers of ``model``."""
-    config = model.config.get_text_config(decoder=True)
-    kv_heads = getattr(config, "num_key_value_heads", None) or int(config.num_attention_heads)
-    return int(2 * config.num_hidden_layers * kv_heads * head_dim(model) * model.dtype.itemsize)
-
-
-def head_dim(model: PreTrainedModel) -> int:
-    """The numbers of one key of one head of ``model``."""
-    config = model.config.get_text_config(decoder=True)
-    return int(getattr(config, "head_dim", None) or config.hidden_size // int(config.num_attention_heads))

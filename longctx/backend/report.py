@@ -19,6 +19,7 @@ from longctx.backend.anatomy import Unlike
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import installed
 from longctx.backend.compressing import kinds, possible
+from longctx.backend.footprint import bytes_per_token, head_dim, sliding
 from longctx.backend.lean import Lean
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
@@ -31,6 +32,8 @@ class Report:
     """``reading_dtype`` is the format in which segments are read, which may be wider than that of the weights.
 
     ``layer_parameters`` are those that every token is multiplied by: the tables of tokens, in front and behind, not.
+
+    Of ``kv_bytes_per_token``, ``sliding_bytes_per_token`` are kept in a ``sliding_window`` only (0: there is none).
 
     ``abilities`` maps what the library does to the reason why this model cannot; an empty reason means it can.
     """
@@ -53,6 +56,8 @@ class Report:
     vocabulary: int
     window: int
     kv_bytes_per_token: int
+    sliding_bytes_per_token: int
+    sliding_window: int
     template: str
     frame_tokens: int
     cache_layers: Mapping[str, list[int]]
@@ -84,9 +89,8 @@ def report(
     text = model.config.get_text_config(decoder=True)
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
     kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
-    dim = int(getattr(text, "head_dim", None) or (text.hidden_size // heads if heads else 0))
     layers = Counter(getattr(text, "layer_types", None) or ["full_attention"] * int(text.num_hidden_layers))
-    attending = sum(count for kind, count in layers.items() if kind.endswith("attention") and "linear" not in kind)
+    slides, window = sliding(model)
     template, frame_tokens, why_not_asked = _template(tokenizer)
     why_not_lean = why_not_asked or _why_not(lambda: _lean(model))
     reading = model.dtype if why_not_lean else arithmetic(model.dtype, target)
@@ -104,12 +108,14 @@ def report(
         layers=dict(layers),
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=dim,
+        head_dim=head_dim(text) if heads else 0,
         hidden=int(text.hidden_size),
         intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
         vocabulary=int(text.vocab_size),
         window=loading.window(model, tokenizer),
-        kv_bytes_per_token=2 * attending * kv_heads * dim * model.dtype.itemsize,
+        kv_bytes_per_token=bytes_per_token(model),
+        sliding_bytes_per_token=slides,
+        sliding_window=window,
         template=template,
         frame_tokens=frame_tokens,
         cache_layers=possible(model),

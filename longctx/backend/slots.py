@@ -31,7 +31,12 @@ class Slots(CacheLayer):  # type: ignore[no-untyped-call]
         self.window, self.used, self.dropped = window, 0, 0
         self.dtype = dtype
         self.is_sliding = window is not None
-        self._reserve = reserve if window is None else min(reserve, 2 * window + _SPARE)
+        self._reserve = reserve if window is None else min(reserve, longest(window))
+
+    @property
+    def nbytes(self) -> int:
+        """Of all slots, those that hold no token yet included."""
+        return sum(states.nbytes for states in (self.keys, self.values) if states is not None)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         stop = self.used + key_states.shape[2]
@@ -39,7 +44,8 @@ class Slots(CacheLayer):  # type: ignore[no-untyped-call]
             size = max(self._reserve, stop)
             self.keys, self.values = (_wider(s.to(self.dtype or s.dtype), 0, size) for s in (key_states, value_states))
         elif stop > self.keys.shape[2]:
-            size = max(stop + _SPARE, self.keys.shape[2] * 3 // 2)
+            # of a layer with a window, what a pass needs is all it will ever need
+            size = stop + _SPARE if self.is_sliding else max(stop + _SPARE, self.keys.shape[2] * 3 // 2)
             self.keys, self.values = _wider(self.keys, self.used, size), _wider(self.values, self.used, size)
         self.keys[:, :, self.used : stop] = key_states
         self.values[:, :, self.used : stop] = value_states
@@ -97,6 +103,11 @@ class SlotCache(Cache):
         """Of the tokens from position ``start`` on, only ``rows`` (counted from there) stay, in that order."""
         for layer in self._slots:
             layer.keep(start, rows)
+
+
+def longest(window: int, rows: int = 0) -> int:
+    """The slots that a layer with this window makes at most, for passes of so many rows."""
+    return 2 * window + rows + _SPARE
 
 
 def windows(config: Any) -> tuple[int | None, ...]:

@@ -19,7 +19,7 @@ from transformers.cache_utils import CacheLayerMixin
 from longctx.backend.alone import alone
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import PACK, ROWS, installed
-from longctx.backend.borrowed import held
+from longctx.backend.borrowed import held, size
 from longctx.backend.narrow import FORMATS, MOST
 from longctx.backend.packs import PackCache
 from longctx.backend.passes import Passes
@@ -63,6 +63,11 @@ class RowTarget:
     def cache(self) -> SlotCache:
         """The keys and values of the committed tokens."""
         return self._cache
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of its keys and values, the slots in reserve included."""
+        return size(self._cache)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -186,6 +191,11 @@ class StockTarget:
         self.length = held(cache) if cache is not None else 0
         self._fixed, self._recording = _arguments(model), False
         self._fixed[_cache_name(model)] = self._cache
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of what its cache holds, a context that it goes on from included."""
+        return size(self._cache)
 
     @property
     def croppable(self) -> bool:

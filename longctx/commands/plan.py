@@ -103,7 +103,7 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
         screen.table([*rows, *rows_of(kept, sums.segment_memory(settings))])
         if settings.policy() is not None:
             screen.table([(f"kv {name}", f"{size(held):>9}") for name, held in made.kv.items()])
-        full = tokens * model.kv_bytes_per_token
+        full = sums.kept(model, tokens)
         trained = f"and the model was trained to {model.window:,} tokens" if tokens > model.window else ""
         screen.note(f"reading all of it at once would keep {size(full)} of keys and values {trained}".rstrip())
         screen.warn(made.warnings)
@@ -173,7 +173,7 @@ def plan(model: Report, tokens: int, settings: Settings) -> Plan:
 
 def _keys(model: Report, tokens: int, policy: str | None) -> int:
     """Bytes of a prompt's keys and values at their peak, with the index of a policy that bounds them."""
-    whole = tokens * model.kv_bytes_per_token
+    whole = sums.kept(model, tokens)
     if policy is None:
         return whole
     held = sums.held(model, tokens, policy)

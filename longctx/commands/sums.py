@@ -23,14 +23,23 @@ _ENCODES = dict.fromkeys(("bm25", "head", "random", "all", "infiniretri", "longh
 _READS = {"bm25": False, "head": False, "random": False, "all": False, "dense": False}
 
 
+def kept(model: Report, tokens: int) -> int:
+    """Bytes of the keys and values of ``tokens`` in one cache, where layers with a window keep the last of them."""
+    from longctx.backend.slots import longest
+
+    inside = model.sliding_bytes_per_token
+    slots = min(tokens, longest(model.sliding_window, piece()))
+    return tokens * (model.kv_bytes_per_token - inside) + slots * inside
+
+
 def held(model: Report, tokens: int, policy: str) -> int:
     """Bytes that a text of ``tokens`` takes once ``policy`` has bounded it. Raises BadOption for its budget."""
     method = plugins.load("kv", policy)
     if method.slots(tokens) >= tokens:
-        return tokens * model.kv_bytes_per_token
+        return kept(model, tokens)
     layers, itemsize = model.layers.get("full_attention", 0), max(1, model.weight_bytes // max(1, model.parameters))
     own: int = method.index_bytes(tokens, model.heads, model.kv_heads, model.head_dim, itemsize)
-    return tokens * model.kv_bytes_per_token + layers * own
+    return kept(model, tokens) + layers * own
 
 
 def segment(settings: Settings) -> int:

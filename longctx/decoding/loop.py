@@ -193,6 +193,7 @@ class Decoding:
             rows=self.target.rows,
             copied=tuple(self._copied),
             passes=self._rounds,
+            cache_bytes=self.target.cache_bytes,
         )
 
     def _draft(self) -> TokenTree:

@@ -178,6 +178,14 @@ def test_a_plan_knows_the_bytes_of_every_kv_policy(model: Path) -> None:
     assert call("plan", str(model), "--tokens", "1M", "--kv", "nonsense").exit_code == 2
 
 
+def test_a_plan_counts_windows_where_layers_keep_no_more(tmp_path: Path) -> None:
+    slides = tiny.save(tmp_path, "gemma2")  # every second layer sees a few tokens
+    short, full = (planned(slides, "--tokens", n, "--selector", "all", code=c) for n, c in (("1k", 0), ("100k", 3)))
+    assert short["kv_bytes"]["full"] == 1_000 * 1024
+    assert 0 < full["kv_bytes"]["full"] - 100_000 * 512 < 4_000 * 512
+    assert full["prompt_bytes"] < 100_000 * 600 < planned(slides, "--tokens", "100k")["stored"]["segment_exact_bytes"]
+
+
 def test_a_plan_for_a_share_of_a_short_text_is_that_of_full_attention_and_says_so(model: Path) -> None:
     plain = planned(model, "--tokens", "400", "--selector", "all")
     for policy in ("squeezed:keep=0.125", "longheads:keep=0.125", "lm_infinite:keep=0.01"):

@@ -27,6 +27,10 @@ class Scripted:
     def length(self) -> int:
         return len(self.cache)
 
+    @property
+    def cache_bytes(self) -> int:
+        return len(self.cache)
+
     def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> torch.Tensor:
         assert not self.pending
         assert self.rows != "off" or wanted == 1
