@@ -246,6 +246,52 @@ def test_a_hook_that_comes_between_two_passes_is_run(runs: list[int]) -> None:
     assert before and len(runs) == before
 
 
+class Times(torch.nn.Module):
+    """An activation whose only number is whole."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "another activation": lambda layer: setattr(layer.mlp, "act_fn", torch.nn.Tanh()),
+    "another of its class": lambda layer: setattr(layer.mlp, "act_fn", Times(3)),
+    "another epsilon": lambda layer: setattr(layer.input_layernorm, "variance_epsilon", 4.0),
+    "another scale": lambda layer: setattr(layer.self_attn, "scaling", 0.9),
+    "another matrix": lambda layer: setattr(layer.mlp, "up_proj", torch.nn.Linear(64, 96, bias=False)),
+    "written weights": lambda layer: layer.mlp.up_proj.weight.detach().mul_(0.5),
+    "a forward of its own": lambda layer: setattr(layer.mlp, "forward", lambda x: 0 * x),
+    "an adapter": lambda layer: setattr(layer.mlp, "up_proj", torch.nn.Sequential(layer.mlp.up_proj, torch.nn.ReLU())),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_between_two_passes_counts_for_the_second(change: str, runs: list[int]) -> None:
+    torch.manual_seed(0)
+    model, later = tiny.model("llama"), []
+    model.model.layers[1].mlp.act_fn = Times(1)
+    targets = [RowTarget(model, 40), RowTarget(model, 40, lean=False)]
+    for made in targets:
+        made.score(PROMPT, range(-1, len(PROMPT) - 1), 1)
+        made.commit(range(len(PROMPT)))
+    before = targets[1].score([30], [-1], 1)
+    targets[1].rollback()
+    assert runs, "the first pass went by the lean layers"
+    with torch.no_grad():
+        CHANGES[change](model.model.layers[1])
+    for made in targets:
+        made.score([30], [-1], 1)
+        made.rollback()
+    for made in reversed(targets):  # the first of these passes compares the roads again
+        later.append(made.score([30], [-1], 1))
+    torch.testing.assert_close(*later, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(before, later[0], atol=3e-2), "the change shows"
+
+
 @pytest.mark.parametrize("shift", [5e-3, 0.2])
 def test_a_model_that_moves_one_logit_a_little_is_not_taken_for_one_of_known_layers(
     shift: float, runs: list[int]

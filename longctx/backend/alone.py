@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from longctx.backend.stamps import modules_of
+
 _LOCK = threading.RLock()
 
 
@@ -25,7 +27,7 @@ def turn() -> Iterator[None]:
 @contextmanager
 def alone(model: nn.Module) -> Iterator[None]:
     """Inside, no other thread of this library runs a pass, and dropout is off; the modes come back afterwards."""
-    with turn(), answering(model.modules()):
+    with turn(), answering(modules_of(model)):
         yield
 
 

@@ -24,6 +24,7 @@ from longctx.backend.bounded import BoundedCache
 from longctx.backend.packs import PackCache
 from longctx.backend.parts import capped
 from longctx.backend.rows import Rows
+from longctx.backend.stamps import modules_of
 from longctx.errors import ModelError
 
 NAME = "longctx"
@@ -236,13 +237,13 @@ def register() -> None:
 def installed(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model attends through this module, alone; afterwards its own implementation is back."""
     register()
-    modules = list(model.modules())
+    modules = modules_of(model)
     with turn(), answering(modules):
         config, before = model.config, _implementations(model.config)
-        parts = [module for module in modules if isinstance(module, PreTrainedModel)]
-        kinds = tuple(map(type, parts))
+        models = [module for module in modules if isinstance(module, PreTrainedModel)]
+        kinds = tuple(map(type, models))
         # looked at every time: a part can be put in the place of another, with a configuration of its own
-        shared = not config.sub_configs and all(part.config is config for part in parts)
+        shared = not config.sub_configs and all(part.config is config for part in models)
         known = shared and _ONE_SWITCH.get(model) == kinds
         try:
             if known:

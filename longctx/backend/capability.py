@@ -19,7 +19,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from longctx.backend.alone import alone
 from longctx.backend.borrowed import untouched
 from longctx.backend.rope import frequencies
-from longctx.backend.stamps import stamp
+from longctx.backend.stamps import modules_of, stamp
 from longctx.backend.target import RowTarget, StockTarget, score_together
 from longctx.drafts import Kind
 from longctx.errors import ModelError
@@ -46,7 +46,7 @@ _ALONE: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary(
 
 def capability(model: PreTrainedModel) -> Capability:
     """What ``model`` can verify in one pass; found once for the weights of every model object."""
-    now = stamp(model.modules())
+    now = stamp(modules_of(model))
     of, found = _FOUND.get(model, (None, Capability("off")))
     if of != now:
         found = _tried(model)
@@ -56,7 +56,7 @@ def capability(model: PreTrainedModel) -> Capability:
 
 def alone_because(model: PreTrainedModel) -> str:
     """Why one pass of ``model`` cannot verify the rows of several requests; empty where it can. Found once as well."""
-    now = stamp(model.modules())
+    now = stamp(modules_of(model))
     of, because = _ALONE.get(model, (None, ""))
     if of != now:
         found = capability(model)

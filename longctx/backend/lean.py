@@ -22,7 +22,7 @@ from longctx.backend.anatomy import Layer, Unlike, layer_of, norm_of, plain
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import TAP, Tap, attend
 from longctx.backend.narrow import MOST, product, wins
-from longctx.backend.stamps import stamp
+from longctx.backend.stamps import modules_of, stamp
 
 _ROWS = 512  # rows worked on at a time: enough for the products, few enough for what is between them to stay in caches
 _MANY = 64  # rows from which the head's weights are worth a conversion
@@ -41,12 +41,9 @@ class Lean:
         missing = {"embed_tokens", "layers", "norm", "rotary_emb"} - {name for name, _ in decoder.named_children()}
         if missing:
             raise Unlike(f"the decoder has no {', '.join(sorted(missing))}")
-        modules = list(model.modules())
-        if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules):
-            raise Unlike("modules of the model carry hooks or a forward of their own")
-        if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-            raise Unlike("hooks are set for all modules there are")
-        self.stamp = stamp(modules)
+        self._modules = modules_of(model)
+        _no_hooks(self._modules)
+        self.stamp = stamp(self._modules)
         self.decoder, self.head = decoder, model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.layers = [layer_of(layer) for layer in decoder.layers]
         config = model.config.get_text_config(decoder=True)
@@ -56,6 +53,12 @@ class Lean:
         if not plain(self.head):
             raise Unlike("the model has no plain linear head")
         self.dtype = arithmetic(self.head.weight.dtype, self.head.weight.device)
+
+    def holds(self, model: PreTrainedModel) -> bool:
+        """Whether ``model`` still is what was found, part for part. Raises Unlike where hooks were set since."""
+        modules = modules_of(model)
+        _no_hooks(modules)
+        return modules == self._modules and stamp(modules) == self.stamp
 
     def faster(self) -> list[bool]:
         """For 0 to ``MOST`` rows, whether products that matter take less time here than in the model's own layers.
@@ -141,6 +144,14 @@ class Lean:
             gated = layer.act(weights.product("gate_proj", h)).mul_(weights.product("up_proj", h))
             weights.add(part, "down_proj", gated)
         return x
+
+
+def _no_hooks(modules: list[nn.Module]) -> None:
+    """Raises Unlike where calling one of ``modules`` does more than its class says."""
+    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules):
+        raise Unlike("modules of the model carry hooks or a forward of their own")
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        raise Unlike("hooks are set for all modules there are")
 
 
 class _Weights:

@@ -42,6 +42,7 @@ class Passes:
         self.model = model
         self._sample = list(sample)
         self.why_not = ""
+        self._lean: Lean | None = None
         config = model.config.get_text_config(decoder=True)
         self._layers = int(config.num_hidden_layers)
         self._slides = int(getattr(config, "sliding_window", None) or 0)
@@ -96,7 +97,9 @@ class Passes:
     def lean(self, width: int) -> Lean | None:
         """The lean layers for rows of ``width`` slots, or None with the reason in ``why_not``."""
         try:
-            lean = Lean(self.model)
+            if self._lean is None or not self._lean.holds(self.model):
+                self._lean = Lean(self.model)
+            lean = self._lean
             if 0 < self._slides < max(width, _TOKENS):
                 raise Unlike(f"layers see no more than {self._slides} tokens back")
             of, differs = _DIFFERS.get(self.model, (None, ""))

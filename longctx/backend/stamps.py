@@ -1,6 +1,6 @@
 """When what was found about a model holds no more: a number that changes with its weights, formulas and constants.
 
-Owns the number. Knows no finding.
+Owns the number, and the walk through a model that every pass makes. Knows no finding.
 """
 
 from __future__ import annotations
@@ -10,16 +10,27 @@ from collections.abc import Iterable
 from torch import nn
 
 
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """All modules of ``model``, itself the first, each once; in less than half the time of its own walk."""
+    found, known = [model], {model}
+    for module in found:
+        for part in module._modules.values():
+            if part is not None and part not in known:
+                known.add(part)
+                found.append(part)
+    return found
+
+
 def stamp(modules: Iterable[nn.Module]) -> int:
     """Another number once a parameter of ``modules`` was replaced, written or moved, or one of them computes otherwise.
 
-    That is by another ``forward``, or, where it has modules inside, with another float among its attributes. What is
-    written through ``.data`` or in inference mode is not noticed.
+    That is by another ``forward``, or with another float among its attributes; linear layers have none. What is written
+    through ``.data`` or in inference mode is not noticed.
     """
     found: list[object] = []
     for module in modules:
         found.append(type(module).forward)
-        if module._modules:
+        if module._modules or len(module._parameters) < 2:
             found += [value for value in vars(module).values() if type(value) is float]
         for weight in module._parameters.values():
             if weight is not None:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from longctx.backend.alone import turn
 from longctx.backend.model import model_fingerprint
 from longctx.backend.places import cache_folder
-from longctx.backend.stamps import stamp
+from longctx.backend.stamps import modules_of, stamp
 from longctx.backend.target import RowTarget
 from longctx.drafts import Successors
 from longctx.protocols import Progress
@@ -76,7 +76,7 @@ def successors(
     if any(parameter.is_meta for parameter in model.parameters()):
         warn("weights of the model are not in memory, so it is not asked what follows which token.")
         return Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=np.float32))
-    now = stamp(model.modules())
+    now = stamp(modules_of(model))
     with turn():  # threads wait for the first of them
         known = _KNOWN.get(model)
         if known is None or known.of != now or (seconds > 0 and not known.done(enough)):

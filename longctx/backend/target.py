@@ -50,6 +50,7 @@ class RowTarget:
         # prompts read in a wider format are kept in the model's own; everything else is kept as it comes
         self._wider = lean and arithmetic(model.dtype, model.device) != model.dtype
         self._model, self._pending = model, 0
+        self._passes: Passes | None = None
         # whether the lean layers are the faster road for so many rows; None: to be tried
         tried = lean and model.device.type == "cpu" and model.dtype in FORMATS
         self._few: Sequence[bool] | None = None if tried else _NEVER
@@ -126,7 +127,9 @@ class RowTarget:
         if not self._may_be_lean(len(tokens), chain):
             return None
         with alone(self._model):
-            lean = Passes(self._model, tokens[:_SAMPLE]).lean(width)
+            if self._passes is None:
+                self._passes = Passes(self._model, tokens[:_SAMPLE])
+            lean = self._passes.lean(width)
             if self._few is None:  # tried with the prompt: passes that are timed have no trial in them
                 self._few = _NEVER if lean is None else lean.faster()
             if lean is None or not self._may_be_lean(len(tokens), chain):
