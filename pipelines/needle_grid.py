@@ -180,9 +180,13 @@ def counted(grid: Grid) -> tuple[int, int]:
     return texts, questions
 
 
-def check_lengths(grid: Grid, haystack: Haystack) -> None:
-    """Raises UsageError when the haystack is shorter than the longest text that is made from it."""
+def check_lengths(grid: Grid, haystack: Haystack, count: Count) -> None:
+    """Raises UsageError for a haystack shorter than the longest text made from it, and needles that fit no shortest."""
     for spec in grid.tasks:
         task = plugins.load("needles", spec)
         if drawn_facts(task, spec, grid.seeds[0], 1, grid.shares, 0).filler is None:
             haystack.take(max(grid.lengths))
+    shortest = replace(grid, lengths=(min(grid.lengths),), seeds=grid.seeds[:1])
+    for (_, _, _, group), make in texts(shortest, haystack, count):
+        if group[0] == 0:  # one text of every task
+            make()

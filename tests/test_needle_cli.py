@@ -155,6 +155,12 @@ def test_a_dry_run_tells_what_it_takes_and_makes_no_row(folder: Path) -> None:
     assert not (folder / "out").exists()
 
 
+def test_needles_that_do_not_fit_the_shortest_text_are_refused_before_any_is_asked_about(folder: Path) -> None:
+    ran = call("--lengths", "500,30", "--task", "number", "--task", "multikey", "--selector", "bm25", *COMMON)
+    assert ran.exit_code == 2 and "which a text of 30 cannot hold" in ran.stderr
+    assert not (folder / "out").exists()
+
+
 def test_the_models_own_forward_is_forecast_in_its_own_format_and_reading_in_the_faster(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

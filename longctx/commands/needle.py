@@ -63,7 +63,7 @@ def run(asked: Asked, settings: Settings, screen: Screen) -> None:
     counts = haystacks.counter(tokenizer)
     servers = _servers(asked, settings, lambda text: haystacks.tokens_of(text, counts))
     haystack = haystacks.Haystack(haystacks.sources(asked.haystack), counts)
-    grids.check_lengths(grid, haystack)
+    grids.check_lengths(grid, haystack, counts)
     works = _forecast(grids, grid, asked, settings, screen)
     if asked.dry_run:
         _show_forecast(works, screen)
