@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, DeepseekV3Config, DynamicCache, Gemma3nTextConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DynamicCache,
+    FalconConfig,
+    Gemma3nTextConfig,
+    GPTBigCodeConfig,
+    PreTrainedModel,
+)
 
 import longctx
 from longctx.backend.borrowed import size
@@ -35,8 +43,18 @@ def sharing() -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(Gemma3nTextConfig(**_SMALL, **sizes)).eval()
 
 
+def falcon(**changes: Any) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_config(FalconConfig(**_SMALL, **changes)).eval()
+
+
+def big_code() -> PreTrainedModel:
+    config = GPTBigCodeConfig(vocab_size=tiny.VOCAB, n_embd=64, n_layer=4, n_head=4, pad_token_id=1)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
 MODELS = {family: lambda family=family: tiny.model(family) for family in tiny.FAMILIES}
-MODELS |= {"hybrid": tiny.hybrid, "latents": latents, "sharing": sharing}
+MODELS |= {"hybrid": tiny.hybrid, "latents": latents, "sharing": sharing, "falcon": falcon, "big code": big_code}
+MODELS["newer falcon"] = lambda: falcon(new_decoder_architecture=True, num_kv_heads=2)
 
 
 def filled(model: PreTrainedModel, tokens: int) -> int:

@@ -31,6 +31,13 @@ def head_dim(config: Any) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // int(config.num_attention_heads))
 
 
+def kv_heads(config: Any) -> int:
+    """How many heads have keys and values in a cache by ``config``."""
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1  # newer Falcons cache what they have repeated for all heads
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
 def _widths(model: PreTrainedModel) -> list[int]:
     """The numbers that every layer keeps of a token, keys and values together."""
     config = model.config.get_text_config(decoder=True)
@@ -43,4 +50,4 @@ def _widths(model: PreTrainedModel) -> list[int]:
 def _width(config: Any, kind: str) -> int:
     if keeps_latents(config):
         return int(config.kv_lora_rank) + int(config.qk_rope_head_dim)
-    return 2 * int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * head_dim(config)
+    return 2 * kv_heads(config) * head_dim(config)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from longctx.backend.anatomy import LATENT, keeps_latents
 from longctx.backend.attention import Tap
 from longctx.backend.caches import CaptureCache, ReplayCache, Stored
+from longctx.backend.footprint import kv_heads
 from longctx.backend.passes import Passes
 from longctx.backend.summaries import Listening, Summary, joined, summarise, weighed
 from longctx.backend.tokens import Tokens
@@ -41,7 +42,7 @@ class Probe:
         self.heads = int(getattr(config, "num_attention_heads", 0) or 0)
         if not self.heads:
             raise ModelError("the model has no attention heads, whose keys segments are read for.")
-        self.kv_heads = int(getattr(config, "num_key_value_heads", None) or self.heads)
+        self.kv_heads = kv_heads(config)
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         other = kinds - {"full_attention", "sliding_attention"}
         if other:

@@ -19,7 +19,7 @@ from longctx.backend.anatomy import Unlike
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import installed
 from longctx.backend.compressing import kinds, possible
-from longctx.backend.footprint import bytes_per_token, head_dim, sliding
+from longctx.backend.footprint import bytes_per_token, head_dim, kv_heads, sliding
 from longctx.backend.lean import Lean
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
@@ -88,7 +88,6 @@ def report(
         raise ModelError(loading._load_message(name, error)) from error
     text = model.config.get_text_config(decoder=True)
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
-    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
     layers = Counter(getattr(text, "layer_types", None) or ["full_attention"] * int(text.num_hidden_layers))
     slides, window = sliding(model)
     template, frame_tokens, why_not_asked = _template(tokenizer)
@@ -107,7 +106,7 @@ def report(
         threads=torch.get_num_threads(),
         layers=dict(layers),
         heads=heads,
-        kv_heads=kv_heads,
+        kv_heads=kv_heads(text) if heads else 0,
         head_dim=head_dim(text) if heads else 0,
         hidden=int(text.hidden_size),
         intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
