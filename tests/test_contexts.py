@@ -1,32 +1,20 @@
-"""Compressed contexts inside model.generate, against the stock model; what is refused, and what is left behind."""
+"""Compressed contexts inside model.generate, against the stock model, and what is left behind."""
 
 from __future__ import annotations
 
-import errno
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from contexts import CONTEXT, GREEDY, IDS, SQUEEZED, compressed
 from transformers import AutoModelForCausalLM, GptOssConfig
 
 import longctx
 import longctx.kv
-from longctx.contexts import chosen, reach
-from longctx.errors import ArtifactError, BadOption, CacheError, DoesNotFit, EmptyInput, ModelError, UsageError
+from longctx.errors import BadOption, CacheError, ModelError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-IDS = torch.randint(4, 470, (1, 90), generator=torch.Generator().manual_seed(0))
-CONTEXT = 70
-SQUEEZED = "squeezed:budget=40,sinks=2,recent=8,clusters=0.2"
-GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12, "min_new_tokens": 12}
-
-
-def compressed(model: Any, policy: str = "full") -> longctx.kv.CompressedContext:
-    return longctx.kv.compress(model, IDS[:, :CONTEXT], policy)
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -334,81 +322,6 @@ def test_true_is_a_bar(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert {line.partition(":")[0] for line in capsys.readouterr().err.splitlines()} == {"context", "index"}
 
 
-def test_contexts_that_cannot_be() -> None:
-    model = tiny.model("llama")
-    with pytest.raises(EmptyInput, match="no tokens"):
-        longctx.kv.compress(model, torch.zeros(1, 0, dtype=torch.long))
-    with pytest.raises(BadOption, match=r"\(2, 45\)"):
-        longctx.kv.compress(model, IDS.view(2, 45))
-    mask = torch.ones_like(IDS)
-    mask[:, 4] = 0
-    with pytest.raises(BadOption, match="padded"):
-        longctx.kv.compress(model, IDS, attention_mask=mask)
-    with pytest.raises(BadOption, match=r"\(1, 5\) is not that of 90"):
-        longctx.kv.compress(model, IDS, attention_mask=torch.ones(1, 5))
-    for given in (None, "a text", [1.5]):
-        with pytest.raises(BadOption, match="input_ids"):
-            longctx.kv.compress(model, given)
-    for policy in (None, 7, "none"):
-        with pytest.raises(BadOption, match="must be a name|stands for no method"):
-            longctx.kv.compress(model, IDS, policy)  # type: ignore[arg-type]
-    with pytest.raises(BadOption, match="not above the 132"):
-        longctx.kv.compress(model, IDS.repeat(1, 10), "squeezed:budget=90")
-    for share in ("0", "1.5"):
-        with pytest.raises(BadOption, match="is no share"):
-            longctx.kv.compress(model, IDS, f"squeezed:keep={share}")
-    with pytest.raises(BadOption, match="piece_tokens=0"):
-        longctx.kv.compress(model, IDS, piece_tokens=0)
-
-
-def test_a_context_within_the_budget_is_read_whole_and_says_so() -> None:
-    model = tiny.model("llama")
-    held = longctx.kv.compress(model, IDS[0, :CONTEXT].tolist())
-    assert held.policy.lossless and "all 70 tokens" in held.warnings[0]
-
-
-def test_a_share_that_is_right_for_long_texts_only_reads_a_short_one_whole_and_says_the_numbers() -> None:
-    held = longctx.kv.compress(tiny.model("llama"), IDS, "squeezed:keep=0.125")
-    assert held.policy.lossless and held.warnings == (
-        "squeezed: keep=0.125 is a budget of 12 slots of 90 tokens, not above the 132 that are always read (sinks and "
-        "recent): all 90 are read. The share is worth it from 1,057 tokens on.",
-    )
-
-
-def test_beyond_the_window_nothing_is_read_whole_in_place_of_a_policy_that_bounds_the_reading() -> None:
-    model = tiny.model("llama", max_position_embeddings=64)
-    for policy in ("longheads:keep=0.125,window=16", "lm_infinite:keep=0.1"):
-        with pytest.raises(DoesNotFit, match=r"not above the .* worth it from .* model's window of 64"):
-            longctx.kv.compress(model, IDS, policy)
-        assert longctx.kv.compress(model, IDS[:, :60], policy).policy.lossless
-
-
-def test_layers_that_keep_no_keys_are_named_and_left_alone_only_where_allowed(tmp_path: Path) -> None:
-    model = tiny.hybrid()
-    with pytest.raises(ModelError, match=r"0 \(linear_attention\), 1 \(linear_attention\), 2"):
-        compressed(model)
-    context = longctx.kv.compress(model, IDS[:, :CONTEXT], "full", allow_partial=True, piece_tokens=32)
-    assert context.left_alone == (0, 1, 2) and "2 (linear_attention)" in context.warnings[0]
-    expected = model.generate(IDS, **GREEDY)
-    with context.attached(model) as cache:
-        branch = cache.fork()
-        for one in (cache, branch):
-            assert torch.equal(model.generate(IDS, past_key_values=one, **GREEDY), expected)
-        cache.rewind()
-        assert torch.equal(model.generate(IDS, past_key_values=cache, **GREEDY), expected)
-        cache.rewind()
-        with pytest.raises(CacheError, match="one question"):
-            model.generate(IDS, past_key_values=cache, num_beams=2, **GREEDY)
-    with pytest.raises(UsageError, match="no form on the disk"):
-        context.save(tmp_path / "context")
-    bounded = longctx.kv.compress(model, IDS[:, :CONTEXT], SQUEEZED, allow_partial=True)
-    with bounded.attached(model) as cache:
-        model.generate(IDS, past_key_values=cache, **GREEDY)
-        assert 10 < cache.report().read_keys <= 40
-    with pytest.raises(ModelError, match="linear_attention.*do not bound the reading"):
-        longctx.kv.compress(model, IDS[:, :CONTEXT], "lm_infinite:budget=30", allow_partial=True)
-
-
 @pytest.mark.parametrize("policy", ["oracle:budget=20", SQUEEZED, "quest:budget=24,page=4,recent=4"])
 def test_the_share_not_read_is_measured_by_audit(policy: str) -> None:
     """Against the sum of the stock model's own attention over keys that an oracle of one layer did not read."""
@@ -439,148 +352,3 @@ def test_an_audited_share_is_that_of_plain_attention() -> None:
     left = torch.ones(CONTEXT + 1, dtype=torch.bool)
     left[slots], left[CONTEXT] = False, False
     assert report.true_unread_share == pytest.approx(float(weights[:, left].sum(-1).mean()), abs=1e-5)
-
-
-def saved(tmp_path: Path, policy: str = SQUEEZED) -> tuple[Any, Path]:
-    model = tiny.model("llama")
-    compressed(model, policy).save(tmp_path / "context")
-    return model, tmp_path / "context"
-
-
-def test_a_stored_context_is_for_its_own_model(tmp_path: Path) -> None:
-    _, folder = saved(tmp_path)
-    with pytest.raises(ArtifactError, match="another model"):
-        longctx.kv.load(folder, tiny.model("llama", seed=1))
-    with pytest.raises(ArtifactError, match="cannot be read"):
-        longctx.kv.load(tmp_path / "nothing", tiny.model("llama"))
-
-
-@pytest.mark.parametrize("name", ["context.json", "layer-*.safetensors"])
-@pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 0.999])
-def test_a_flipped_bit_is_found(tmp_path: Path, name: str, where: float) -> None:
-    model, folder = saved(tmp_path)
-    path = next(folder.glob(name))
-    data = bytearray(path.read_bytes())
-    data[int(where * len(data))] ^= 4
-    path.write_bytes(bytes(data))
-    with pytest.raises(ArtifactError):
-        longctx.kv.load(folder, model)
-
-
-def test_files_that_are_missing_cut_or_elsewhere_are_found(tmp_path: Path) -> None:
-    model, folder = saved(tmp_path)
-    layer = next(folder.glob("layer-*.safetensors"))
-    data = layer.read_bytes()
-    layer.write_bytes(data[:-1])
-    with pytest.raises(ArtifactError, match="damaged"):
-        longctx.kv.load(folder, model)
-    layer.unlink()
-    with pytest.raises(ArtifactError, match="cannot be read"):
-        longctx.kv.load(folder, model)
-    (tmp_path / "elsewhere").write_bytes(data)
-    layer.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ArtifactError, match="cannot be read"):
-        longctx.kv.load(folder, model)
-
-
-def test_a_manifest_that_was_written_anew_is_still_checked(tmp_path: Path) -> None:
-    """Someone who can write the checksums too still cannot name files outside or methods that are none."""
-    import hashlib
-
-    model, folder = saved(tmp_path)
-    manifest = json.loads((folder / "context.json").read_bytes().partition(b"\n")[2])
-    for change, said in (
-        (lambda m: m["files"][0].update(name="../x"), "outside of its folder"),
-        (lambda m: m["facts"]["policy"].update(name="os"), "no kv named 'os'"),
-        (lambda m: m["facts"]["policy"].update(options={"nonsense": 1}), "nonsense"),
-        (lambda m: m.update(version=2), "version 2"),
-        (lambda m: m["facts"].update(token_ids=[5, 6]), "for 2 token ids"),
-        (lambda m: m["facts"]["layers"][1].update(tokens=9), "of 9 tokens"),
-        (lambda m: m["facts"]["layers"][0].update(window=8), "window of 8 tokens"),
-    ):
-        altered = json.loads(json.dumps(manifest))
-        change(altered)
-        body = json.dumps(altered, sort_keys=True).encode()
-        (folder / "context.json").write_bytes(hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
-        with pytest.raises(ArtifactError, match=said):
-            longctx.kv.load(folder, model)
-
-
-def test_a_full_disk_is_said_with_numbers_and_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, folder = saved(tmp_path)
-    held = compressed(model, "full")
-
-    def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    for path in (folder, tmp_path / "another"):
-        with pytest.raises(
-            DoesNotFit, match=f"{path}.*No space left.* about {held.nbytes:,} bytes, and [0-9,]+ are free"
-        ):
-            held.save(path)
-    assert [path.name for path in tmp_path.iterdir()] == ["context"]
-    assert not longctx.kv.load(folder, model).policy.lossless
-
-
-def test_an_older_context_is_replaced_and_other_folders_are_left_alone(tmp_path: Path) -> None:
-    model, folder = saved(tmp_path)
-    held = compressed(model, "full")
-    held.save(folder)
-    assert longctx.kv.load(folder, model).policy.lossless
-    assert [path.name for path in tmp_path.iterdir()] == ["context"]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "text").write_text("mine")
-    with pytest.raises(UsageError, match="left alone"):
-        held.save(tmp_path / "mine")
-    assert (tmp_path / "mine" / "text").read_text() == "mine"
-
-
-def test_a_context_beyond_the_window_is_read_with_a_warning_unless_distances_are_bounded() -> None:
-    model = tiny.model(max_position_embeddings=256)
-    ids = torch.randint(5, tiny.VOCAB, (1, 600), generator=torch.Generator().manual_seed(0))
-    for policy in ("full", "squeezed:keep=0.5", "snapkv:budget=300"):
-        (said,) = [
-            text for text in longctx.kv.compress(model, ids, policy=policy).warnings if "was trained with" in text
-        ]
-        assert said.startswith("600 tokens of the context are read at once and the model was trained with 256")
-    within = longctx.kv.compress(model, ids[:, :256], policy="full")
-    bounded = longctx.kv.compress(model, ids, policy="longheads:window=16,budget=128")
-    assert not [text for text in (*within.warnings, *bounded.warnings) if "was trained with" in text]
-    far = longctx.kv.compress(model, ids, policy="lm_infinite:budget=400")
-    assert any(text.startswith("400 tokens of the context are read at once") for text in far.warnings)
-
-
-@pytest.mark.parametrize(
-    ("policy", "away", "said"),
-    [
-        ("lm_infinite:budget=100", 100, ""),
-        ("lm_infinite:budget=400", 400, "400 tokens of the context are read at once and "),
-        ("lm_infinite:budget=400,ceiling=200", 200, ""),
-        ("lm_infinite:budget=100,ceiling=300", 300, "100 tokens of the context are read at once, from up to 300 "),
-        ("lm_infinite:budget=100,ceiling=3000", 600, "100 tokens of the context are read at once, from up to 600 "),
-        (
-            "lm_infinite:budget=100,middle=5,apart=300",
-            300,
-            "100 tokens of the context are read at once, from up to 300 ",
-        ),
-        ("lm_infinite:budget=700,ceiling=200", 600, "600 tokens of the context are read at once and "),
-        ("longheads:budget=128,window=16", 128, ""),
-        ("longheads:budget=128,window=16,move=no", 600, "128 tokens of the context are read at once, from up to 600 "),
-        ("quest:budget=100", 600, "600 tokens of the context are read at once and "),
-    ],
-)
-def test_what_counts_against_the_window_is_how_far_away_a_key_seems_to_stand(policy: str, away: int, said: str) -> None:
-    assert reach(policy, 600) == (away, "")
-    model = tiny.model(max_position_embeddings=256)
-    found = [text for text in chosen(model, 600, policy)[2] if "was trained with 256" in text]
-    assert len(found) == bool(said) and all(text.startswith(said) for text in found)
-
-
-def test_a_policy_that_holds_all_of_a_text_bounds_no_distance_of_its_prompt() -> None:
-    assert reach("lm_infinite:budget=570,ceiling=300", 591) == (300, "")
-    assert reach("lm_infinite:budget=570,ceiling=300", 591, 25) == (591, "")
-    assert reach("lm_infinite:budget=560,ceiling=300", 591, 25) == (300, "")
-    assert reach("quest:budget=100", 591, 25) == (591, "")
