@@ -17,7 +17,7 @@ from longctx import plugins, values
 from longctx.backend import compressing, growing
 from longctx.backend.attaching import attached
 from longctx.backend.bounded import BoundedCache
-from longctx.backend.compressing import kinds
+from longctx.backend.fitness import bounded_kinds
 from longctx.backend.forks import Context, Held
 from longctx.backend.inputs import check_ids, rows_and_mask
 from longctx.backend.model import beyond_window, model_fingerprint, stated_window
@@ -169,7 +169,7 @@ def chosen(
 ) -> tuple[KVPolicy, int, tuple[str, ...]]:
     """The policy that bounds a context of ``tokens``, its budget, and what is to be said of both. Raises as above."""
     method: KVPolicy = plugins.resolve("kv", policy)
-    found = kinds(model, allow_partial and not method.grows)
+    found = bounded_kinds(model, allow_partial and not method.grows)
     budget = method.slots(tokens)
     said: tuple[str, ...] = ()
     if not method.lossless and budget >= tokens:
@@ -197,7 +197,7 @@ def load(path: str | Path, model: Any) -> CompressedContext:
             f"{path} was made by another model ({str(facts.get('fingerprint'))[:12]}, not {fingerprint[:12]}): "
             f"its keys mean nothing to this {type(model).__name__}. Compress the context again."
         )
-    found = kinds(model)
+    found = bounded_kinds(model)
     try:
         policy = plugins.plugin("kv", facts["policy"]["name"])(**facts["policy"]["options"])
         ids = [int(token) for token in facts["token_ids"]]

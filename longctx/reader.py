@@ -15,6 +15,7 @@ from typing import Any
 
 from longctx import plugins, selecting, values
 from longctx.answering import Request, Said, answer, carrying, told
+from longctx.backend.fitness import readable
 from longctx.backend.model import Loaded, from_pretrained, wrap
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
@@ -116,7 +117,7 @@ class Reader:
 
     @cached_property
     def _probe(self) -> Probe:
-        return Probe(self._loaded.model, self._tokens, self._calibrator.fingerprint)
+        return readable(Probe(self._loaded.model, self._tokens, self._calibrator.fingerprint))
 
     def compile(
         self,

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from longctx.backend import compressing
+from longctx.backend.fitness import bounded_kinds
 from longctx.backend.forks import Held
 from longctx.backend.model import model_fingerprint
 from longctx.backend.queries import Queries
@@ -86,6 +87,6 @@ def read(
     """
     ids = row_of(input_ids)
     whole("piece_tokens", piece_tokens, 1)
-    compressing.kinds(model, allow_partial)
+    bounded_kinds(model, allow_partial)
     layers, queries = compressing.read(model, ids, WINDOW, piece_tokens, listener(progress))
     return Reading(model, ids, layers, queries, allow_partial)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from longctx.errors import ModelError
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -95,8 +97,9 @@ class CaptureCache(Cache):
     def cut(self, row: int, tokens: int, depth: int) -> Stored:
         """The first ``tokens`` tokens of one batch row, copied, for the first ``depth`` layers."""
         keys, values = [], []
-        for layer in self._captured[:depth]:
-            assert layer.keys is not None and layer.values is not None
+        for number, layer in enumerate(self._captured[:depth]):
+            if layer.keys is None or layer.values is None:
+                raise ModelError(f"layer {number} keeps no keys of its own")
             keys.append(layer.keys[row, :, :tokens].clone(memory_format=torch.contiguous_format))
             values.append(layer.values[row, :, :tokens].clone(memory_format=torch.contiguous_format))
         return Stored(tuple(keys), tuple(values), self._offset)

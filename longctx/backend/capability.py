@@ -87,13 +87,40 @@ def _tried(model: PreTrainedModel) -> Capability:
     reason = f"it has {', '.join(other)} layers" if other else _no_tree(model)
     if not reason:
         return Capability("tree")
-    stock = StockTarget(model, "chain")
-    _fill(stock, model)
-    if not stock.croppable:
-        return Capability("off", f"{reason}, and its cache cannot take tokens back")
-    if not _agrees(model, StockTarget(model, "chain"), range(-1, len(_PARENTS) - 1), range(4)):
-        return Capability("off", f"{reason}, and after tokens were taken back it goes on otherwise")
-    return Capability("chain", reason)
+    because = _no_chain(model)
+    if not because:
+        return Capability("chain", reason)
+    if why := _no_pass(model):
+        raise ModelError(f"{type(model).__name__} cannot decode token by token here: {why}.")
+    return Capability("off", f"{reason}, and {because}")
+
+
+def _no_pass(model: PreTrainedModel) -> str:
+    """Why a second pass over its cache fails; empty where it does not."""
+    try:
+        stock = StockTarget(model, "off")
+        _fill(stock, model)
+        stock.score(some_ids(model, 1, start=_PREFIX), [-1], 1)
+    except torch.OutOfMemoryError:  # says nothing of the model
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"its cache does not take one more token ({type(error).__name__}: {error})"
+    return ""
+
+
+def _no_chain(model: PreTrainedModel) -> str:
+    """Why the model cannot verify a chain; empty where it can."""
+    try:
+        stock = StockTarget(model, "chain")
+        _fill(stock, model)
+        if not stock.croppable:
+            return "its cache cannot take tokens back"
+        agrees = _agrees(model, StockTarget(model, "chain"), range(-1, len(_PARENTS) - 1), range(4))
+    except torch.OutOfMemoryError:  # says nothing of the model
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return f"its cache does not take the rows of a chain ({type(error).__name__}: {error})"
+    return "" if agrees else "after tokens were taken back it goes on otherwise"
 
 
 def _no_tree(model: PreTrainedModel) -> str:
@@ -103,7 +130,9 @@ def _no_tree(model: PreTrainedModel) -> str:
         agrees = _agrees(model, target, _PARENTS, _KEPT)
     except ModelError:
         return "its attention does not go through the attention interface"
-    except (RuntimeError, TypeError) as error:  # a pass that is not made for our arguments
+    except torch.OutOfMemoryError:  # says nothing of the model
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         return f"its layers do not take the rows of a tree ({type(error).__name__}: {error})"
     return "" if agrees else "it says other things of a tree of tokens than of its paths"
 
@@ -112,8 +141,8 @@ def _not_together(model: PreTrainedModel) -> str:
     """Why the rows of two requests cannot share a pass; empty where each then says what it says alone."""
     if frequencies(model.config).switches:
         return "its rotary frequencies follow the longest of the rows"
-    prefixes = [_ids(model, _PREFIX), _ids(model, 2 * _PREFIX, start=_PREFIX)]
-    rows = _ids(model, len(_PARENTS), start=3 * _PREFIX)
+    prefixes = [some_ids(model, _PREFIX), some_ids(model, 2 * _PREFIX, start=_PREFIX)]
+    rows = some_ids(model, len(_PARENTS), start=3 * _PREFIX)
     alone, shared = ([RowTarget(model, 4 * _PREFIX, lean=False) for _ in prefixes] for _ in range(2))
     for prefix, *targets in zip(prefixes, alone, shared, strict=True):
         for target in targets:
@@ -124,15 +153,14 @@ def _not_together(model: PreTrainedModel) -> str:
         found = score_together(model, [(target, rows, _PARENTS, len(rows)) for target in shared])
     except (KeyError, RuntimeError, TypeError) as error:  # a model that looks into the cache itself
         return f"its layers do not take the rows of two texts ({type(error).__name__}: {error})"
-    limit = _WIDE if found[0].element_size() > 2 else _HALF
-    apart = max(float(_apart(own, other).sort().values[-2]) for own, other in zip(found, expected, strict=True))
-    return "" if apart < limit else "it says other things of the rows of two texts than of each alone"
+    alike = all(agree(own, other) for own, other in zip(found, expected, strict=True))
+    return "" if alike else "it says other things of the rows of two texts than of each alone"
 
 
 def _agrees(model: PreTrainedModel, target: Target, parents: Sequence[int], kept: Sequence[int]) -> bool:
     """Whether every row says what the stock model says of its path, and so does what follows the kept rows."""
     prefix = _fill(target, model)
-    tokens = _ids(model, len(parents) + 1, start=_PREFIX)
+    tokens = some_ids(model, len(parents) + 1, start=_PREFIX)
     rows, after = tokens[:-1], tokens[-1]
     paths = [_path(row, parents) for row in range(len(parents))]
     seen = target.score(rows, parents, len(rows))
@@ -141,11 +169,17 @@ def _agrees(model: PreTrainedModel, target: Target, parents: Sequence[int], kept
     target.rollback()
     texts = [[*prefix, *(rows[i] for i in path)] for path in paths]
     texts.append([*prefix, *(rows[i] for i in kept), after])
-    expected = _stock(model, texts)
-    apart = _apart(seen, expected[:-1]).sort().values
-    limit = _WIDE if seen.element_size() > 2 else _HALF
-    # one row of many may be further off: rounding can send a token to other experts
-    return bool(apart[-2] < limit) and bool(_apart(behind, expected[-1:]) < limit)
+    expected = said_by_stock(model, texts)
+    return agree(seen, expected[:-1]) and agree(behind, expected[-1:])
+
+
+def agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether rows of logits [rows, vocab] are what they should be, but for rounding in the format of ``found``.
+
+    One row of many may be further off: rounding can send a token to other experts.
+    """
+    apart = _apart(found, expected).sort().values
+    return bool(apart[-2 if len(apart) > 1 else -1] < (_WIDE if found.element_size() > 2 else _HALF))
 
 
 def _apart(found: Tensor, expected: Tensor) -> Tensor:
@@ -155,7 +189,7 @@ def _apart(found: Tensor, expected: Tensor) -> Tensor:
     return apart / size
 
 
-def _stock(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
+def said_by_stock(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
     """What the model says after each text, [texts, vocab], by one plain pass without a cache."""
     width = max(map(len, texts))
     # padding stands to the right of a causal row, where no token of the row can see it
@@ -166,13 +200,13 @@ def _stock(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _fill(target: Target, model: PreTrainedModel) -> list[int]:
-    prefix = _ids(model, _PREFIX)
+    prefix = some_ids(model, _PREFIX)
     target.score(prefix, range(-1, _PREFIX - 1), 1)
     target.commit(range(_PREFIX))
     return prefix
 
 
-def _ids(model: PreTrainedModel, count: int, start: int = 0) -> list[int]:
+def some_ids(model: PreTrainedModel, count: int, start: int = 0) -> list[int]:
     """Ids from the middle half of the vocabulary, where no special tokens stand."""
     size = int(model.config.get_text_config(decoder=True).vocab_size)
     return [size // 4 + (7919 * (start + i) + 13) % max(1, size // 2) for i in range(count)]

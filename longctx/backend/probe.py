@@ -6,7 +6,7 @@ the business of the selectors. Every result equals that of one fresh forward ove
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
 
 from longctx.backend.anatomy import LATENT, keeps_latents
 from longctx.backend.attention import Tap
@@ -43,16 +44,20 @@ class Probe:
         if not self.heads:
             raise ModelError("the model has no attention heads, whose keys segments are read for.")
         self.kv_heads = kv_heads(config)
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        other = kinds - {"full_attention", "sliding_attention"}
+        kinds, _ = get_layer_types_and_kwargs(config)
+        other = set(kinds) - {"full_attention", "sliding_attention"}
         if other:
             raise ModelError(f"the model has {', '.join(sorted(other))} layers, whose keys cannot be read by segments.")
-        # heads have keys of their own, which can stand for a segment
-        self.summarises = not keeps_latents(config)
+        self.no_summaries = f"it has {LATENT} layers, whose heads have no keys" if keeps_latents(config) else ""
         self.frame = tokens.frame()
         self.prefix = self.frame.before
         self.passes = Passes(model, self.prefix)
         self._head: Stored | None = None
+
+    @property
+    def summarises(self) -> bool:
+        """Whether heads have keys of their own, which can stand for a segment; ``no_summaries`` is why not."""
+        return not self.no_summaries
 
     def plain(self, text: str) -> list[int]:
         """Ids of ``text`` alone; special tokens spelled out in it stay spelled out."""
@@ -142,7 +147,7 @@ class Probe:
         Raises ModelError where it is not ``summarises``.
         """
         if not self.summarises:
-            raise ModelError(f"the model has {LATENT} layers, whose heads have no keys that could stand for a segment.")
+            raise ModelError(f"the model has no keys that could stand for a segment: {self.no_summaries}.")
         return summarise(stored, units, self.looked_at(heads))
 
     def looked_at(self, heads: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -170,6 +175,9 @@ class Probe:
         positions = torch.arange(new)[None, :] + offset + behind
         valid = torch.ones(1, offset + new, dtype=torch.bool)
         self.passes.run(torch.tensor([inquiry.ids]), cache, tap, (), positions, valid)
+        _all_seen(tap.layers, tap.heard)
+        if any(own.groups != self.heads // self.kv_heads for own in tap.heard.values()):
+            raise ModelError("not all layers of the model have as many heads as its configuration says")
         return weighed(summary, heads, tap.heard, by).cpu().numpy()
 
     def depth(self, inquiry: Inquiry | None = None) -> int:
@@ -210,6 +218,7 @@ class Probe:
             raise ValueError("the question must follow at least one token of the inquiry")
         keep += [new - 1] if inquiry.next_token else []
         logits = self.passes.run(ids, cache, tap, keep, positions, cache.valid(new))
+        _all_seen(wanted, seen)
         targets = torch.tensor(inquiry.ids[start:stop], device=self.model.device)[:, None]
         order = _places(inquiry.heads)
         readings = []
@@ -253,6 +262,12 @@ _EMPTY = torch.zeros(0, 0, 0)
 
 def _ignore(layer: int, weights: Tensor) -> None:
     """A pass that only stores has no rows to hand out."""
+
+
+def _all_seen(wanted: Collection[int], seen: Collection[int]) -> None:
+    """Raises ModelError where the attention of some ``wanted`` layers was not seen."""
+    if lost := sorted({*wanted} - {*seen}):
+        raise ModelError(f"layers {lost} do not attend through the attention interface")
 
 
 def _places(heads: Sequence[tuple[int, int]] | None) -> Any:

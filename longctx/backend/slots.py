@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from longctx.backend.caches import CacheLayer
+from longctx.errors import ModelError
 
 _SPARE = 256  # slots by which a full buffer grows at least
 
@@ -95,7 +96,8 @@ class SlotCache(Cache):
     def held(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values [kv_heads, slots, dim] of a layer, as views: all tokens, or the last that a window sees."""
         slots = self._slots[layer]
-        assert slots.keys is not None and slots.values is not None
+        if slots.keys is None or slots.values is None:
+            raise ModelError(f"layer {layer} has put no keys into the cache")
         first = 0 if slots.window is None else max(0, slots.used - slots.window + 1)
         return slots.keys[0, :, first : slots.used], slots.values[0, :, first : slots.used]
 

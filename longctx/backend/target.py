@@ -182,7 +182,8 @@ def score_together(
 class StockTarget:
     """Verifies chains, or with ``rows="off"`` single tokens, over a cache of transformers: by default an empty one.
 
-    Where ``rows`` is off nothing can be taken back, so that every pending row must be committed.
+    Where ``rows`` is off nothing can be taken back, so that every pending row must be committed. Models with a kind of
+    cache of their own make it in their first pass.
     """
 
     def __init__(self, model: PreTrainedModel, rows: Kind, cache: Any = None) -> None:
@@ -190,15 +191,17 @@ class StockTarget:
         config = model.config.get_text_config(decoder=True)
         self.vocabulary = int(config.vocab_size)
         self._model, self._pending = model, 0
-        self._cache: Any = DynamicCache(config=model.config) if cache is None else cache
+        usual = rows != "off" or getattr(model, "_supports_default_dynamic_cache", lambda: True)()
+        self._cache: Any = DynamicCache(config=model.config) if cache is None and usual else cache
         self.length = held(cache) if cache is not None else 0
         self._fixed, self._recording = _arguments(model), False
-        self._fixed[_cache_name(model)] = self._cache
+        self._name = _cache_name(model)
+        self._fixed[self._name] = self._cache
 
     @property
     def cache_bytes(self) -> int:
         """Of what its cache holds, a context that it goes on from included."""
-        return size(self._cache)
+        return 0 if self._cache is None else size(self._cache)
 
     @property
     def croppable(self) -> bool:
@@ -219,11 +222,14 @@ class StockTarget:
         settled = False
         try:
             with torch.inference_mode(), alone(self._model):
-                logits = _forward(self._model, tokens, positions, wanted, self._fixed)
+                out = _pass(self._model, tokens, positions, wanted, self._fixed)
             settled = True
         finally:
             if not settled and self.rows != "off":
                 self._restore()
+        if self._cache is None:
+            self._cache = self._fixed[self._name] = getattr(out, self._name)
+        logits: Tensor = out.logits[0, -wanted:]
         return logits
 
     def commit(self, rows: Sequence[int]) -> None:
@@ -253,14 +259,17 @@ class StockTarget:
 def _forward(
     model: PreTrainedModel, tokens: Sequence[int], positions: Tensor, wanted: int, extra: dict[str, Any]
 ) -> Tensor:
+    logits: Tensor = _pass(model, tokens, positions, wanted, extra).logits[0, -wanted:]
+    return logits
+
+
+def _pass(model: PreTrainedModel, tokens: Sequence[int], positions: Tensor, wanted: int, extra: dict[str, Any]) -> Any:
     given = {name: v.to(model.device) if isinstance(v, Tensor) else v for name, v in extra.items()}
     if "logits_to_keep" in given:
         given["logits_to_keep"] = wanted
     if "position_ids" in given:
         given["position_ids"] = positions[None]
-    out = model(input_ids=torch.tensor([list(tokens)], device=model.device), use_cache=True, **given)
-    logits: Tensor = out.logits[0, -wanted:]
-    return logits
+    return model(input_ids=torch.tensor([list(tokens)], device=model.device), use_cache=True, **given)
 
 
 def _arguments(model: PreTrainedModel) -> dict[str, Any]:

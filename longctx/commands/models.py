@@ -54,6 +54,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
     """Measure every head of the model on planted facts, ask it what follows which token, and keep both for later."""
     from longctx.backend.capability import capability
+    from longctx.backend.fitness import readable
     from longctx.backend.model import from_pretrained
     from longctx.backend.probe import Probe
     from longctx.backend.successors import successors
@@ -64,7 +65,7 @@ def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
     loaded = from_pretrained(settings.model, settings.dtype, settings.device, screen.progress)
     kept = Calibrator(loaded)
     started = time.perf_counter()
-    probe = Probe(loaded.model, Tokens(loaded.tokenizer), kept.fingerprint)
+    probe = readable(Probe(loaded.model, Tokens(loaded.tokenizer), kept.fingerprint))
     found = measure(probe, kept.fingerprint, seed, screen.progress)
     found.save(kept.path)
     warnings: list[str] = []

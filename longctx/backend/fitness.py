@@ -1,0 +1,142 @@
+"""Whether a model says by segments and through a bounded cache what it says by itself, found by trying both.
+
+Owns the two trials. Knows no method and no text: a few ids of the vocabulary stand for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longctx.backend.alone import alone
+from longctx.backend.anatomy import Unlike
+from longctx.backend.attaching import attached
+from longctx.backend.bounded import BoundedCache
+from longctx.backend.capability import agree, said_by_stock, some_ids
+from longctx.backend.compressing import kinds, read
+from longctx.backend.forks import Context, Held
+from longctx.backend.lean import Lean
+from longctx.backend.probe import Probe
+from longctx.backend.stamps import modules_of, stamp
+from longctx.errors import ModelError
+from longctx.keys import EVERYTHING, Asked, Choice, Index
+
+_CONTEXT, _BEHIND = 12, 6  # tokens of the trial of a bounded cache
+_SEGMENTS = (14, 8, 11)  # tokens of those that are read: of several lengths, as they stand in one batch
+# what layers raise that are not made for other caches, masks or positions than their own
+_RAISED = (AttributeError, IndexError, KeyError, ModelError, RuntimeError, TypeError, ValueError)
+
+# memos, not state: a model of the same stamp gives the same answers, which cost a few short passes to find
+_BOUNDED: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
+_READ: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
+_SUMMARISED: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
+
+
+def bounded_kinds(model: PreTrainedModel, partial: bool = False) -> list[str]:
+    """What each layer is, as ``kinds`` says, of a model whose cache can be bounded.
+
+    Raises ModelError where ``kinds`` does, and where a cache that leaves nothing out gives something else.
+    """
+    found = kinds(model, partial)
+    why = _known(_BOUNDED, model, lambda: _bounds(model, found))
+    if why:
+        raise ModelError(
+            f"a bounded cache does not suit {type(model).__name__}: {why}. Ask without kv=: the whole cache is kept "
+            "then."
+        )
+    return found
+
+
+def readable(probe: Probe) -> Probe:
+    """``probe``, once its model is known to say the same behind segments that were read apart.
+
+    Models made of known parts do. One whose keys cannot be summed up has no summaries then. Raises ModelError for one
+    that says something else.
+    """
+    model = probe.model
+    try:
+        Lean(model)
+    except Unlike:
+        if why := _known(_READ, model, lambda: _reads(probe)):
+            raise ModelError(f"{type(model).__name__} cannot read a text by segments: {why}.") from None
+        if probe.summarises:
+            probe.no_summaries = _known(_SUMMARISED, model, lambda: _summed_up(probe))
+    return probe
+
+
+def _known(
+    memo: WeakKeyDictionary[PreTrainedModel, tuple[int, str]], model: PreTrainedModel, attempt: Callable[[], str]
+) -> str:
+    """Why not, by ``attempt`` or by what an earlier one found for a model of this stamp; empty where nothing is."""
+    now = stamp(modules_of(model))
+    of, why = memo.get(model, (None, ""))
+    if of != now:
+        try:
+            why = attempt()
+        except torch.OutOfMemoryError:  # says nothing of the model
+            raise
+        except _RAISED as error:
+            why = f"{type(error).__name__}: {error}".removeprefix("ModelError: ").rstrip(".")
+        memo[model] = now, why
+    return why
+
+
+def _bounds(model: PreTrainedModel, found: list[str]) -> str:
+    """Why a bounded cache that leaves nothing out is not the model's own; empty where it says the same."""
+    ids = some_ids(model, _CONTEXT + _BEHIND)
+    layers, queries = read(model, ids[:_CONTEXT], 0, _CONTEXT // 2)
+    seen = [number for number, kind in enumerate(found) if kind == "full_attention"]
+    if lost := sorted({*seen} - {*queries.last}):
+        return f"layers {lost} do not attend through the attention interface"
+    whole = [
+        held if held.window is not None or held.kept is not None else Held(held.keys, held.values, _all_of(held))
+        for held in layers
+    ]
+    policy: Any = _Everything()
+    context = Context(_CONTEXT, tuple(whole), policy)
+    behind = torch.tensor([ids[_CONTEXT:]], device=model.device)
+    with torch.inference_mode(), attached(model), alone(model):
+        said: Tensor = model(behind, past_key_values=BoundedCache(context), use_cache=True).logits[0]
+    texts = [ids[: _CONTEXT + count] for count in range(1, _BEHIND + 1)]
+    return "" if agree(said, said_by_stock(model, texts)) else "it says other things behind one"
+
+
+def _all_of(held: Held) -> Index:
+    return Index(held.keys.shape[1], held.keys.shape[1])
+
+
+class _Everything:
+    """Reads all keys, in the place of a policy."""
+
+    lossless = True
+
+    def choose(self, index: Index, asked: Asked) -> Choice:
+        return EVERYTHING
+
+
+def _summed_up(probe: Probe) -> str:
+    """Raises what keeps summaries of segments from being made or looked at; empty where nothing does."""
+    ids = some_ids(probe.model, _SEGMENTS[0])
+    ((_, stored),) = probe.read([ids])
+    summary = probe.overview([probe.summarise(stored, (len(ids),), probe.pairs())])
+    probe.glance(summary, probe.inquiry("Where is it?", heads=None), len(ids))
+    return ""
+
+
+def _reads(probe: Probe) -> str:
+    """Why segments read apart are not what the model reads in one text; empty where it says the same behind them."""
+    ids = some_ids(probe.model, sum(_SEGMENTS))
+    segments = [ids[sum(_SEGMENTS[:at]) :][:count] for at, count in enumerate(_SEGMENTS)]
+    inquiry = probe.inquiry("Where is it?", heads=None, likelihood=bool(probe.frame.middle), next_token=True)
+    stored = dict(probe.read(segments))
+    readings = dict(probe.ask([stored[at] for at in range(len(segments))], inquiry))
+    texts = [[*probe.prefix, *segment, *inquiry.ids] for segment in segments]
+    said = torch.stack([torch.as_tensor(readings[at].next_token) for at in range(len(segments))])
+    expected = said_by_stock(probe.model, texts).float().log_softmax(-1).cpu()
+    alike = agree(said.to(probe.model.dtype), expected)
+    return "" if alike else "it says other things behind segments than behind their text"
