@@ -156,13 +156,18 @@ class Storage:
     def _segments(
         self, writer: Writer, book: CompiledDocument, residency: Residency, form: Form
     ) -> tuple[SegmentKV | None, Summaries | None]:
-        """Keys and values of all segments in files, and their summaries; what no file or memory has is read for it."""
+        """Keys and values of all segments in files, and summaries where heads have keys that can be summed up.
+
+        What no file or memory has is read for it.
+        """
         if residency == "none":
             return None, None
         probe = self._probe()
         heads = glancing(probe, book.calibration)
         ids = [book.segment_ids(segment) for segment in range(len(book.segments))]
-        wanted = {"summary": summaries.keys(self.origin.model, probe, heads, book.units, book.segments, ids)}
+        wanted = {}
+        if probe.summarises or residency == "summary":  # which says why not, where that is all that is wanted
+            wanted["summary"] = summaries.keys(self.origin.model, probe, heads, book.units, book.segments, ids)
         if residency != "summary":
             wanted["segment"] = self._keys(ids, form)
         found: dict[str, dict[int, Entry]] = {kind: {} for kind in wanted}
@@ -188,7 +193,7 @@ class Storage:
         }
         canary = self._canary()
         kept_kv = SegmentKV(residency, form, canary, stored["segment"]) if residency != "summary" else None
-        return kept_kv, Summaries(canary, stored["summary"])
+        return kept_kv, Summaries(canary, stored["summary"]) if "summary" in stored else None
 
     def _keys(self, ids: Sequence[NDArray[np.int32]], form: Form) -> list[str]:
         """What the keys and values of each segment would be computed from now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,20 @@ def test_they_are_read_with_and_calibrated_all_the_same(model: Any) -> None:
     assert reader.select(DOC, "Which code has street 7?", budget_tokens=200, selector="infiniretri").spans
     with pytest.raises(ModelError, match="latent_attention"):
         reader.select(DOC, "Which code has street 7?", budget_tokens=200, selector="longheads")
+
+
+def test_their_segments_are_stored_without_summaries(model: Any, tmp_path: Path) -> None:
+    reader = longctx.Reader(model, tiny.tokenizer("system"), encoder=None)
+    asked: dict[str, Any] = {"budget_tokens": 200, "selector": "infiniretri"}
+    fresh = reader.select(DOC, "Which code has street 7?", **asked)
+    for form in ("exact", "int8"):
+        stored = reader.compile(DOC, path=tmp_path / form, segment_kv="disk", segment_form=form)
+        assert reader.select(stored, "Which code has street 7?", **asked).spans
+    loaded = reader.load(tmp_path / "exact")
+    again = reader.select(loaded, "Which code has street 7?", **asked)
+    assert again.spans == fresh.spans and loaded.spent() < loaded.tokens
+    with pytest.raises(ModelError, match="latent_attention"):
+        reader.compile(DOC, path=tmp_path / "summaries", segment_kv="summary")
 
 
 def test_drafts_change_nothing_of_what_they_say(model: Any) -> None:

@@ -141,12 +141,14 @@ def attend(
     rows: Rows | None = kwargs.get(ROWS)
     if rows is not None:
         layer = int(module.layer_idx)  # type: ignore[arg-type]
-        whole = plain and 1 < query.shape[2] < key.shape[2] and rows.whole(layer)
+        last = query.shape[2]  # some layers look at the rows alone whose logits are wanted: they are the last
+        whole = plain and 1 < last < key.shape[2] and last == rows.count and rows.whole(layer)
         if whole and rows.short(key.shape[2]):
             return rows.at_once(query, key, value, scale).transpose(1, 2).contiguous(), None
         if whole and not products.wins(query):
             return rows.attend(query, key, value, scale).transpose(1, 2).contiguous(), None
         attention_mask = None if whole and rows.is_chain else rows.mask(layer, key.shape[2])
+        attention_mask = None if attention_mask is None else attention_mask[:, :, -last:]
     dropped = dropout if module.training else 0.0
     if not plain:
         out = _explicit(query, key, value, attention_mask, scale, softcap, s_aux)

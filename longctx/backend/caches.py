@@ -5,7 +5,7 @@ Owns slots and their alignment. Knows no text, no scores: it stores what the mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,21 +85,32 @@ def _behind(run: Tensor, states: Tensor) -> Tensor:
 
 
 class CaptureCache(Cache):
-    """Catches the states of one pass over right-padded rows, as ``dtype``; all rows stand behind the run ``before``."""
+    """Catches the states of one pass over right-padded rows, as ``dtype``; all rows stand behind the run ``before``.
 
-    def __init__(self, layers: int, dtype: torch.dtype, before: Stored | None = None) -> None:
+    Layers that are ``sharing`` look at the keys of earlier ones and have none of their own.
+    """
+
+    def __init__(
+        self, layers: int, dtype: torch.dtype, before: Stored | None = None, sharing: Collection[int] = ()
+    ) -> None:
         shared = [] if before is None else list(zip(before.keys, before.values, strict=True))
         unread = [None] * (layers - len(shared))  # of a run that was read less deep; the pass ends before them
         self._captured = [_Capture(dtype, states) for states in (*shared, *unread)]
         self._offset = 0 if before is None else before.tokens
+        self._sharing = sharing
         super().__init__(layers=list(self._captured))
 
     def cut(self, row: int, tokens: int, depth: int) -> Stored:
         """The first ``tokens`` tokens of one batch row, copied, for the first ``depth`` layers."""
-        keys, values = [], []
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
         for number, layer in enumerate(self._captured[:depth]):
             if layer.keys is None or layer.values is None:
-                raise ModelError(f"layer {number} keeps no keys of its own")
+                if number not in self._sharing:
+                    raise ModelError(f"layer {number} keeps no keys of its own")
+                for states in (keys, values):
+                    states.append(states[0][..., :0])
+                continue
             keys.append(layer.keys[row, :, :tokens].clone(memory_format=torch.contiguous_format))
             values.append(layer.values[row, :, :tokens].clone(memory_format=torch.contiguous_format))
         return Stored(tuple(keys), tuple(values), self._offset)

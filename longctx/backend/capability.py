@@ -83,7 +83,7 @@ def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tupl
 
 def _tried(model: PreTrainedModel) -> Capability:
     kinds, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
-    other = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    other = sorted(set(kinds) - {"full_attention", "sliding_attention", "dummy"})
     reason = f"it has {', '.join(other)} layers" if other else _no_tree(model)
     if not reason:
         return Capability("tree")

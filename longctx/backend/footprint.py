@@ -43,7 +43,7 @@ def _widths(model: PreTrainedModel) -> list[int]:
     config = model.config.get_text_config(decoder=True)
     keeps = [isinstance(layer, CacheLayerMixin) for layer in DynamicCache(config=config).layers]
     kinds, _ = get_layer_types_and_kwargs(config)
-    layers = zip(keeps, kinds, config.per_layer_config, strict=True)
+    layers = zip(keeps, kinds, config.per_layer_config, strict=False)  # more kinds may be named than there are layers
     return [_width(layer, kind) if kept else 0 for kept, kind, layer in layers]
 
 

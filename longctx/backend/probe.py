@@ -45,9 +45,10 @@ class Probe:
             raise ModelError("the model has no attention heads, whose keys segments are read for.")
         self.kv_heads = kv_heads(config)
         kinds, _ = get_layer_types_and_kwargs(config)
-        other = set(kinds) - {"full_attention", "sliding_attention"}
+        other = set(kinds) - {"full_attention", "sliding_attention", "dummy"}
         if other:
             raise ModelError(f"the model has {', '.join(sorted(other))} layers, whose keys cannot be read by segments.")
+        self._sharing = {number for number, kind in enumerate(kinds) if kind == "dummy"}
         self.no_summaries = f"it has {LATENT} layers, whose heads have no keys" if keeps_latents(config) else ""
         self.frame = tokens.frame()
         self.prefix = self.frame.before
@@ -116,7 +117,7 @@ class Probe:
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         for row, own in enumerate(rows):
             ids[row, : len(own)] = torch.as_tensor(np.asarray(own, dtype=np.int64))
-        cache = CaptureCache(self.layers, self.model.dtype, before)
+        cache = CaptureCache(self.layers, self.model.dtype, before, self._sharing)
         offset = 0 if before is None else before.tokens
         positions = torch.arange(offset, offset + width)[None].expand(len(rows), -1)
         # padding stands to the right of a causal row, where no token of the row can see it: no mask is needed

@@ -113,9 +113,19 @@ def longest(window: int, rows: int = 0) -> int:
 
 
 def windows(config: Any) -> tuple[int | None, ...]:
-    """The sliding window of every layer, None for one that sees everything."""
-    layers: list[Any] = DynamicCache(config=config).layers
-    return tuple(layer.sliding_window if layer.is_sliding else None for layer in layers)
+    """The sliding window of every layer, None for one that sees everything.
+
+    A layer that looks at the keys of an earlier one has the window of its own kind.
+    """
+    config = config.get_text_config(decoder=True)
+    named = getattr(config, "layer_types", None) or ()
+    found: list[int | None] = []
+    for number, layer in enumerate(DynamicCache(config=config).layers):
+        shares = not hasattr(layer, "is_sliding") and number < len(named)
+        slides = named[number] == "sliding_attention" if shares else getattr(layer, "is_sliding", False)
+        own = config.sliding_window if shares else getattr(layer, "sliding_window", None)
+        found.append(own if slides else None)
+    return tuple(found)
 
 
 def _wider(states: Tensor, used: int, size: int) -> Tensor:
