@@ -90,7 +90,7 @@ def _bounds(model: PreTrainedModel, found: list[str]) -> str:
     """Why a bounded cache that leaves nothing out is not the model's own; empty where it says the same."""
     ids = some_ids(model, _CONTEXT + _BEHIND)
     layers, queries = read(model, ids[:_CONTEXT], 0, _CONTEXT // 2)
-    seen = [number for number, kind in enumerate(found) if kind == "full_attention"]
+    seen = [number for number, kind in enumerate(found[: len(layers)]) if kind == "full_attention"]
     if lost := sorted({*seen} - {*queries.last}):
         return f"layers {lost} do not attend through the attention interface"
     whole = [
