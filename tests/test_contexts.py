@@ -17,6 +17,14 @@ from longctx.errors import BadOption, CacheError, ModelError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.parametrize("window", [2, 5])
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
+def test_windows_of_a_few_tokens_are_windows(family: str, window: int) -> None:
+    model = tiny.model(family, sliding_window=window)
+    with compressed(model).attached(model) as cache:
+        assert torch.equal(model.generate(IDS, past_key_values=cache, **GREEDY), model.generate(IDS, **GREEDY))
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_full_is_stock_attention(family: str) -> None:
     model = tiny.model(family)

@@ -15,6 +15,7 @@ from transformers import (
     DiffLlamaConfig,
     DogeConfig,
     Gemma4TextConfig,
+    GptOssConfig,
     JetMoeConfig,
     MarianConfig,
     MiniMaxConfig,
@@ -25,7 +26,9 @@ from transformers import (
 
 import longctx
 from longctx.backend import fitness
+from longctx.backend.capability import capability
 from longctx.backend.probe import Probe
+from longctx.backend.target import RowTarget
 from longctx.backend.tokens import Tokens
 from longctx.errors import ModelError
 
@@ -59,17 +62,19 @@ ODD = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("what", ODD)
-def test_a_bounded_cache_is_refused_where_it_would_say_something_else(what: str) -> None:
-    model = ODD[what]()
+def test_a_bounded_cache_is_refused_where_it_would_say_something_else(what: str, dtype: torch.dtype) -> None:
+    model = ODD[what]().to(dtype)
     for make in (longctx.kv.compress, longctx.kv.read):
         with pytest.raises(ModelError, match="a bounded cache does not suit .*Ask without kv="):
             make(model, IDS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("what", ODD)
-def test_answers_come_without_signals_that_cannot_be_had(what: str) -> None:
-    model = ODD[what]()
+def test_answers_come_without_signals_that_cannot_be_had(what: str, dtype: torch.dtype) -> None:
+    model = ODD[what]().to(dtype)
     reader = longctx.Reader(model, tiny.tokenizer("system"), encoder=None)
     answer = reader.ask(DOC, "Which code has street 7?", budget_tokens=120, max_new_tokens=4)
     signals = next(step.facts for step in answer.trace if step.name == "select")["signals"]
@@ -79,17 +84,59 @@ def test_answers_come_without_signals_that_cannot_be_had(what: str) -> None:
     assert (signals == ["words"]) == bool(left_out) == (what not in sound)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_the_usual_families_pass_both_trials(family: str) -> None:
-    model = tiny.model(family)
+def test_the_usual_families_pass_both_trials(family: str, dtype: torch.dtype) -> None:
+    model = tiny.model(family, dtype=dtype)
     probe = Probe(model, Tokens(tiny.tokenizer("system")))
     assert fitness._reads(probe) == "" and fitness.readable(probe) is probe
     assert fitness.bounded_kinds(model)
     assert fitness._bounds(model, fitness.kinds(model)) == ""
 
 
-def test_segments_that_say_something_else_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.model("gpt_neox")  # of other parts than the known ones
+@pytest.mark.parametrize("seed", range(8))
+def test_experts_that_rounding_changes_refuse_no_model(seed: int) -> None:
+    torch.manual_seed(seed)
+    experts = {"num_local_experts": 8, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 8}
+    model = AutoModelForCausalLM.from_config(GptOssConfig(**{**_SMALL, "num_key_value_heads": 2, **experts})).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.15)
+    model.to(torch.bfloat16)
+    assert fitness.bounded_kinds(model) and fitness.readable(Probe(model, Tokens(tiny.tokenizer("system"))))
+    assert capability(model).rows == "tree"
+
+
+def test_what_a_hook_does_is_no_fact_about_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("gpt_neox")
+
+    def mine(module: Any, args: Any, out: Any) -> Any:
+        raise ValueError("mine")
+
+    for hook in (mine, lambda module, args, out: 0 * out):
+        handle = model.gpt_neox.layers[1].mlp.register_forward_hook(hook)
+        monkeypatch.setattr(fitness, "said_by_stock", lambda model, texts: torch.randn(len(texts), tiny.VOCAB))
+        with pytest.raises(ModelError, match="a bounded cache does not suit"):
+            fitness.bounded_kinds(model)
+        monkeypatch.undo()
+        handle.remove()
+        assert fitness.bounded_kinds(model)
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(1.0)  # what was found just now holds no more
+
+
+def test_a_tokenizer_that_does_not_go_with_a_model_says_nothing_of_the_next() -> None:
+    model, wrong = tiny.model("gpt_neox"), tiny.tokenizer("system")
+    wrong.add_tokens([*(f"zz{n}" for n in range(5)), "Where is it?"])
+    with pytest.raises(ModelError, match="IndexError"):
+        fitness.readable(Probe(model, Tokens(wrong)))
+    assert fitness.readable(Probe(model, Tokens(tiny.tokenizer("system"))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_segments_that_say_something_else_are_noticed(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    model = tiny.model("gpt_neox", dtype=dtype)  # of other parts than the known ones
     probe = Probe(model, Tokens(tiny.tokenizer("system")))
     read = Probe.read
 
@@ -137,6 +184,27 @@ def sharing_two_widths() -> PreTrainedModel:
 
 
 @pytest.mark.parametrize("model", [sharing, sharing_two_widths])
+def test_a_prompt_beyond_the_window_is_read_where_some_layers_see_its_last_row_alone(model: Any) -> None:
+    found = model()
+    ids = torch.randint(4, 470, (1, 90), generator=torch.Generator().manual_seed(3))
+    target = RowTarget(found, 120)
+    with torch.inference_mode():
+        expected = found(ids).logits[0]
+    ours = []
+    for piece in (ids[0, :40].tolist(), ids[0, 40:80].tolist()):
+        ours.append(target.score(piece, range(-1, len(piece) - 1), 1))
+        target.commit(range(len(piece)))
+    torch.testing.assert_close(torch.cat(ours), expected[[39, 79]], rtol=1e-4, atol=1e-4)
+    # a tree whose last rows are wanted: the pending tokens in front of it are not
+    rows, parents = ids[0, 80:90].tolist(), [-1, 0, 1, 1, 3, 4, 5, 6, 7, 8]
+    said = target.score(rows, parents, 6)
+    path = [*range(2), *range(3, 10)]
+    with torch.inference_mode():
+        plain = found(torch.cat((ids[:, :80], ids[:, [80 + row for row in path]]), 1)).logits[0, -6:]
+    torch.testing.assert_close(said, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [sharing, sharing_two_widths])
 def test_layers_that_look_at_the_keys_of_others_are_drafted_for_and_read(model: Any, tmp_path: Path) -> None:
     found = model()
     out = longctx.generate(
@@ -144,7 +212,7 @@ def test_layers_that_look_at_the_keys_of_others_are_drafted_for_and_read(model: 
     )
     assert torch.equal(out.sequences, found.generate(IDS, do_sample=False, **GREEDY))
     assert out.stats.rows == "tree" and out.stats.accepted
-    with pytest.raises(ModelError, match=r"2 \(dummy\), 3 \(dummy\)"):
+    with pytest.raises(ModelError, match=r"2 \(shared_attention\), 3 \(shared_attention\)"):
         longctx.kv.compress(found, IDS)
     reader = longctx.Reader(found, tiny.tokenizer("system"), encoder=None)
     asked: dict[str, Any] = {"budget_tokens": 120}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import architectures
 import pytest
 import tiny
 import torch
@@ -19,7 +20,7 @@ from transformers import (
 
 import longctx
 from longctx.backend.borrowed import size
-from longctx.backend.footprint import bytes_per_token, sliding
+from longctx.backend.footprint import bytes_per_token, measured, sliding
 from longctx.backend.target import RowTarget, StockTarget
 from longctx.types import Answer
 
@@ -74,6 +75,14 @@ def test_a_token_takes_what_it_is_said_to_take(name: str) -> None:
         assert (
             filled(model, window + 9) - filled(model, window + 8) == bytes_per_token(model) - inside < filled(model, 1)
         )
+
+
+@pytest.mark.parametrize("name", ["MiMoV2Flash", "InklingText", "Llama", "Gemma4Text", "DeepseekV3", "Jamba", "GptOss"])
+def test_a_report_measures_what_configurations_do_not_say(name: str) -> None:
+    """MiMo's values are narrower than its keys, and Inkling caches the keys of all heads."""
+    model = architectures.small(name).to(torch.bfloat16)
+    grown = filled(model, 2) - filled(model, 1)
+    assert measured(model.to("meta"))[0] == grown
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

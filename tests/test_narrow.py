@@ -257,6 +257,14 @@ class Times(torch.nn.Module):
         return x * self.factor
 
 
+def _swapped(attention: Any) -> None:
+    """The same matrices in the same order, keys and values under each other's names."""
+    names = {"k_proj": "v_proj", "v_proj": "k_proj"}
+    found = {names.get(name, name): part for name, part in attention._modules.items()}
+    attention._modules.clear()
+    attention._modules.update(found)
+
+
 CHANGES: dict[str, Callable[[Any], Any]] = {
     "another activation": lambda layer: setattr(layer.mlp, "act_fn", torch.nn.Tanh()),
     "another of its class": lambda layer: setattr(layer.mlp, "act_fn", Times(3)),
@@ -265,6 +273,8 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
     "another matrix": lambda layer: setattr(layer.mlp, "up_proj", torch.nn.Linear(64, 96, bias=False)),
     "written weights": lambda layer: layer.mlp.up_proj.weight.detach().mul_(0.5),
     "a forward of its own": lambda layer: setattr(layer.mlp, "forward", lambda x: 0 * x),
+    "fewer layers": lambda layer: setattr(layer.self_attn.config, "num_hidden_layers", 3),
+    "matrices change names": lambda layer: _swapped(layer.self_attn),
     "an adapter": lambda layer: setattr(layer.mlp, "up_proj", torch.nn.Sequential(layer.mlp.up_proj, torch.nn.ReLU())),
 }
 

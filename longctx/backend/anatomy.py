@@ -22,6 +22,16 @@ _MLP = {"gate_proj", "up_proj", "down_proj"}
 LATENT = "latent_attention"  # what layers are called here that keep latents (DeepSeek-AI 2024, arXiv 2405.04434)
 
 
+SHARED = "shared_attention"  # what layers are called here that look at the keys of an earlier one and keep none
+READ = frozenset({"full_attention", "sliding_attention"})  # layers that keep keys of tokens as they are
+
+
+def sharing(config: Any) -> frozenset[int]:
+    """The layers by this configuration that look at the keys of an earlier one."""
+    modes = getattr(config, "kv_sharing_modes", None) or ()
+    return frozenset(number for number, mode in enumerate(modes) if mode == "reuse")
+
+
 def keeps_latents(config: Any) -> bool:
     """Whether layers by this configuration keep no keys of heads, but what the keys of all heads are made from."""
     return bool(getattr(config, "kv_lora_rank", None))

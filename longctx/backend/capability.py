@@ -6,7 +6,7 @@ took rows back must go on as if they had never been there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from longctx.backend.alone import alone
+from longctx.backend.anatomy import READ, sharing
 from longctx.backend.borrowed import untouched
 from longctx.backend.rope import frequencies
 from longctx.backend.stamps import modules_of, stamp
@@ -28,7 +29,8 @@ from longctx.protocols import Target
 _PREFIX = 6
 _PARENTS = (-1, 0, 1, 1, 0, 4, 2, -1, 7, 7, 8, 5)  # a tree of twelve rows behind the prefix, its first row the anchor
 _KEPT = (0, 4, 5)  # a path through it that is not its first rows
-_WIDE, _HALF = 1e-3, 0.1  # how far logits may be apart, as a share of their size, in float32 and in half precision
+STARTS = (0, 60, 120)  # of the ids of up to three attempts
+WIDE, HALF = 1e-3, 0.1  # how far logits may be apart, as a share of their size, in float32 and in half precision
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,10 @@ def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tupl
 
 
 def _tried(model: PreTrainedModel) -> Capability:
-    kinds, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
-    other = sorted(set(kinds) - {"full_attention", "sliding_attention", "dummy"})
+    config = model.config.get_text_config(decoder=True)
+    kinds, _ = get_layer_types_and_kwargs(config)
+    shares = sharing(config)
+    other = sorted({kind for number, kind in enumerate(kinds) if number not in shares} - READ)
     reason = f"it has {', '.join(other)} layers" if other else _no_tree(model)
     if not reason:
         return Capability("tree")
@@ -115,7 +119,7 @@ def _no_chain(model: PreTrainedModel) -> str:
         _fill(stock, model)
         if not stock.croppable:
             return "its cache cannot take tokens back"
-        agrees = _agrees(model, StockTarget(model, "chain"), range(-1, len(_PARENTS) - 1), range(4))
+        agrees = _agrees(model, lambda: StockTarget(model, "chain"), range(-1, len(_PARENTS) - 1), range(4))
     except torch.OutOfMemoryError:  # says nothing of the model
         raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -126,8 +130,8 @@ def _no_chain(model: PreTrainedModel) -> str:
 def _no_tree(model: PreTrainedModel) -> str:
     """Why the model cannot verify a tree; empty where it can."""
     try:
-        target = RowTarget(model, _PREFIX + len(_PARENTS), lean=False)  # what the model's own layers do is asked here
-        agrees = _agrees(model, target, _PARENTS, _KEPT)
+        reserve = _PREFIX + len(_PARENTS)  # what the model's own layers do is asked here
+        agrees = _agrees(model, lambda: RowTarget(model, reserve, lean=False), _PARENTS, _KEPT)
     except ModelError:
         return "its attention does not go through the attention interface"
     except torch.OutOfMemoryError:  # says nothing of the model
@@ -157,10 +161,17 @@ def _not_together(model: PreTrainedModel) -> str:
     return "" if alike else "it says other things of the rows of two texts than of each alone"
 
 
-def _agrees(model: PreTrainedModel, target: Target, parents: Sequence[int], kept: Sequence[int]) -> bool:
-    """Whether every row says what the stock model says of its path, and so does what follows the kept rows."""
-    prefix = _fill(target, model)
-    tokens = some_ids(model, len(parents) + 1, start=_PREFIX)
+def _agrees(model: PreTrainedModel, make: Callable[[], Target], parents: Sequence[int], kept: Sequence[int]) -> bool:
+    """Whether every row says what the stock model says of its path, and so does what follows the kept rows.
+
+    Of some ids: rounding that sends a token to other experts may spoil an attempt, a wrong road spoils them all.
+    """
+    return any(_agrees_on(model, make(), parents, kept, start) for start in STARTS)
+
+
+def _agrees_on(model: PreTrainedModel, target: Target, parents: Sequence[int], kept: Sequence[int], start: int) -> bool:
+    prefix = _fill(target, model, start)
+    tokens = some_ids(model, len(parents) + 1, start=start + _PREFIX)
     rows, after = tokens[:-1], tokens[-1]
     paths = [_path(row, parents) for row in range(len(parents))]
     seen = target.score(rows, parents, len(rows))
@@ -178,15 +189,17 @@ def agree(found: Tensor, expected: Tensor) -> bool:
 
     One row of many may be further off: rounding can send a token to other experts.
     """
-    apart = _apart(found, expected).sort().values
-    return bool(apart[-2 if len(apart) > 1 else -1] < (_WIDE if found.element_size() > 2 else _HALF))
+    far = apart(found, expected).sort().values
+    return bool(far[-2 if len(far) > 1 else -1] < (WIDE if found.element_size() > 2 else HALF))
 
 
-def _apart(found: Tensor, expected: Tensor) -> Tensor:
-    """How far rows of logits are from what they should be, as a share of their size, [rows]."""
-    apart = (found.double() - expected.double()).square().mean(-1).sqrt()
-    size = expected.double().square().mean(-1).sqrt()
-    return apart / size
+def apart(found: Tensor, expected: Tensor) -> Tensor:
+    """How far rows of logits are from what they should be, as a share of their size, [rows].
+
+    What all logits of a row have in common tells nothing.
+    """
+    own, other = (rows.double() - rows.double().mean(-1, keepdim=True) for rows in (found, expected))
+    return (own - other).square().mean(-1).sqrt() / other.square().mean(-1).sqrt()
 
 
 def said_by_stock(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
@@ -199,8 +212,8 @@ def said_by_stock(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Ten
     return torch.stack([row[len(text) - 1] for row, text in zip(logits, texts, strict=True)])
 
 
-def _fill(target: Target, model: PreTrainedModel) -> list[int]:
-    prefix = some_ids(model, _PREFIX)
+def _fill(target: Target, model: PreTrainedModel, start: int = 0) -> list[int]:
+    prefix = some_ids(model, _PREFIX, start)
     target.score(prefix, range(-1, _PREFIX - 1), 1)
     target.commit(range(_PREFIX))
     return prefix

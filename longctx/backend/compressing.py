@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from longctx.backend.anatomy import LATENT, keeps_latents
+from longctx.backend.anatomy import LATENT, SHARED, keeps_latents, sharing
 from longctx.backend.attention import TAP, installed
 from longctx.backend.forks import Context, Held
 from longctx.backend.queries import Queries, said
@@ -34,10 +34,10 @@ def kinds(model: PreTrainedModel, partial: bool = False) -> list[str]:
     """
     found = _kinds(model)
     other = {number: kind for number, kind in enumerate(found) if kind not in _SEEN}
-    if other and not (partial and "full_attention" in found):
+    if other and not (partial and "full_attention" in found and SHARED not in found):
         named = ", ".join(f"{number} ({kind})" for number, kind in other.items())
         instead = "Ask without kv=: the whole cache is kept then."
-        if "full_attention" in found:
+        if "full_attention" in found and SHARED not in found:
             instead = (
                 "allow_partial=True (`longctx ask --kv-partial`) leaves them as they are, for policies that do not "
                 "bound the reading of the text too."
@@ -59,7 +59,10 @@ def possible(model: PreTrainedModel) -> dict[str, list[int]]:
 def _kinds(model: PreTrainedModel) -> list[str]:
     config = model.config.get_text_config(decoder=True)
     found, _ = get_layer_types_and_kwargs(config)
-    return [LATENT] * len(found) if keeps_latents(config) else list(found)
+    if keeps_latents(config):
+        return [LATENT] * len(found)
+    shares = sharing(config)
+    return [SHARED if number in shares else kind for number, kind in enumerate(found)]
 
 
 @torch.inference_mode()

@@ -1,16 +1,18 @@
-"""What the cache of a model takes for a token, told by its configuration.
+"""What the cache of a model takes for a token, told by its configuration or by a pass without numbers.
 
-Owns the widths of keys, values and latents. Knows no text and no cache that was filled.
+Owns the widths of keys, values and latents. Knows no text.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, get_layer_types_and_kwargs
 
 from longctx.backend.anatomy import keeps_latents
+from longctx.backend.borrowed import size
 
 
 def bytes_per_token(model: PreTrainedModel) -> int:
@@ -24,6 +26,27 @@ def sliding(model: PreTrainedModel) -> tuple[int, int]:
     windows = [getattr(layer, "sliding_window", 0) or 0 for layer in DynamicCache(config=config).layers]
     inside = sum(width for width, window in zip(_widths(model), windows, strict=True) if window)
     return inside * model.dtype.itemsize, max(windows, default=0)
+
+
+def measured(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Bytes of one token in the cache of ``model``, which has no weights in memory, how many slide, and the window.
+
+    As the cache of passes on the meta device grows, where those can be made: some models say less than they keep.
+    """
+    said, (inside, window) = bytes_per_token(model), sliding(model)
+    try:
+        grown = _filled(model, 2) - _filled(model, 1)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # code that needs numbers
+        grown = said
+    return grown, inside * grown // max(said, 1), window
+
+
+def _filled(model: PreTrainedModel, tokens: int) -> int:
+    """Bytes of a cache behind a pass over so many tokens."""
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    with torch.inference_mode():
+        model(torch.ones(1, tokens, dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True)
+    return size(cache)
 
 
 def head_dim(config: Any) -> int:

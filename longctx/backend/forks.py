@@ -120,7 +120,8 @@ class Window(Fork):  # type: ignore[no-untyped-call]
         left = self.window - 1 + self.padding
         if self.used > left + self.window:  # into new memory: this pass still reads the old
             self.dropped, self.used = self.dropped + self.used - left, left
-            self.keys, self.values = keys[:, :, -left:].clone(), values[:, :, -left:].clone()
+            first = keys.shape[2] - left
+            self.keys, self.values = keys[:, :, first:].clone(), values[:, :, first:].clone()
         return keys, values
 
     def check_crop(self, count: int) -> None:

@@ -22,7 +22,7 @@ from longctx.backend.anatomy import Layer, Unlike, layer_of, norm_of, plain
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import TAP, Tap, attend
 from longctx.backend.narrow import MOST, product, wins
-from longctx.backend.stamps import modules_of, stamp
+from longctx.backend.stamps import hooked, modules_of, stamp
 
 _ROWS = 512  # rows worked on at a time: enough for the products, few enough for what is between them to stay in caches
 _MANY = 64  # rows from which the head's weights are worth a conversion
@@ -43,6 +43,7 @@ class Lean:
             raise Unlike(f"the decoder has no {', '.join(sorted(missing))}")
         self._modules = modules_of(model)
         _no_hooks(self._modules)
+        self._names = _names(self._modules)
         self.stamp = stamp(self._modules)
         self.decoder, self.head = decoder, model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self.layers = [layer_of(layer) for layer in decoder.layers]
@@ -58,7 +59,9 @@ class Lean:
         """Whether ``model`` still is what was found, part for part. Raises Unlike where hooks were set since."""
         modules = modules_of(model)
         _no_hooks(modules)
-        return modules == self._modules and stamp(modules) == self.stamp
+        config = model.config.get_text_config(decoder=True)
+        same = modules == self._modules and _names(modules) == self._names
+        return same and config.num_hidden_layers == len(self.layers) and stamp(modules) == self.stamp
 
     def faster(self) -> list[bool]:
         """For 0 to ``MOST`` rows, whether products that matter take less time here than in the model's own layers.
@@ -148,10 +151,13 @@ class Lean:
 
 def _no_hooks(modules: list[nn.Module]) -> None:
     """Raises Unlike where calling one of ``modules`` does more than its class says."""
-    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules):
-        raise Unlike("modules of the model carry hooks or a forward of their own")
-    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-        raise Unlike("hooks are set for all modules there are")
+    if why := hooked(modules):
+        raise Unlike(why)
+
+
+def _names(modules: list[nn.Module]) -> list[list[str]]:
+    """What each of ``modules`` calls those inside it."""
+    return [list(module._modules) for module in modules]
 
 
 class _Weights:

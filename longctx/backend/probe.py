@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
-from longctx.backend.anatomy import LATENT, keeps_latents
+from longctx.backend.anatomy import LATENT, READ, keeps_latents, sharing
 from longctx.backend.attention import Tap
 from longctx.backend.caches import CaptureCache, ReplayCache, Stored
 from longctx.backend.footprint import kv_heads
@@ -45,10 +45,10 @@ class Probe:
             raise ModelError("the model has no attention heads, whose keys segments are read for.")
         self.kv_heads = kv_heads(config)
         kinds, _ = get_layer_types_and_kwargs(config)
-        other = set(kinds) - {"full_attention", "sliding_attention", "dummy"}
+        self._sharing = sharing(config)
+        other = {kind for number, kind in enumerate(kinds) if number not in self._sharing} - READ
         if other:
             raise ModelError(f"the model has {', '.join(sorted(other))} layers, whose keys cannot be read by segments.")
-        self._sharing = {number for number, kind in enumerate(kinds) if kind == "dummy"}
         self.no_summaries = f"it has {LATENT} layers, whose heads have no keys" if keeps_latents(config) else ""
         self.frame = tokens.frame()
         self.prefix = self.frame.before

@@ -19,7 +19,7 @@ from longctx.backend.anatomy import Unlike
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import installed
 from longctx.backend.compressing import kinds, possible
-from longctx.backend.footprint import bytes_per_token, head_dim, kv_heads, sliding
+from longctx.backend.footprint import head_dim, kv_heads, measured
 from longctx.backend.lean import Lean
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
@@ -89,7 +89,7 @@ def report(
     text = model.config.get_text_config(decoder=True)
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
     layers = Counter(getattr(text, "layer_types", None) or ["full_attention"] * int(text.num_hidden_layers))
-    slides, window = sliding(model)
+    per_token, slides, window = measured(model)
     template, frame_tokens, why_not_asked = _template(tokenizer)
     why_not_lean = why_not_asked or _why_not(lambda: _lean(model))
     reading = model.dtype if why_not_lean else arithmetic(model.dtype, target)
@@ -112,7 +112,7 @@ def report(
         intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
         vocabulary=int(text.vocab_size),
         window=loading.window(model, tokenizer),
-        kv_bytes_per_token=bytes_per_token(model),
+        kv_bytes_per_token=per_token,
         sliding_bytes_per_token=slides,
         sliding_window=window,
         template=template,

@@ -21,17 +21,29 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+def hooked(modules: Iterable[nn.Module]) -> str:
+    """What makes calling one of ``modules`` do more than its class says; empty where nothing does."""
+    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules):
+        return "modules of the model carry hooks or a forward of their own"
+    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
+        return "hooks are set for all modules there are"
+    return ""
+
+
 def stamp(modules: Iterable[nn.Module]) -> int:
     """Another number once a parameter of ``modules`` was replaced, written or moved, or one of them computes otherwise.
 
-    That is by another ``forward``, or with another float among its attributes; linear layers have none. What is written
-    through ``.data`` or in inference mode is not noticed.
+    That is by another ``forward`` or activation, or with another float among its attributes; linear layers have none.
+    What is written through ``.data`` or in inference mode is not noticed.
     """
     found: list[object] = []
     for module in modules:
         found.append(type(module).forward)
         if module._modules or len(module._parameters) < 2:
-            found += [value for value in vars(module).values() if type(value) is float]
+            own = vars(module)
+            # as text: -1.0 and -2.0 have one hash
+            found += [float.hex(value) for value in own.values() if isinstance(value, float)]
+            found.append(id(own.get("act_fn")))
         for weight in module._parameters.values():
             if weight is not None:
                 written = 0 if weight.is_inference() else weight._version
