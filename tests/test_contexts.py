@@ -17,6 +17,17 @@ from longctx.errors import BadOption, CacheError, ModelError
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def test_a_context_beyond_a_switch_of_frequencies_is_read_as_the_text_that_it_is() -> None:
+    """longrope has other frequencies for long texts, and a short piece of one is no short text."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "factor": 4.0}
+    rope |= {"long_factor": [float(2 + i) for i in range(8)], "original_max_position_embeddings": 40}
+    model = tiny.model("phi3", rope_parameters=rope, original_max_position_embeddings=40)
+    expected = model.generate(IDS, **GREEDY)
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], policy="full", piece_tokens=16)
+    with context.attached(model) as cache:
+        assert torch.equal(model.generate(IDS, past_key_values=cache, **GREEDY), expected)
+
+
 @pytest.mark.parametrize("window", [2, 5])
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
 def test_windows_of_a_few_tokens_are_windows(family: str, window: int) -> None:

@@ -18,6 +18,7 @@ from longctx.backend.anatomy import LATENT, SHARED, keeps_latents, sharing
 from longctx.backend.attention import TAP, installed
 from longctx.backend.forks import Context, Held
 from longctx.backend.queries import Queries, said
+from longctx.backend.rope import frequencies
 from longctx.backend.slack import QUERIES, slack
 from longctx.backend.target import RowTarget
 from longctx.errors import ModelError
@@ -74,6 +75,7 @@ def read(
     The last ``window`` queries of every layer are kept too, and never fewer than estimates are measured on.
     """
     queries = Queries(max(window, QUERIES), model.dtype)
+    piece = frequencies(model.config).piece(len(ids), piece)  # as one text, where rotation follows its length
     if set(kinds(model, True)) - {*_SEEN}:
         return _read_by_stock(model, ids, piece, queries, progress), queries
     target = RowTarget(model, len(ids), {TAP: queries})
