@@ -25,19 +25,16 @@ def doctor(settings: Settings, screen: Screen) -> None:
         screen.result(found.as_dict())
         return
     layers = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in found.layers.items())
-    inside = ""
+    taken = f"{found.kv_bytes_per_token:,} bytes a token"
     if found.sliding_window:
-        inside = f", {found.sliding_bytes_per_token:,} of them for the last {found.sliding_window:,} only"
+        taken += f", {found.sliding_bytes_per_token:,} of them for the last {found.sliding_window:,} only"
     screen.table(
         [
             ("model", f"{found.name} ({found.architecture})"),
             ("weights", f"{found.parameters:,} parameters, {size(found.weight_bytes)} as {found.dtype}"),
             ("arithmetic", f"segments are read in {found.reading_dtype}"),
             ("layers", f"{layers}; {found.heads} heads, {found.kv_heads} for keys and values, {found.head_dim} wide"),
-            (
-                "window",
-                f"{found.window:,} tokens; keys and values take {found.kv_bytes_per_token:,} bytes a token{inside}",
-            ),
+            ("window", f"{found.window:,} tokens; keys and values take {taken}"),
             ("cache", "; ".join(f"{_ranges(numbers)} {words}" for words, numbers in found.cache_layers.items())),
             ("template", f"{found.template}, {found.frame_tokens} tokens around text and question"),
             ("device", f"{found.device}, {found.threads} threads"),

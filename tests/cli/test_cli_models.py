@@ -183,6 +183,7 @@ def test_a_plan_counts_windows_where_layers_keep_no_more(tmp_path: Path) -> None
     short, full = (planned(slides, "--tokens", n, "--selector", "all", code=c) for n, c in (("1k", 0), ("100k", 3)))
     assert short["kv_bytes"]["full"] == 1_000 * 1024
     assert 0 < full["kv_bytes"]["full"] - 100_000 * 512 < 4_000 * 512
+    assert "1,024 bytes a token, 512 of them for the last 8 only" in call("doctor", str(slides)).stdout
     assert full["prompt_bytes"] < 100_000 * 600 < planned(slides, "--tokens", "100k")["stored"]["segment_exact_bytes"]
 
 
