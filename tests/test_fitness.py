@@ -126,6 +126,18 @@ def test_what_a_hook_does_is_no_fact_about_a_model(monkeypatch: pytest.MonkeyPat
             model.get_input_embeddings().weight.mul_(1.0)  # what was found just now holds no more
 
 
+def test_a_model_is_tried_once_and_not_for_every_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    reads = fitness._reads
+    monkeypatch.setattr(fitness, "_reads", lambda probe: tried.append(1) or reads(probe))
+    for model in (made(NemotronConfig), made(BertConfig), tiny.model("gpt_neox")):
+        reader = longctx.Reader(model, tiny.tokenizer("system"), encoder=None, calibration=None)
+        for question in ("Which code has street 7?", "Which code has street 9?"):
+            reader.select(DOC, question, budget_tokens=120)
+        assert len(tried) == 1
+        tried.clear()
+
+
 def test_a_tokenizer_that_does_not_go_with_a_model_says_nothing_of_the_next() -> None:
     model, wrong = tiny.model("gpt_neox"), tiny.tokenizer("system")
     wrong.add_tokens([*(f"zz{n}" for n in range(5)), "Where is it?"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import architectures
@@ -21,6 +22,7 @@ from transformers import (
 import longctx
 from longctx.backend.borrowed import size
 from longctx.backend.footprint import bytes_per_token, measured, sliding
+from longctx.backend.report import report
 from longctx.backend.target import RowTarget, StockTarget
 from longctx.types import Answer
 
@@ -83,6 +85,19 @@ def test_a_report_measures_what_configurations_do_not_say(name: str) -> None:
     model = architectures.small(name).to(torch.bfloat16)
     grown = filled(model, 2) - filled(model, 1)
     assert measured(model.to("meta"))[0] == grown
+
+
+@pytest.mark.parametrize(
+    "name", ["Gemma3nText", "Gemma4Text", "MiMoV2Flash", "DeepseekV3", "Jamba", "Falcon", "GptOss"]
+)
+def test_a_report_is_made_of_layers_that_are_not_alike(name: str, tmp_path: Path) -> None:
+    model = architectures.small(name)
+    model.config.save_pretrained(tmp_path)
+    tiny.tokenizer("system").save_pretrained(tmp_path)
+    found = report(str(tmp_path))
+    assert found.kv_bytes_per_token > 0 and found.intermediate > 0 and found.head_dim >= 8
+    assert found.sliding_bytes_per_token <= found.kv_bytes_per_token
+    assert found.abilities["answers with citations"] == ""
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

@@ -28,6 +28,7 @@ from longctx.keys import EVERYTHING, Asked, Choice, Index
 
 _CONTEXT, _BEHIND = 12, 6  # tokens of the trial of a bounded cache
 _SEGMENTS = (14, 8, 11, 5, 12)  # tokens of those that are read: of several lengths, as they stand in one batch
+_QUESTION = "Where is it?"
 # what layers raise that are not made for other caches, masks or positions than their own
 _RAISED = (AttributeError, IndexError, KeyError, ModelError, RuntimeError, TypeError, ValueError)
 
@@ -63,7 +64,7 @@ def readable(probe: Probe) -> Probe:
     try:
         Lean(model)
     except Unlike:
-        frame = tuple(map(tuple, (probe.frame.before, probe.frame.middle, probe.frame.after)))
+        frame = (tuple(probe.prefix), probe.inquiry(_QUESTION, next_token=True).ids)  # all that is read beside the ids
         if why := _known(_READ, model, lambda: _reads(probe), *frame):
             raise ModelError(f"{type(model).__name__} cannot read a text by segments: {why}.") from None
         if probe.summarises:
@@ -74,7 +75,8 @@ def readable(probe: Probe) -> Probe:
 def _known(memo: _Memo, model: PreTrainedModel, attempt: Callable[[], str], *more: object) -> str:
     """Why not, by ``attempt`` or by what an earlier one found for this stamp and ``more``; empty where nothing is.
 
-    What was raised is not kept, nor what was found while hooks were set: neither is a fact about the model alone.
+    What was found while hooks were set is not kept, nor a RuntimeError, which may be the machine's: neither need be a
+    fact about the model.
     """
     with turn():  # threads wait for the first of them
         modules = modules_of(model)
@@ -87,7 +89,9 @@ def _known(memo: _Memo, model: PreTrainedModel, attempt: Callable[[], str], *mor
         except torch.OutOfMemoryError:  # says nothing of the model
             raise
         except _RAISED as error:
-            return f"{type(error).__name__}: {error}".removeprefix("ModelError: ").rstrip(".")
+            why = f"{type(error).__name__}: {error}".removeprefix("ModelError: ").rstrip(".")
+            if isinstance(error, RuntimeError):
+                return why
         if not hooked(modules):
             memo[model] = now, why
         return why
@@ -145,7 +149,7 @@ def _summed_up(probe: Probe) -> str:
     ids = some_ids(probe.model, _SEGMENTS[0])
     ((_, stored),) = probe.read([ids])
     summary = probe.overview([probe.summarise(stored, (len(ids),), probe.pairs())])
-    probe.glance(summary, probe.inquiry("Where is it?", heads=None), len(ids))
+    probe.glance(summary, probe.inquiry(_QUESTION, heads=None), len(ids))
     return ""
 
 
@@ -159,7 +163,7 @@ def _reads(probe: Probe) -> str:
 
 def _reads_of(probe: Probe, ids: list[int]) -> str:
     segments = [ids[sum(_SEGMENTS[:at]) :][:count] for at, count in enumerate(_SEGMENTS)]
-    inquiry = probe.inquiry("Where is it?", heads=None, likelihood=bool(probe.frame.middle), next_token=True)
+    inquiry = probe.inquiry(_QUESTION, heads=None, likelihood=bool(probe.frame.middle), next_token=True)
     stored = dict(probe.read(segments))
     readings = dict(probe.ask([stored[at] for at in range(len(segments))], inquiry))
     texts = [[*probe.prefix, *segment, *inquiry.ids] for segment in segments]

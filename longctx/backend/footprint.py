@@ -50,12 +50,20 @@ def _filled(model: PreTrainedModel, tokens: int) -> int:
 
 
 def head_dim(config: Any) -> int:
-    """The numbers of one key of one head by ``config``."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // int(config.num_attention_heads))
+    """The numbers of one key of one head by ``config``, of the layer that has the most."""
+    return max(map(_head_dim, config.per_layer_config))
 
 
 def kv_heads(config: Any) -> int:
-    """How many heads have keys and values in a cache by ``config``."""
+    """How many heads have keys and values in a cache by ``config``, in the layer that has the most."""
+    return max(map(_kv_heads, config.per_layer_config))
+
+
+def _head_dim(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // int(config.num_attention_heads))
+
+
+def _kv_heads(config: Any) -> int:
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1  # newer Falcons cache what they have repeated for all heads
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
@@ -73,4 +81,4 @@ def _widths(model: PreTrainedModel) -> list[int]:
 def _width(config: Any, kind: str) -> int:
     if keeps_latents(config):
         return int(config.kv_lora_rank) + int(config.qk_rope_head_dim)
-    return 2 * kv_heads(config) * head_dim(config)
+    return 2 * _kv_heads(config) * _head_dim(config)

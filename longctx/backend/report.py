@@ -89,6 +89,7 @@ def report(
     text = model.config.get_text_config(decoder=True)
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
     layers = Counter(getattr(text, "layer_types", None) or ["full_attention"] * int(text.num_hidden_layers))
+    widths = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     per_token, slides, window = measured(model)
     template, frame_tokens, why_not_asked = _template(tokenizer)
     why_not_lean = why_not_asked or _why_not(lambda: _lean(model))
@@ -109,7 +110,7 @@ def report(
         kv_heads=kv_heads(text) if heads else 0,
         head_dim=head_dim(text) if heads else 0,
         hidden=int(text.hidden_size),
-        intermediate=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+        intermediate=max(map(int, widths)) if isinstance(widths, list | tuple) else int(widths),
         vocabulary=int(text.vocab_size),
         window=loading.window(model, tokenizer),
         kv_bytes_per_token=per_token,
