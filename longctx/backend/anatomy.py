@@ -19,6 +19,9 @@ _HEAD_NORMS = {"q_norm", "k_norm"}
 _MLP = {"gate_proj", "up_proj", "down_proj"}
 
 
+# what layers raise that are not made for other caches, masks or positions than their own
+UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
 LATENT = "latent_attention"  # what layers are called here that keep latents (DeepSeek-AI 2024, arXiv 2405.04434)
 
 

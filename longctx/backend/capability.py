@@ -17,7 +17,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from longctx.backend.alone import alone
-from longctx.backend.anatomy import READ, sharing
+from longctx.backend.anatomy import READ, UNFIT, sharing
 from longctx.backend.borrowed import untouched
 from longctx.backend.rope import frequencies
 from longctx.backend.stamps import modules_of, stamp
@@ -29,7 +29,6 @@ from longctx.protocols import Target
 _PREFIX = 6
 _PARENTS = (-1, 0, 1, 1, 0, 4, 2, -1, 7, 7, 8, 5)  # a tree of twelve rows behind the prefix, its first row the anchor
 _KEPT = (0, 4, 5)  # a path through it that is not its first rows
-STARTS = (0, 60, 120)  # of the ids of up to three attempts
 WIDE, HALF = 1e-3, 0.1  # how far logits may be apart, as a share of their size, in float32 and in half precision
 
 
@@ -107,7 +106,7 @@ def _no_pass(model: PreTrainedModel) -> str:
         stock.score(some_ids(model, 1, start=_PREFIX), [-1], 1)
     except torch.OutOfMemoryError:  # says nothing of the model
         raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except UNFIT as error:
         return f"its cache does not take one more token ({type(error).__name__}: {error})"
     return ""
 
@@ -122,7 +121,7 @@ def _no_chain(model: PreTrainedModel) -> str:
         agrees = _agrees(model, lambda: StockTarget(model, "chain"), range(-1, len(_PARENTS) - 1), range(4))
     except torch.OutOfMemoryError:  # says nothing of the model
         raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except UNFIT as error:
         return f"its cache does not take the rows of a chain ({type(error).__name__}: {error})"
     return "" if agrees else "after tokens were taken back it goes on otherwise"
 
@@ -136,7 +135,7 @@ def _no_tree(model: PreTrainedModel) -> str:
         return "its attention does not go through the attention interface"
     except torch.OutOfMemoryError:  # says nothing of the model
         raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except UNFIT as error:
         return f"its layers do not take the rows of a tree ({type(error).__name__}: {error})"
     return "" if agrees else "it says other things of a tree of tokens than of its paths"
 
@@ -164,9 +163,10 @@ def _not_together(model: PreTrainedModel) -> str:
 def _agrees(model: PreTrainedModel, make: Callable[[], Target], parents: Sequence[int], kept: Sequence[int]) -> bool:
     """Whether every row says what the stock model says of its path, and so does what follows the kept rows.
 
-    Of some ids: rounding that sends a token to other experts may spoil an attempt, a wrong road spoils them all.
+    In half precision of some ids: rounding that sends a token to other experts may spoil an attempt, a wrong road does
+    spoil them all.
     """
-    return any(_agrees_on(model, make(), parents, kept, start) for start in STARTS)
+    return any(_agrees_on(model, make(), parents, kept, start) for start in starts(model))
 
 
 def _agrees_on(model: PreTrainedModel, target: Target, parents: Sequence[int], kept: Sequence[int], start: int) -> bool:
@@ -182,6 +182,11 @@ def _agrees_on(model: PreTrainedModel, target: Target, parents: Sequence[int], k
     texts.append([*prefix, *(rows[i] for i in kept), after])
     expected = said_by_stock(model, texts)
     return agree(seen, expected[:-1]) and agree(behind, expected[-1:])
+
+
+def starts(model: PreTrainedModel) -> tuple[int, ...]:
+    """Where the ids of each attempt at a comparison begin: one attempt where rounding changes nothing, else three."""
+    return (0,) if model.dtype.itemsize > 2 else (0, 60, 120)
 
 
 def agree(found: Tensor, expected: Tensor) -> bool:

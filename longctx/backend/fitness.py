@@ -14,14 +14,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from longctx.backend.alone import alone, turn
-from longctx.backend.anatomy import Unlike
+from longctx.backend.anatomy import UNFIT, Unlike
 from longctx.backend.attaching import attached
 from longctx.backend.bounded import BoundedCache
-from longctx.backend.capability import HALF, STARTS, WIDE, apart, said_by_stock, some_ids
+from longctx.backend.capability import HALF, agree, apart, said_by_stock, some_ids, starts
 from longctx.backend.compressing import kinds, read
 from longctx.backend.forks import Context, Held
 from longctx.backend.lean import Lean
-from longctx.backend.probe import Probe
+from longctx.backend.probe import Probe, all_seen
 from longctx.backend.stamps import hooked, modules_of, stamp
 from longctx.errors import ModelError
 from longctx.keys import EVERYTHING, Asked, Choice, Index
@@ -29,8 +29,6 @@ from longctx.keys import EVERYTHING, Asked, Choice, Index
 _CONTEXT, _BEHIND = 12, 6  # tokens of the trial of a bounded cache
 _SEGMENTS = (14, 8, 11, 5, 12)  # tokens of those that are read: of several lengths, as they stand in one batch
 _QUESTION = "Where is it?"
-# what layers raise that are not made for other caches, masks or positions than their own
-_RAISED = (AttributeError, IndexError, KeyError, ModelError, RuntimeError, TypeError, ValueError)
 
 # memos, not state: a model of the same stamp gives the same answers, which cost a few short passes to find
 _Memo = WeakKeyDictionary[PreTrainedModel, tuple[tuple[object, ...], str]]
@@ -88,7 +86,7 @@ def _known(memo: _Memo, model: PreTrainedModel, attempt: Callable[[], str], *mor
             why = attempt()
         except torch.OutOfMemoryError:  # says nothing of the model
             raise
-        except _RAISED as error:
+        except (ModelError, *UNFIT) as error:
             why = f"{type(error).__name__}: {error}".removeprefix("ModelError: ").rstrip(".")
             if isinstance(error, RuntimeError):
                 return why
@@ -98,16 +96,18 @@ def _known(memo: _Memo, model: PreTrainedModel, attempt: Callable[[], str], *mor
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:
-    """Whether most rows of logits [rows, vocab] are what they should be, but for rounding in the format of ``found``.
+    """Whether rows of logits [rows, vocab] are what they should be, but for rounding in the format of ``found``.
 
-    Half of them may be further off: rounding can send a token to other experts, and all that follow see it.
+    In half precision half of them may be further off: a token is sent to other experts, and all that follow see it.
     """
-    return bool(apart(found, expected).median() < (WIDE if found.element_size() > 2 else HALF))
+    if found.element_size() > 2:
+        return agree(found, expected)
+    return bool(apart(found, expected).median() < HALF)
 
 
 def _bounds(model: PreTrainedModel, found: list[str]) -> str:
     """Why a bounded cache that leaves nothing out is not the model's own; empty where it says the same."""
-    for start in STARTS:
+    for start in starts(model):
         if not (why := _bounds_of(model, found, some_ids(model, _CONTEXT + _BEHIND, start))):
             break
     return why
@@ -116,8 +116,7 @@ def _bounds(model: PreTrainedModel, found: list[str]) -> str:
 def _bounds_of(model: PreTrainedModel, found: list[str], ids: list[int]) -> str:
     layers, queries = read(model, ids[:_CONTEXT], 0, _CONTEXT // 2)
     seen = [number for number, kind in enumerate(found[: len(layers)]) if kind == "full_attention"]
-    if lost := sorted({*seen} - {*queries.last}):
-        return f"layers {lost} do not attend through the attention interface"
+    all_seen(seen, queries.last)
     whole = [
         held if held.window is not None or held.kept is not None else Held(held.keys, held.values, _all_of(held))
         for held in layers
@@ -155,7 +154,7 @@ def _summed_up(probe: Probe) -> str:
 
 def _reads(probe: Probe) -> str:
     """Why segments read apart are not what the model reads in one text; empty where it says the same behind them."""
-    for start in STARTS:
+    for start in starts(probe.model):
         if not (why := _reads_of(probe, some_ids(probe.model, sum(_SEGMENTS), start))):
             break
     return why

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin, get_layer_types_and_kwargs
+from transformers.cache_utils import CacheLayerMixin
 
-from longctx.backend.anatomy import keeps_latents
+from longctx.backend.anatomy import UNFIT, keeps_latents
 from longctx.backend.borrowed import size
 
 
@@ -36,7 +36,7 @@ def measured(model: PreTrainedModel) -> tuple[int, int, int]:
     said, (inside, window) = bytes_per_token(model), sliding(model)
     try:
         grown = _filled(model, 2) - _filled(model, 1)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):  # code that needs numbers
+    except UNFIT:  # code that needs numbers
         grown = said
     return grown, inside * grown // max(said, 1), window
 
@@ -73,12 +73,11 @@ def _widths(model: PreTrainedModel) -> list[int]:
     """The numbers that every layer keeps of a token, keys and values together."""
     config = model.config.get_text_config(decoder=True)
     keeps = [isinstance(layer, CacheLayerMixin) for layer in DynamicCache(config=config).layers]
-    kinds, _ = get_layer_types_and_kwargs(config)
-    layers = zip(keeps, kinds, config.per_layer_config, strict=False)  # more kinds may be named than there are layers
-    return [_width(layer, kind) if kept else 0 for kept, kind, layer in layers]
+    layers = zip(keeps, config.per_layer_config, strict=True)
+    return [_width(layer) if kept else 0 for kept, layer in layers]
 
 
-def _width(config: Any, kind: str) -> int:
+def _width(config: Any) -> int:
     if keeps_latents(config):
         return int(config.kv_lora_rank) + int(config.qk_rope_head_dim)
     return 2 * _kv_heads(config) * _head_dim(config)

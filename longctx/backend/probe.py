@@ -176,7 +176,7 @@ class Probe:
         positions = torch.arange(new)[None, :] + offset + behind
         valid = torch.ones(1, offset + new, dtype=torch.bool)
         self.passes.run(torch.tensor([inquiry.ids]), cache, tap, (), positions, valid)
-        _all_seen(tap.layers, tap.heard)
+        all_seen(tap.layers, tap.heard)
         if any(own.groups != self.heads // self.kv_heads for own in tap.heard.values()):
             raise ModelError("not all layers of the model have as many heads as its configuration says")
         return weighed(summary, heads, tap.heard, by).cpu().numpy()
@@ -219,7 +219,7 @@ class Probe:
             raise ValueError("the question must follow at least one token of the inquiry")
         keep += [new - 1] if inquiry.next_token else []
         logits = self.passes.run(ids, cache, tap, keep, positions, cache.valid(new))
-        _all_seen(wanted, seen)
+        all_seen(wanted, seen)
         targets = torch.tensor(inquiry.ids[start:stop], device=self.model.device)[:, None]
         order = _places(inquiry.heads)
         readings = []
@@ -265,7 +265,7 @@ def _ignore(layer: int, weights: Tensor) -> None:
     """A pass that only stores has no rows to hand out."""
 
 
-def _all_seen(wanted: Collection[int], seen: Collection[int]) -> None:
+def all_seen(wanted: Collection[int], seen: Collection[int]) -> None:
     """Raises ModelError where the attention of some ``wanted`` layers was not seen."""
     if lost := sorted({*wanted} - {*seen}):
         raise ModelError(f"layers {lost} do not attend through the attention interface")

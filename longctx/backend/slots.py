@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
+from longctx.backend.anatomy import sharing
 from longctx.backend.caches import CacheLayer
 from longctx.errors import ModelError
 
@@ -118,13 +119,10 @@ def windows(config: Any) -> tuple[int | None, ...]:
     A layer that looks at the keys of an earlier one has the window of its own kind.
     """
     config = config.get_text_config(decoder=True)
-    named = getattr(config, "layer_types", None) or ()
-    found: list[int | None] = []
-    for number, layer in enumerate(DynamicCache(config=config).layers):
-        shares = not hasattr(layer, "is_sliding") and number < len(named)
-        slides = named[number] == "sliding_attention" if shares else getattr(layer, "is_sliding", False)
-        own = config.sliding_window if shares else getattr(layer, "sliding_window", None)
-        found.append(own if slides else None)
+    layers: list[Any] = DynamicCache(config=config).layers
+    found = [layer.sliding_window if getattr(layer, "is_sliding", False) else None for layer in layers]
+    for number in sharing(config):
+        found[number] = config.sliding_window if config.layer_types[number] == "sliding_attention" else None
     return tuple(found)
 
 
