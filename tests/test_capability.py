@@ -132,6 +132,41 @@ def test_a_model_is_tried_again_when_its_weights_have_changed() -> None:
     assert capability(model).rows == "tree" and alone_because(model) == ""
 
 
+def without_mask(module: Any, args: Any, given: dict[str, Any]) -> Any:
+    """What follows a cache one by one needs no mask; a tree does."""
+    return args, {**given, "attention_mask": None}
+
+
+def test_a_model_is_tried_again_with_the_hooks_it_carries(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("mistral")
+    options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None, "pad_token_id": 1}
+    assert capability(model).rows == "tree" and alone_because(model) == ""
+    hooks = [layer.self_attn.register_forward_pre_hook(without_mask, with_kwargs=True) for layer in model.model.layers]
+    with torch.inference_mode():
+        expected = model.generate(PROMPT, do_sample=False, **options)
+    out = longctx.generate(model, tiny.tokenizer(), PROMPT, drafters=["document"], controller="fixed", **options)
+    assert torch.equal(out.sequences, expected)
+    found = capability(model)
+    assert found.rows != "tree" and alone_because(model) == found.reason and found.reason in out.warnings[0]
+    monkeypatch.setattr(module, "_tried", lambda model: pytest.fail("tried again"))
+    assert capability(model) is found
+    for hook in hooks:
+        hook.remove()
+    assert capability(model).rows == "tree" and alone_because(model) == ""
+    with longctx.kv.compress(model, PROMPT[0].tolist(), policy="full").attached(model):  # hooks of ours
+        assert capability(model).rows == "tree"
+
+
+def test_a_forward_of_its_own_is_a_hook_as_well() -> None:
+    model = tiny.model("llama")
+    assert capability(model).rows == "tree"
+    own = model.model.layers[0].forward
+    model.model.layers[0].forward = lambda x, *args, **given: own(x, *args, **{**given, "attention_mask": None})
+    assert capability(model).rows != "tree"
+    del model.model.layers[0].forward
+    assert capability(model).rows == "tree"
+
+
 def test_a_wrapper_that_hides_what_a_pass_takes_is_refused_with_the_reason() -> None:
     wrapped: Any = torch.compile(tiny.model("llama"), backend="eager")
     with pytest.raises(ModelError, match="OptimizedModule stands around.*give the model itself"):

@@ -126,6 +126,17 @@ def test_what_a_hook_does_is_no_fact_about_a_model(monkeypatch: pytest.MonkeyPat
             model.get_input_embeddings().weight.mul_(1.0)  # what was found just now holds no more
 
 
+def test_a_model_that_always_carries_hooks_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("gpt_neox")
+    hook = model.gpt_neox.layers[1].mlp.register_forward_hook(lambda module, args, out: out)
+    assert fitness.bounded_kinds(model)
+    monkeypatch.setattr(fitness, "_bounds", lambda model, found: pytest.fail("tried again"))
+    assert fitness.bounded_kinds(model)
+    hook.remove()
+    with pytest.raises(pytest.fail.Exception):
+        fitness.bounded_kinds(model)
+
+
 def test_a_model_is_tried_once_and_not_for_every_question(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
     reads = fitness._reads

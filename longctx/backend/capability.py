@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,8 +18,8 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from longctx.backend.alone import alone
 from longctx.backend.anatomy import READ, UNFIT, sharing
 from longctx.backend.borrowed import untouched
+from longctx.backend.memos import Memo
 from longctx.backend.rope import frequencies
-from longctx.backend.stamps import modules_of, stamp
 from longctx.backend.target import RowTarget, StockTarget, score_together
 from longctx.drafts import Kind
 from longctx.errors import ModelError
@@ -40,30 +39,19 @@ class Capability:
     reason: str = ""
 
 
-# memos, not state: a model of the same stamp gives the same answers, which cost a few short passes to find
-_FOUND: WeakKeyDictionary[PreTrainedModel, tuple[int, Capability]] = WeakKeyDictionary()
-_ALONE: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
+_FOUND: Memo[Capability] = Memo()
+_ALONE: Memo[str] = Memo()
 
 
 def capability(model: PreTrainedModel) -> Capability:
-    """What ``model`` can verify in one pass; found once for the weights of every model object."""
-    now = stamp(modules_of(model))
-    of, found = _FOUND.get(model, (None, Capability("off")))
-    if of != now:
-        found = _tried(model)
-        _FOUND[model] = now, found
-    return found
+    """What ``model`` can verify in one pass; found once for the weights and hooks of every model object."""
+    return _FOUND.of(model, lambda: _tried(model))
 
 
 def alone_because(model: PreTrainedModel) -> str:
     """Why one pass of ``model`` cannot verify the rows of several requests; empty where it can. Found once as well."""
-    now = stamp(modules_of(model))
-    of, because = _ALONE.get(model, (None, ""))
-    if of != now:
-        found = capability(model)
-        because = found.reason if found.rows != "tree" else _not_together(model)
-        _ALONE[model] = now, because
-    return because
+    found = capability(model)
+    return _ALONE.of(model, lambda: found.reason if found.rows != "tree" else _not_together(model))
 
 
 def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tuple[Target, str]:

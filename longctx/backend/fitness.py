@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from longctx.backend.alone import alone, turn
+from longctx.backend.alone import alone
 from longctx.backend.anatomy import UNFIT, Unlike
 from longctx.backend.attaching import attached
 from longctx.backend.bounded import BoundedCache
@@ -21,8 +20,8 @@ from longctx.backend.capability import HALF, agree, apart, said_by_stock, some_i
 from longctx.backend.compressing import kinds, read
 from longctx.backend.forks import Context, Held
 from longctx.backend.lean import Lean
+from longctx.backend.memos import Memo
 from longctx.backend.probe import Probe, all_seen
-from longctx.backend.stamps import hooked, modules_of, stamp
 from longctx.errors import ModelError
 from longctx.keys import EVERYTHING, Asked, Choice, Index
 
@@ -30,11 +29,9 @@ _CONTEXT, _BEHIND = 12, 6  # tokens of the trial of a bounded cache
 _SEGMENTS = (14, 8, 11, 5, 12)  # tokens of those that are read: of several lengths, as they stand in one batch
 _QUESTION = "Where is it?"
 
-# memos, not state: a model of the same stamp gives the same answers, which cost a few short passes to find
-_Memo = WeakKeyDictionary[PreTrainedModel, tuple[tuple[object, ...], str]]
-_BOUNDED: _Memo = WeakKeyDictionary()
-_READ: _Memo = WeakKeyDictionary()
-_SUMMARISED: _Memo = WeakKeyDictionary()
+_BOUNDED: Memo[str] = Memo()
+_READ: Memo[str] = Memo()
+_SUMMARISED: Memo[str] = Memo()
 
 
 def bounded_kinds(model: PreTrainedModel, partial: bool = False) -> list[str]:
@@ -70,29 +67,23 @@ def readable(probe: Probe) -> Probe:
     return probe
 
 
-def _known(memo: _Memo, model: PreTrainedModel, attempt: Callable[[], str], *more: object) -> str:
-    """Why not, by ``attempt`` or by what an earlier one found for this stamp and ``more``; empty where nothing is.
+def _known(memo: Memo[str], model: PreTrainedModel, attempt: Callable[[], str], *more: object) -> str:
+    """Why not, by ``attempt`` or by what an earlier one found for this model and ``more``; empty where nothing is."""
+    try:
+        return memo.of(model, lambda: _found(attempt), *more)
+    except torch.OutOfMemoryError:  # says nothing of the model
+        raise
+    except RuntimeError as error:  # may be the machine's, so it is not kept
+        return f"{type(error).__name__}: {error}".rstrip(".")
 
-    What was found while hooks were set is not kept, nor a RuntimeError, which may be the machine's: neither need be a
-    fact about the model.
-    """
-    with turn():  # threads wait for the first of them
-        modules = modules_of(model)
-        now = (stamp(modules), *more)
-        of, why = memo.get(model, ((), ""))
-        if of == now:
-            return why
-        try:
-            why = attempt()
-        except torch.OutOfMemoryError:  # says nothing of the model
-            raise
-        except (ModelError, *UNFIT) as error:
-            why = f"{type(error).__name__}: {error}".removeprefix("ModelError: ").rstrip(".")
-            if isinstance(error, RuntimeError):
-                return why
-        if not hooked(modules):
-            memo[model] = now, why
-        return why
+
+def _found(attempt: Callable[[], str]) -> str:
+    try:
+        return attempt()
+    except RuntimeError:
+        raise
+    except (ModelError, *UNFIT) as error:
+        return f"{type(error).__name__}: {error}".removeprefix("ModelError: ").rstrip(".")
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:

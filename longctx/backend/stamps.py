@@ -30,6 +30,29 @@ def hooked(modules: Iterable[nn.Module]) -> str:
     return ""
 
 
+def hooks_of(modules: Iterable[nn.Module]) -> tuple[object, ...]:
+    """Equal as long as ``modules`` carry the same hooks and forwards of their own; this library's own do not count.
+
+    Those change nothing but passes over its own caches. A hook that comes to do something else is not noticed.
+    """
+    tables = [(nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)]
+    found: list[object] = []
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks:
+            tables.append((module._forward_hooks, module._forward_pre_hooks))
+        if "forward" in vars(module):
+            found.append(id(vars(module)["forward"]))
+    # numbers of hooks are never given twice, addresses are
+    found += [
+        number
+        for table in tables
+        for hooks in table
+        for number, hook in hooks.items()
+        if not str(getattr(hook, "__module__", "")).startswith("longctx.backend.")
+    ]
+    return tuple(found)
+
+
 def stamp(modules: Iterable[nn.Module]) -> int:
     """Another number once a parameter of ``modules`` was replaced, written or moved, or one of them computes otherwise.
 
