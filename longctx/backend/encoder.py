@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _FORMAT = 1  # of what fingerprint covers and of how windows are joined
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}  # padded tokens of one forward
+_BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}  # padded tokens of one forward: what a CPU computes on stays in its caches
 _TOKENIZE_TEXTS = 1024
 _PROBE = "A short text, and enough of it for attention to matter."
 
@@ -94,7 +94,7 @@ class Encoder:
         # a stable order by length: rows of one batch need little padding
         order = sorted(range(len(windows)), key=lambda at: -len(windows[at]))
         for rows in _batches(
-            [len(windows[at]) for at in order], _BATCH_TOKENS.get(torch.device(self.device).type, 4096)
+            [len(windows[at]) for at in order], _BATCH_TOKENS.get(torch.device(self.device).type, 1024)
         ):
             batch = [order[row] for row in rows]
             vectors = self._forward([windows[at] for at in batch])
