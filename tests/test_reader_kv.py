@@ -146,3 +146,18 @@ def test_drafters_asked_for_by_name_are_told_that_a_bounded_cache_verifies_none(
     drafted = asked.ask(DOC, QUESTION, drafters=["ngram"], **options)
     assert not plain.warnings and drafted.text == plain.text
     assert any("without drafts" in warning for warning in drafted.warnings)
+
+
+@pytest.mark.parametrize("at, crosses", [(0, True), (-200, False), (400, False)], ids=["between", "below", "beyond"])
+def test_a_context_that_was_rotated_as_a_shorter_text_is_no_exact_answer(at: int, crosses: bool) -> None:
+    """longrope has other frequencies beyond a length: one between the context's end and the answer's changes them."""
+    plain = reader().ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv="full")
+    context = next(step.facts for step in plain.trace if step.name == "decode")["kv"]["context_tokens"]
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 8, "factor": 4.0}
+    rope |= {"long_factor": [float(2 + i) for i in range(8)], "original_max_position_embeddings": context + at}
+    model = tiny.model("phi3", rope_parameters=rope, original_max_position_embeddings=context + at)
+    asked = Reader(model, tiny.tokenizer("system"), encoder=None, calibration=None)
+    answer = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv="full")
+    said = [warning for warning in answer.warnings if "rotates long texts otherwise" in warning]
+    assert answer.guarantee == ("approximate" if crosses else "exact") and bool(said) == crosses
+    assert not crosses or f"a text of {context} tokens" in said[0]
