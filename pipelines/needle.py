@@ -101,6 +101,8 @@ def _run(
     progress: Progress | None,
 ) -> None:
     done, failed = 0, dict.fromkeys((system.name for system in systems), 0)
+    silent: dict[str, EndpointError] = {}  # what servers said that have answered nothing so far
+    answered: set[str] = set()
     for at, make in made:
         text: Text | None = None
         document: longctx.Document | None = None
@@ -115,10 +117,17 @@ def _run(
                 row, failure = _row(text, place, document, system)
                 rows.add({**key, **row, **facts, "made_with": {**common, **system.settings}})
                 failed[system.name] = 0 if failure is None or failure.refused else failed[system.name] + 1
+                if failure is None:
+                    answered.add(system.name)
+                elif not failure.refused:
+                    silent[system.name] = failure
                 if failure is not None and (failure.closed or failed[system.name] >= _FAILURES):
                     raise failure
                 if progress is not None:
                     progress("questions", done, every)
+    for name, failure in silent.items():
+        if name not in answered:
+            raise failure
 
 
 def _row(text: Text, place: int, document: longctx.Document, system: System) -> tuple[Row, EndpointError | None]:

@@ -135,12 +135,12 @@ class _Maker:
     def _made(self) -> tuple[Drawn, int, list[Case], Planted]:
         """Facts that leave every question one answer in their text, how many draws that took, the cases, the text."""
         wanted = beside(self.task, self.spec, self.grid)
-        haystack = said = ""
+        haystack = said = ""  # as answers are scored: whatever the case and the white space
         for draws in range(1, _DRAWS + 1):
             drawn = drawn_facts(self.task, self.spec, self.seed, draws, self.grid.shares, wanted)
             if drawn.filler is None:
-                haystack = haystack or "".join(self.haystack.take(self.length)[0])
-                found = [key for case in drawn.cases for key in case.keys if key in haystack]
+                haystack = haystack or _plainly("".join(self.haystack.take(self.length)[0]))
+                found = [key for case in drawn.cases for key in case.keys if _plainly(key) in haystack]
                 if found:
                     said = (
                         f"some key always stood in the haystack already, at last {found[0]!r}. Use another --haystack "
@@ -163,6 +163,10 @@ class _Maker:
         needles = [needle for own in (*(case.needles for case in cases), *more) for needle in own]
         take = Haystack(sentences(drawn.filler()), self.count).take if drawn.filler else self.haystack.take
         return plant(take, needles, self.length, self.count)
+
+
+def _plainly(text: str) -> str:
+    return " ".join(text.casefold().split())
 
 
 def drawn_facts(task: Task, spec: str, seed: int, draws: int, shares: Sequence[float], distractors: int) -> Drawn:

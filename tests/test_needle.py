@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -352,14 +353,16 @@ def test_a_distractor_of_several_sentences_is_planted_whole(reader: Reader, tmp_
     assert len(re.findall(r"gets the value \d", said)) == 3 and len(re.findall("of variable", said)) == 6
 
 
+@pytest.mark.parametrize("written", [str, str.upper, lambda name: name.replace(" ", "\n  ")])
 def test_facts_whose_keys_stand_in_the_haystack_are_drawn_anew_and_the_row_says_so(
-    reader: Reader, tmp_path: Path
+    reader: Reader, tmp_path: Path, written: Callable[[str], str]
 ) -> None:
+    """However they are written there: what is said is scored whatever the case and the white space."""
     (first, *_) = made(reader, tmp_path / "a", grid(), [Oracle()])
     hay = tmp_path / "hay.txt"
     name = re.search("number of (.*)[?]", first["question"])
     assert name is not None
-    hay.write_text(f"Once there was {name[1]}. " + " ".join(f"In week {i} it rained." for i in range(400)))
+    hay.write_text(f"Once there was {written(name[1])}. " + " ".join(f"In week {i} it rained." for i in range(400)))
     (row, *_) = made(reader, tmp_path / "b", grid(), [Oracle()], [hay])
     assert (first["recipe"]["draws"], row["recipe"]["draws"]) == (1, 2)
     assert name[1] not in row["question"]

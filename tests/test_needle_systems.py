@@ -102,6 +102,23 @@ def test_a_server_that_answers_nobody_ends_the_run_at_once(reader: Reader, tmp_p
     assert [row["said"] for row in made(reader, tmp_path, grid(depths=5), [Oracle()])] == [1.0] * 5
 
 
+def test_a_short_run_without_any_answer_is_no_success(reader: Reader, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def sometimes(text: str, question: str) -> str:
+        asked.append(1)
+        if len(asked) < 4:
+            raise EndpointError("no answer", 3)
+        return text
+
+    with pytest.raises(EndpointError):
+        made(reader, tmp_path, grid(depths=2), [Oracle(), Oracle(name="server", says=sometimes)])
+    rows = read(tmp_path / needle.ROWS)
+    assert [(row["system"], row["said"]) for row in rows] == [("oracle", 1.0), ("server", None)] * 2
+    rows = made(reader, tmp_path, grid(depths=2), [Oracle(), Oracle(name="server", says=sometimes)])
+    assert [row["said"] for row in rows if row["system"] == "server"] == [None, 1.0]  # one answer is enough
+
+
 def test_prompts_that_a_server_refuses_do_not_end_the_run_and_are_asked_again_later(
     reader: Reader, tmp_path: Path
 ) -> None:
