@@ -162,7 +162,9 @@ def tables(rows: Sequence[Row], heading: str = "##") -> list[str]:
     programs = {_versions(row): None for row in rows if "program" in row}
     parts += ["Made with", "", *(f"- {each}" for each in programs)]
     machines = dict.fromkeys(f"{row['machine']}, {row['date']}" for row in rows)
-    return [*parts, "", f"Machine and date: {'; '.join(machines)}.", ""]
+    loads = [row["load_average"] for row in rows if "load_average" in row]
+    load = f" The load average of the machine was {min(loads)} to {max(loads)}: see each row." if loads else ""
+    return [*parts, "", f"Machine and date: {'; '.join(machines)}.{load}", ""]
 
 
 def _versions(row: Row) -> str:

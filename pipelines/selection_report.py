@@ -67,17 +67,21 @@ def write_figures(results: Path, readme: Path) -> Path:
         "| model | questions | first tokens | BM25 | best without a model | `auto` |",
         "|---|---|--:|--:|--:|--:|",
     ]
+    counted: list[Row] = []
     for rows in rows_by_model(results):
         for name in ("loogle", "qmsum"):
             cells = {s: list(_shares(rows, s, name, 1024).values()) for s in ("head", "bm25", *_WITHOUT_MODEL, "auto")}
             if not all(cells.values()):
                 continue
+            counted += [row for row in rows if (row["set"], row["budget"]) == (name, 1024) and row["selector"] in cells]
             means = {selector: 100 * float(np.mean(values)) for selector, values in cells.items()}
             best = max(_WITHOUT_MODEL, key=lambda selector: means[selector])
             lines.append(
                 f"| {rows[0]['model']} | {_TITLES[name]} ({len(cells['auto'])}) | {means['head']:.1f} | "
                 f"{means['bm25']:.1f} | {means[best]:.1f} ({NAMES.get(best, best)}) | **{means['auto']:.1f}** |"
             )
+    if counted:
+        lines += ["", f"Made on {where_and_when(counted)}."]
     head, mark, rest = readme.read_text(encoding="utf-8").partition(_MARK)
     if not mark:
         raise ValueError(f"{readme} has no line {_MARK}")
