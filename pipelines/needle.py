@@ -73,8 +73,9 @@ def run(
 
     Afterwards the grid's rows stand in its order, whenever each was made, and other rows before them.
 
-    Raises EndpointError when a server answers nobody, and after _FAILURES of its rows in succession without an answer
-    that it did not refuse for their own sake. A later run makes every row again to which a server gave no answer.
+    Raises EndpointError when a server answers nobody, at the end of a run in which it answered none of the rows that
+    were made, and after _FAILURES of its rows in succession without an answer that it did not refuse for their own
+    sake. A later run makes every row again to which a server gave no answer.
     """
     made = list(texts(grid, haystack, count))
     keys = [rows.key(key) for place, _ in made for system in systems for key in _keys(place, system)]
@@ -101,8 +102,7 @@ def _run(
     progress: Progress | None,
 ) -> None:
     done, failed = 0, dict.fromkeys((system.name for system in systems), 0)
-    silent: dict[str, EndpointError] = {}  # what servers said that have answered nothing so far
-    answered: set[str] = set()
+    silent: dict[str, EndpointError | None] = {}  # how the first row of a server failed; None once it answered one
     for at, make in made:
         text: Text | None = None
         document: longctx.Document | None = None
@@ -118,16 +118,15 @@ def _run(
                 rows.add({**key, **row, **facts, "made_with": {**common, **system.settings}})
                 failed[system.name] = 0 if failure is None or failure.refused else failed[system.name] + 1
                 if failure is None:
-                    answered.add(system.name)
+                    silent[system.name] = None
                 elif not failure.refused:
-                    silent[system.name] = failure
+                    silent.setdefault(system.name, failure)
                 if failure is not None and (failure.closed or failed[system.name] >= _FAILURES):
                     raise failure
                 if progress is not None:
                     progress("questions", done, every)
-    for name, failure in silent.items():
-        if name not in answered:
-            raise failure
+    for unanswered in filter(None, silent.values()):
+        raise unanswered
 
 
 def _row(text: Text, place: int, document: longctx.Document, system: System) -> tuple[Row, EndpointError | None]:

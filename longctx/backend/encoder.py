@@ -94,7 +94,7 @@ class Encoder:
         # a stable order by length: rows of one batch need little padding
         order = sorted(range(len(windows)), key=lambda at: -len(windows[at]))
         for rows in _batches(
-            [len(windows[at]) for at in order], _BATCH_TOKENS.get(torch.device(self.device).type, 1024)
+            [len(windows[at]) for at in order], _BATCH_TOKENS.get(torch.device(self.device).type, 4096)
         ):
             batch = [order[row] for row in rows]
             vectors = self._forward([windows[at] for at in batch])

@@ -1,6 +1,6 @@
 """When what was found about a model holds no more: a number that changes with its weights, formulas and constants.
 
-Owns the number, and the walk through a model that every pass makes. Knows no finding.
+Owns the number, what hooks a model carries, and the walk through it that every pass makes. Knows no finding.
 """
 
 from __future__ import annotations

