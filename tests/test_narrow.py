@@ -26,7 +26,10 @@ def always(way: narrow.Way) -> Callable[..., list[narrow.Way]]:
     return lambda dtype, out, width, threads: [way] * len(narrow._COUNTS)
 
 
-@pytest.mark.parametrize("way", [narrow._usual, narrow._weights_first, narrow._by_fours])
+WAYS = [narrow._usual, narrow._weights_first, narrow._by_fours]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 70), width=st.integers(1, 40), out=st.integers(1, 40), seed=st.integers(0, 99))
 def test_the_product_is_that_of_a_linear_layer(way: narrow.Way, rows: int, width: int, out: int, seed: int) -> None:
@@ -43,6 +46,24 @@ def test_the_product_is_that_of_a_linear_layer(way: narrow.Way, rows: int, width
             torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 300), width=st.integers(1, 40), out=st.integers(1, 40), block=st.integers(1, 400))
+def test_widened_weights_give_each_number_as_near_as_the_format_has_it(
+    dtype: torch.dtype, rows: int, width: int, out: int, block: int
+) -> None:
+    draw = torch.Generator().manual_seed(rows)
+    x, weight = (torch.randn(count, width, generator=draw).to(dtype) for count in (rows, out))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(narrow, "_BLOCK", block)
+        found = narrow._widened(x, weight)
+    assert found.shape == (rows, out) and found.dtype == dtype
+    exact = x.double() @ weight.double().t()
+    step = torch.finfo(dtype).eps
+    # half a step where it is rounded, and what float32 is off by
+    assert bool(((found.double() - exact).abs() <= 0.51 * step * exact.abs() + 1e-5).all())
+
+
 def test_rows_take_the_way_of_the_next_count_that_was_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
@@ -52,7 +73,31 @@ def test_rows_take_the_way_of_the_next_count_that_was_tried(monkeypatch: pytest.
     monkeypatch.setattr(narrow, "_ways", lambda *given: [way(count) for count in narrow._COUNTS])
     for rows in (1, 3, 5, 17, 64, 65):
         narrow.product(torch.ones(rows, 4), torch.ones(8, 4))
-    assert asked == [1, 3, 8, 24, 64], "65 rows are not few"
+    assert asked == [1, 3, 8, 24, 64], "none of these wins at 65 rows because it does at 64"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_widened_weights_win_with_more_rows_where_they_win_with_those_tried(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(narrow, "_ways", always(narrow._widened))
+    weight = torch.ones(4, 4, dtype=dtype)
+    assert [narrow.wins(rows, weight) for rows in (64, 65, narrow.MOST, narrow.MOST + 1)] == [True, True, True, False]
+    monkeypatch.setattr(narrow, "_ways", always(narrow._weights_first))
+    assert [narrow.wins(rows, weight) for rows in (64, 65)] == [True, False]
+
+
+def test_once_widened_weights_win_nothing_else_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def last_from_the_fourth_on(works: Any, margin: float) -> int:
+        tried.append(len(works[0]()))
+        return len(works) - 1 if len(tried) == 4 else 0
+
+    monkeypatch.setattr(narrow, "fastest", last_from_the_fourth_on)
+    ways = narrow._ways.__wrapped__(torch.bfloat16, 16, 64, 1)
+    assert tried == [1, 2, 3, 4]
+    assert ways == [narrow._usual] * 3 + [narrow._widened] * (len(narrow._COUNTS) - 3)
 
 
 def test_weights_are_tried_by_their_shape_and_format_and_large_ones_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,8 +119,8 @@ def test_another_way_is_taken_for_the_counts_that_win_by_it(monkeypatch: pytest.
 def test_nothing_is_tried_for_other_formats_devices_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(narrow, "_ways", lambda *given: pytest.fail("tried"))
     assert not narrow.wins(0, torch.ones(2, 2)) and not narrow.wins(65, torch.ones(2, 2))
-    for dtype in (torch.float64, torch.float16):
-        assert not narrow.wins(1, torch.ones(2, 2, dtype=dtype))
+    assert not narrow.wins(narrow.MOST + 1, torch.ones(2, 2, dtype=torch.bfloat16))
+    assert not narrow.wins(1, torch.ones(2, 2, dtype=torch.float64))
     assert not narrow.wins(1, torch.ones(2, 2, device="meta"))
 
 

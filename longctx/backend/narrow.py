@@ -3,7 +3,8 @@
 Owns the ways to that product and the trial that decides between them. PyTorch's own begins with the rows: in float32 a
 single row goes through one thread on some processors, and from two or four rows on a kernel made for many is taken,
 which on others costs what sixteen rows do. A product that begins with the weights does neither, and may take as long
-for sixteen rows as for two. Knows no layer and no model.
+for sixteen rows as for two. Where a processor has no instructions for a format of 16 bits, each row of its products
+costs as much as four in float32, and from some eight rows on it pays to widen the weights. Knows no layer and no model.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from torch.nn import functional as F
 
 from longctx.backend.trial import fastest
 
-FORMATS = (torch.float32, torch.bfloat16)  # in which there is more than one way, on a CPU
-MOST = 64  # rows that are few
-_COUNTS = (1, 2, 3, 4, 8, 12, 16, 24, 32, 48, MOST)  # rows that are tried; others are as the next of these
+FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # in which there is more than one way, on a CPU
+MOST = 255  # rows that are few
+_COUNTS = (1, 2, 3, 4, 8, 12, 16, 24, 32, 48, 64)  # rows that are tried; others are as the next of these
 _CHUNK, _FEWER = 4, 12  # rows of ``_by_fours`` at a time, and at the most: more read the weights too often
+_BLOCK = 2**20  # numbers of the weights widened at a time: they stay in caches, and are enough for a product
 _FASTER = 1.05  # how many times as fast another way must be: each rounds in its own order
 _WEIGHTS = 2**22  # numbers in a matrix of the trial, at the most: rows of a larger one are left out
 _APART = 2**24  # numbers in all matrices of a trial: too many for a cache, as those of all layers are
@@ -52,9 +54,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _way(rows: int, weight: Tensor) -> Way:
     if not 0 < rows <= MOST or weight.device.type != "cpu" or weight.dtype not in FORMATS:
         return _usual
+    if rows > _COUNTS[-1] and weight.dtype == torch.float32:
+        return _usual
     out, width = weight.shape
     ways = _ways(weight.dtype, min(out, max(1, _WEIGHTS // width)), width, torch.get_num_threads())
-    return ways[bisect_left(_COUNTS, rows)]
+    if rows <= _COUNTS[-1]:
+        return ways[bisect_left(_COUNTS, rows)]
+    return _widened if ways[-1] is _widened else _usual
 
 
 def _usual(x: Tensor, weight: Tensor) -> Tensor:
@@ -72,15 +78,34 @@ def _by_fours(x: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([_weights_first(part, weight) for part in torch.split(even, _CHUNK)])[: len(x)]
 
 
+def _widened(x: Tensor, weight: Tensor) -> Tensor:
+    """Weights first and in float32, a block of them at a time: each number is rounded once, as it is in the format."""
+    out, width = weight.shape
+    wide, made = x.float().t(), torch.empty(out, len(x), dtype=torch.float32)
+    room = torch.empty(min(out, max(1, _BLOCK // width)), width, dtype=torch.float32)
+    for at in range(0, out, len(room)):
+        some = weight[at : at + len(room)]
+        torch.mm(room[: len(some)].copy_(some), wide, out=made[at : at + len(some)])
+    return made.t().to(x.dtype)
+
+
 @functools.cache  # a fact about the processor
 def _ways(dtype: torch.dtype, out: int, width: int, threads: int) -> list[Way]:
     """The fastest way for every count of rows with weights [out, width]: the shape decides as much as the count."""
     some = max(2, min(_MATRICES, _APART // (out * width)))
     weights = itertools.cycle(torch.ones(some, out, width, dtype=dtype, device="cpu").unbind())
-    found = []
+    found: list[Way] = []
     for rows in _COUNTS:
+        if found and found[-1] is _widened:
+            found.append(_widened)  # what widening costs is the same for any number of rows
+            continue
         x = torch.ones(rows, width, dtype=dtype, device="cpu")
-        ways = (_usual, _weights_first, *((_by_fours,) if rows <= _FEWER else ()))
+        ways = (
+            _usual,
+            _weights_first,
+            *((_by_fours,) if rows <= _FEWER else ()),
+            *((_widened,) if rows > 1 and dtype != torch.float32 else ()),
+        )
         found.append(ways[fastest([functools.partial(_with_next, way, x, weights) for way in ways], _FASTER)])
     return found
 
