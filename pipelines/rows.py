@@ -138,11 +138,15 @@ def here_and_now() -> Row:
 
 
 def _processor(about: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """What the processor calls itself, where the system says so: two of one instruction set differ by factors."""
+    """What the processor calls itself, where the system says so: two of one instruction set differ by factors.
+
+    With the number of its model, where it has one: several go by the name "Intel Xeon Processor".
+    """
     lines = about.read_text(encoding="utf-8", errors="replace").splitlines() if about.is_file() else []
-    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
-    plain = [" ".join(re.sub(r"\((?:R|TM)\)| @.*|[^\w. +-]", "", name, flags=re.IGNORECASE).split()) for name in names]
-    return [name for name in plain[:1] if name]
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    name = re.sub(r"\((?:R|TM)\)| @.*|[^\w. +-]", "", said.get("model name", ""), flags=re.IGNORECASE)
+    plain, model = " ".join(name.split()), said.get("model", "")
+    return [f"{plain} model {model}" if model.isdecimal() else plain] if plain else []
 
 
 def where_and_when(rows: Sequence[Mapping[str, Any]]) -> str:
