@@ -71,7 +71,8 @@ class RowCosts:
     def seconds(self, rows: int, context: int = 0) -> float:
         """The expected cost: measured, or on the line between the measured counts below and above.
 
-        Beyond the largest, rows cost what they cost up to there, and at least what rows cost before any was measured.
+        Beyond the largest, each row costs what it is taken to before any was measured: two rows may cost twice a single
+        one where sixteen cost three times as much, and what seems too dear is never tried.
         """
         return _read(self._nearest(context), _bucket(rows))
 
@@ -104,11 +105,8 @@ def _read(curve: Curve, bucket: int) -> float:
     if bucket in curve or len(known) > 1 and known[0] < bucket < known[-1]:
         return float(np.interp(bucket, known, [curve[count] for count in known]))
     first, last = known[0], known[-1]
-    slope = _SLOPE * curve[first]
-    if last > first:
-        slope = max(slope, (curve[last] - curve[first]) / (last - first))
     if bucket > last:
-        return curve[last] + slope * (bucket - last)
+        return curve[last] + _SLOPE * curve[first] * (bucket - last)
     return curve[first] / (1.0 + _SLOPE * (first - bucket))
 
 

@@ -76,6 +76,17 @@ def test_it_comes_near_the_best_fixed_count_whatever_drafters_claim(clock: Clock
     assert rate > (0.8 if clock is STEPS else 0.9) * best
 
 
+def test_a_second_row_that_is_dear_does_not_keep_it_from_many() -> None:
+    """Sixteen rows cost three times one, two nearly twice: drafts that are mostly right are worth it from a few on."""
+    costs = RowCosts()
+    for rows in (1, 2):
+        costs.add(rows, 1.0 if rows == 1 else 1.7)
+    clock: Clock = lambda rows: {1: 1.0, 2: 1.7}.get(rows, 3.0)  # noqa: E731
+    best = max(expected(clock, 0.9, nodes) for nodes in range(41))
+    rate, nodes, _ = run(Goodput().begin(costs), clock, lambda _: 0.9, 300, claimed=0.8)
+    assert rate > 0.9 * best and np.median(nodes) >= 8
+
+
 def test_where_nothing_is_right_it_stops_drafting_and_loses_next_to_nothing() -> None:
     rate, nodes, asked = run(Goodput().begin(), STEEP, lambda _: 0.0, 1200, claimed=0.8)
     assert rate > 0.98 / STEEP(1)
