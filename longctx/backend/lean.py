@@ -68,12 +68,19 @@ class Lean:
 
         Afterwards every shape was tried, so that no later pass has a trial in it.
         """
-        every = [part.weight for part in (*(p for layer in self.layers for p in layer.linear.values()), self.head)]
+        layers = [part.weight for layer in self.layers for part in layer.linear.values()]
         held = Counter[torch.Size]()  # numbers in the weights of each shape
-        for weight in every:
+        for weight in layers:
             held[weight.shape] += weight.numel()
-        least, one = _SHARE * held.total(), {weight.shape: weight for weight in every}
-        return [sum(held[s] for s in held if wins(rows, one[s])) >= least for rows in range(MOST + 1)]
+        one, head = {weight.shape: weight for weight in layers}, self.head.weight
+
+        def share(rows: int) -> float:
+            won = sum(held[shape] for shape in held if wins(rows, one[shape]))
+            if rows >= _MANY:  # pieces of a prompt, of which one row's logits are asked for
+                return won / held.total()
+            return (won + int(head.numel()) * wins(rows, head)) / (held.total() + int(head.numel()))
+
+        return [share(rows) >= _SHARE for rows in range(MOST + 1)]
 
     def run(
         self,
@@ -168,7 +175,7 @@ class _Weights:
 
     def __init__(self, dtype: torch.dtype, few: bool) -> None:
         self.dtype = dtype
-        self._few = few  # a last piece of many rows is not worth a trial
+        self._few = few  # of more rows nothing is tried
         self._room: dict[str, Tensor] = {}
         self._products: dict[str, Tensor] = {}
         self._now: dict[str, tuple[Tensor, Tensor | None]] = {}

@@ -4,7 +4,8 @@ Owns the ways to that product and the trial that decides between them. PyTorch's
 single row goes through one thread on some processors, and from two or four rows on a kernel made for many is taken,
 which on others costs what sixteen rows do. A product that begins with the weights does neither, and may take as long
 for sixteen rows as for two. Where a processor has no instructions for a format of 16 bits, each row of its products
-costs as much as four in float32, and from some eight rows on it pays to widen the weights. Knows no layer and no model.
+costs as much as four in float32, and from some twelve rows on it pays to widen the weights. Knows no layer and no
+model, and makes nothing that gradients could be taken of.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from longctx.backend.trial import fastest
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # in which there is more than one way, on a CPU
-MOST = 255  # rows that are few
+MOST = 256  # rows that are few
 _COUNTS = (1, 2, 3, 4, 8, 12, 16, 24, 32, 48, 64)  # rows that are tried; others are as the next of these
 _CHUNK, _FEWER = 4, 12  # rows of ``_by_fours`` at a time, and at the most: more read the weights too often
 _BLOCK = 2**20  # numbers of the weights widened at a time: they stay in caches, and are enough for a product
@@ -31,13 +32,13 @@ _APART = 2**24  # numbers in all matrices of a trial: too many for a cache, as t
 _MATRICES = 64  # of them, at the most
 
 Way = Callable[[Tensor, Tensor], Tensor]
-"""Rows [rows, in] and weights [out, in] -> their product [rows, out]."""
+"""Rows [rows, in] and weights [out, in] -> their product [rows, out], in their format or a wider one."""
 
 
 def wins(rows: int, weight: Tensor) -> bool:
     """Whether ``product`` takes another way than the usual one for ``rows`` rows and ``weight`` [out, in].
 
-    Found by trying, in a fifth of a second when it is first asked for weights of that shape.
+    Found by trying, in up to a second when it is first asked for weights of that shape.
     """
     return _way(rows, weight) is not _usual
 
@@ -48,7 +49,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if way is _usual:
         return F.linear(x, weight, bias)
     made = way(x, weight)
-    return made if bias is None else made + bias
+    return (made if bias is None else made + bias).to(x.dtype)
 
 
 def _way(rows: int, weight: Tensor) -> Way:
@@ -79,14 +80,14 @@ def _by_fours(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _widened(x: Tensor, weight: Tensor) -> Tensor:
-    """Weights first and in float32, a block of them at a time: each number is rounded once, as it is in the format."""
+    """Weights first, a block of them at a time, in float32: what is added to it can be before it is rounded."""
     out, width = weight.shape
     wide, made = x.float().t(), torch.empty(out, len(x), dtype=torch.float32)
     room = torch.empty(min(out, max(1, _BLOCK // width)), width, dtype=torch.float32)
     for at in range(0, out, len(room)):
         some = weight[at : at + len(room)]
         torch.mm(room[: len(some)].copy_(some), wide, out=made[at : at + len(some)])
-    return made.t().to(x.dtype)
+    return made.t()
 
 
 @functools.cache  # a fact about the processor
@@ -96,8 +97,8 @@ def _ways(dtype: torch.dtype, out: int, width: int, threads: int) -> list[Way]:
     weights = itertools.cycle(torch.ones(some, out, width, dtype=dtype, device="cpu").unbind())
     found: list[Way] = []
     for rows in _COUNTS:
-        if found and found[-1] is _widened:
-            found.append(_widened)  # what widening costs is the same for any number of rows
+        if found[-2:] == [_widened, _widened]:
+            found.append(_widened)  # what it adds to the product is the same for any number of rows
             continue
         x = torch.ones(rows, width, dtype=dtype, device="cpu")
         ways = (

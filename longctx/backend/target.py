@@ -28,7 +28,6 @@ from longctx.backend.slots import SlotCache
 from longctx.drafts import Kind
 from longctx.errors import CacheError, ModelError
 
-_LONG = 256  # rows from which on converting weights to the faster format is paid back
 _NEVER = (False,) * (MOST + 1)  # for every count of few rows
 _SAMPLE = 48  # tokens with which the roads are compared
 
@@ -108,7 +107,7 @@ class RowTarget:
         """
         if rows <= MOST:
             return self._few is None or self._few[rows]
-        return self._few is None or (chain and rows >= _LONG and self._wider)
+        return self._few is None or (chain and self._wider)
 
     def by_lean(
         self,

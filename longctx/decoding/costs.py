@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 _BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # row counts whose cost is kept apart
 _SLOPE = 0.02  # what a row is taken to add to the cost of one, until it was measured
+_FALLS = 1 / 3  # of what the latest row cost, what the next is taken to: costs fall where they do not stay the same
 _NEW, _FIRST = 0.25, 0.5  # weight of a new measurement, and of the first in a request
 _ODD = 3.0  # a pass this many times slower than expected was disturbed, and counts for little
 _REMEMBERED = 0.95  # of what rows were measured to cost beyond the guess, from one request to the next
@@ -71,8 +72,9 @@ class RowCosts:
     def seconds(self, rows: int, context: int = 0) -> float:
         """The expected cost: measured, or on the line between the measured counts below and above.
 
-        Beyond the largest, each row costs what it is taken to before any was measured: two rows may cost twice a single
-        one where sixteen cost three times as much, and what seems too dear is never tried.
+        Beyond the largest, each costs a third of what the last two counts differed by for a row, and at least what rows
+        cost before any was measured. Two rows may cost twice one where sixteen cost three times as much, and a count
+        that seems too dear is never tried; where rows are dear throughout, a third keeps it from climbing on.
         """
         return _read(self._nearest(context), _bucket(rows))
 
@@ -106,7 +108,8 @@ def _read(curve: Curve, bucket: int) -> float:
         return float(np.interp(bucket, known, [curve[count] for count in known]))
     first, last = known[0], known[-1]
     if bucket > last:
-        return curve[last] + _SLOPE * curve[first] * (bucket - last)
+        latest = (curve[last] - curve[known[-2]]) / (last - known[-2]) if last > first else 0.0
+        return curve[last] + max(_SLOPE * curve[first], _FALLS * latest) * (bucket - last)
     return curve[first] / (1.0 + _SLOPE * (first - bucket))
 
 

@@ -72,7 +72,7 @@ def settled(clock: Clock, costs: RowCosts, context: int = 0, rounds: int = 400) 
 def test_it_comes_near_the_best_fixed_count_whatever_drafters_claim(clock: Clock, right: float, claimed: float) -> None:
     best = max(expected(clock, right, nodes) for nodes in range(41))
     rate, _, _ = run(Goodput().begin(), clock, lambda _: right, 600, claimed)
-    # a cost that jumps hides the better count behind it: what lies beyond is never tried
+    # a cost that jumps hides the better count behind it
     assert rate > (0.8 if clock is STEPS else 0.9) * best
 
 
@@ -85,6 +85,21 @@ def test_a_second_row_that_is_dear_does_not_keep_it_from_many() -> None:
     best = max(expected(clock, 0.9, nodes) for nodes in range(41))
     rate, nodes, _ = run(Goodput().begin(costs), clock, lambda _: 0.9, 300, claimed=0.8)
     assert rate > 0.9 * best and np.median(nodes) >= 8
+
+
+@pytest.mark.parametrize("dear", [0.3, 0.6])
+def test_where_every_row_is_dear_next_to_nothing_is_lost_by_trying_more(dear: float) -> None:
+    """Against knowing the costs of all counts from the first round on."""
+    clock: Clock = lambda rows: 1.0 + dear * (rows - 1)  # noqa: E731
+    rates = []
+    for known in (False, True):
+        costs = [RowCosts() for _ in range(8)]
+        for one in costs:
+            for rows in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48) if known else ():
+                one.add(rows, clock(rows))
+        found = [run(Goodput().begin(one), clock, lambda _: 0.9, 60, 0.8, seed)[0] for seed, one in enumerate(costs)]
+        rates.append(np.mean(found))
+    assert rates[0] > 0.95 * rates[1]
 
 
 def test_where_nothing_is_right_it_stops_drafting_and_loses_next_to_nothing() -> None:

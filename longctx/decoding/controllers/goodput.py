@@ -19,7 +19,7 @@ from longctx.drafts import Budget
 
 _LEAST = 8  # nodes asked for at least, so that a change for the better is seen
 _PATIENCE = 8  # rounds in a row in which nothing paid
-_LONGEST = 24  # rounds without drafts, at most: to ask takes a hundredth of a pass, and a passage that is copied ends
+_LONGEST = 24  # rounds without drafts, at most: a passage that is copied ends, and to look one up takes next to nothing
 _TIMED = (1, 16)  # rows whose cost is worth a pass of its own, where one is made
 
 
