@@ -26,10 +26,7 @@ def always(way: narrow.Way) -> Callable[..., list[narrow.Way]]:
     return lambda dtype, out, width, threads: [way] * len(narrow._COUNTS)
 
 
-WAYS = [narrow._usual, narrow._weights_first, narrow._by_fours]
-
-
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", [narrow._usual, narrow._weights_first, narrow._by_fours])
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 70), width=st.integers(1, 40), out=st.integers(1, 40), seed=st.integers(0, 99))
 def test_the_product_is_that_of_a_linear_layer(way: narrow.Way, rows: int, width: int, out: int, seed: int) -> None:
@@ -102,6 +99,17 @@ def test_once_widened_weights_win_twice_nothing_else_is_tried(monkeypatch: pytes
     assert tried == [1, 2, 3, 4, 8], "once may be by chance"
     usual, widened = narrow._usual, narrow._widened
     assert ways == [usual, widened, usual] + [widened] * (len(narrow._COUNTS) - 3)
+
+
+@pytest.mark.parametrize("choice", [0, 1])
+def test_a_bias_brings_a_sum_back_into_half_precision(choice: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrow, "fastest", lambda works, margin: min(choice, len(works) - 1))
+    ways = narrow._ways.__wrapped__(torch.float16, 1, 64, 1)
+    monkeypatch.setattr(narrow, "_ways", lambda *given: ways)
+    weight, bias = torch.full((1, 64), 32.0).half(), torch.tensor([-60000.0]).half()
+    for rows in narrow._COUNTS:  # 67,584 is beyond what the format holds
+        found = narrow.product(torch.full((rows, 64), 33.0).half(), weight, bias)
+        assert bool((found == 7584).all())
 
 
 def test_weights_are_tried_by_their_shape_and_format_and_large_ones_in_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,8 +103,9 @@ def _ways(dtype: torch.dtype, out: int, width: int, threads: int) -> list[Way]:
         x = torch.ones(rows, width, dtype=dtype, device="cpu")
         ways = (
             _usual,
-            _weights_first,
-            *((_by_fours,) if rows <= _FEWER else ()),
+            # in half precision a product may pass the range that its sum with a bias is within
+            *((_weights_first,) if dtype != torch.float16 else ()),
+            *((_by_fours,) if rows <= _FEWER and dtype != torch.float16 else ()),
             *((_widened,) if rows > 1 and dtype != torch.float32 else ()),
         )
         found.append(ways[fastest([functools.partial(_with_next, way, x, weights) for way in ways], _FASTER)])
