@@ -1,4 +1,4 @@
-"""What every test runs under: no network, a cache folder of its own, two threads. The embedded model is made once."""
+"""What every test runs under: no network, a cache folder of its own, few threads. The embedded model is made once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-THREADS = 2
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # beside other processes of the same run, one each
 _CACHE = Path(tempfile.mkdtemp(prefix="longctx-tests-"))
 _HERE = ("localhost", "127.0.0.1", "::1", "0.0.0.0", "", None)
 

@@ -217,13 +217,18 @@ def test_a_plain_text_draws_no_warning(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_text_takes_linear_time(name: str, text: str) -> None:
-    """200,000 characters; a quadratic pass over them takes minutes. The parser of code is slower, and linear too."""
-    encoded = encode(text * (200_000 // len(text)), "words" if len(text) > 1 else "bytes", kind="text")
-    begin = time.process_time()
-    spans = plugins.load("splitters", name).split(encoded)
-    seconds = time.process_time() - begin
-    assert seconds < 3.0
-    assert spans[-1].end == len(encoded.document.text)
+    """200,000 characters take no more than a few times what a quarter of them takes; a quadratic pass takes minutes.
+
+    Most of what code takes is its parser's: its bound leaves room for processors that are shared.
+    """
+    method, seconds = plugins.load("splitters", name), []
+    for size in (50_000, 200_000):
+        encoded = encode(text * (size // len(text)), "words" if len(text) > 1 else "bytes", kind="text")
+        begin = time.process_time()
+        spans = method.split(encoded)
+        seconds.append(time.process_time() - begin)
+        assert spans[-1].end == len(encoded.document.text)
+    assert seconds[1] < min(8 * seconds[0] + 0.5, 6.0 if name == "code" else 3.0)
 
 
 def test_no_pattern_is_slow_on_hostile_text() -> None:
