@@ -5,7 +5,7 @@ Knows the nouns of ``types``, ``drafts`` and ``keys`` only. Protocols are satisf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -94,10 +94,8 @@ class Inquirer(Protocol):
         ...
 
     def glance(self, summary: Any, inquiry: Inquiry, behind: int, by: By = "representation") -> NDArray[np.float32]:
-        """The largest share of each head's attention that one chunk of a unit would get, [heads, units].
-
-        The question is read alone, as if it stood behind a segment of ``behind`` tokens.
-        """
+        """The largest share of each head's attention that one chunk of a unit would get, [heads, units], where the
+        question is read alone, ``behind`` so many tokens of a segment."""
         ...
 
 
@@ -168,10 +166,8 @@ class Corpus(Protocol):
         ...
 
     def glance(self, question: str, by: By = "representation") -> NDArray[np.float32]:
-        """What heads would look at, held against summaries of the segments: a share of each unit, [heads, units].
-
-        Segments that have no summary yet are read first; with all of them a question costs its own tokens.
-        """
+        """What heads would look at, held against summaries of the segments, which are made first where there are none:
+        a share of each unit, [heads, units]. With all of them a question costs its own tokens."""
         ...
 
     def spent(self) -> int:
@@ -180,13 +176,13 @@ class Corpus(Protocol):
 
 
 class Selector(Protocol):
-    """Scores units for a question; the cut to the budget is made elsewhere. Frozen: all options are fields.
-
-    ``baseline`` is True for methods that exist to be compared with: they choose even where the whole text would fit.
-    """
+    """Scores units for a question; the cut to the budget is made elsewhere. Frozen: all options are fields."""
 
     @property
-    def baseline(self) -> bool: ...
+    def baseline(self) -> bool:
+        """Whether it exists to be compared with: it chooses even where the whole text would fit."""
+        ...
+
     def score(self, question: str, corpus: Corpus, budget_tokens: int) -> Scores: ...
 
 
@@ -207,11 +203,15 @@ class Target(Protocol):
 
     @property
     def cache_bytes(self) -> int: ...
-    def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> Any:
-        """Logits [wanted, vocab] of the last ``wanted`` rows of one pass, each row seeing the cache and its path.
+    @property
+    def products(self) -> Mapping[int, float]:
+        """Seconds that those of a pass take by its rows, where its first pass tried them; empty: unknown."""
+        ...
 
-        ``parents`` are indices of earlier rows, -1 for a row right behind the cache. The rows stay pending until
-        ``commit`` or ``rollback``.
+    def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> Any:
+        """Logits [wanted, vocab] of the last ``wanted`` rows of one pass, pending until ``commit`` or ``rollback``.
+
+        Each sees the cache and its path: ``parents`` are indices of earlier rows, -1 right behind the cache.
         """
         ...
 
@@ -237,13 +237,13 @@ class Drafting(Protocol):
 
 
 class Drafter(Protocol):
-    """A method that proposes tokens. Frozen: all options are fields; what it learns lives in its Drafting.
-
-    ``needs`` is how many of the likeliest tokens after every verified row it wants to be told.
-    """
+    """A method that proposes tokens. Frozen: all options are fields; what it learns lives in its Drafting."""
 
     @property
-    def needs(self) -> int: ...
+    def needs(self) -> int:
+        """How many of the likeliest tokens after every verified row it wants to be told."""
+        ...
+
     def begin(self, source: DraftSource) -> Drafting: ...
 
 
@@ -271,8 +271,7 @@ class KVPolicy(Protocol):
     def slots(self, tokens: int) -> int:
         """The most slots that a KV head reads of a context of ``tokens``; all of them where there is a ``shortfall``.
 
-        Raises BadOption for an impossible budget.
-        """
+        Raises BadOption for an impossible budget."""
         ...
 
     def shortfall(self, tokens: int) -> str:

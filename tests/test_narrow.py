@@ -23,7 +23,7 @@ TREE = ([30, 31, 32, 33, 34, 35], [-1, 0, 1, 1, 0, 4])
 
 
 def always(way: narrow.Way) -> Callable[..., list[narrow.Way]]:
-    return lambda dtype, out, width, threads: [way] * len(narrow._COUNTS)
+    return lambda dtype, out, width, threads: [way] * len(narrow.COUNTS)
 
 
 @pytest.mark.parametrize("way", [narrow._usual, narrow._weights_first, narrow._by_fours])
@@ -70,7 +70,7 @@ def test_rows_take_the_way_of_the_next_count_that_was_tried(monkeypatch: pytest.
     def way(count: int) -> narrow.Way:
         return lambda x, weight: asked.append(count) or x @ weight.t()
 
-    monkeypatch.setattr(narrow, "_ways", lambda *given: [way(count) for count in narrow._COUNTS])
+    monkeypatch.setattr(narrow, "_ways", lambda *given: [way(count) for count in narrow.COUNTS])
     for rows in (1, 3, 5, 17, 64, 65):
         narrow.product(torch.ones(rows, 4), torch.ones(8, 4))
     assert asked == [1, 3, 8, 24, 64], "none of these wins at 65 rows because it does at 64"
@@ -88,26 +88,27 @@ def test_widened_weights_win_with_more_rows_where_they_win_with_those_tried(
 
 
 def test_once_widened_weights_win_twice_nothing_else_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[int] = []
+    tried: list[tuple[int, int]] = []
 
-    def last(works: Any, margin: float) -> int:
-        tried.append(len(works[0]()))
-        return len(works) - 1 if tried[-1] in (2, 4, 8) else 0
+    def last(works: Any, margin: float) -> tuple[int, float]:
+        tried.append((len(works[0]()), len(works)))
+        return len(works) - 1 if tried[-1][0] in (2, 4, 8) else 0, 1.0
 
     monkeypatch.setattr(narrow, "fastest", last)
-    ways = narrow._ways.__wrapped__(torch.bfloat16, 16, 64, 1)
-    assert tried == [1, 2, 3, 4, 8], "once may be by chance"
+    ways = narrow._trial.__wrapped__(torch.bfloat16, 16, 64, 1)[0]
+    assert [rows for rows, ways in tried if ways > 1] == [1, 2, 3, 4, 8], "once may be by chance"
+    assert [rows for rows, _ in tried] == list(narrow.COUNTS), "what so many take is found in any case"
     usual, widened = narrow._usual, narrow._widened
-    assert ways == [usual, widened, usual] + [widened] * (len(narrow._COUNTS) - 3)
+    assert ways == [usual, widened, usual] + [widened] * (len(narrow.COUNTS) - 3)
 
 
 @pytest.mark.parametrize("choice", [0, 1])
 def test_a_bias_brings_a_sum_back_into_half_precision(choice: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(narrow, "fastest", lambda works, margin: min(choice, len(works) - 1))
-    ways = narrow._ways.__wrapped__(torch.float16, 1, 64, 1)
+    monkeypatch.setattr(narrow, "fastest", lambda works, margin: (min(choice, len(works) - 1), 1.0))
+    ways = narrow._trial.__wrapped__(torch.float16, 1, 64, 1)[0]
     monkeypatch.setattr(narrow, "_ways", lambda *given: ways)
     weight, bias = torch.full((1, 64), 32.0).half(), torch.tensor([-60000.0]).half()
-    for rows in narrow._COUNTS:  # 67,584 is beyond what the format holds
+    for rows in narrow.COUNTS:  # 67,584 is beyond what the format holds
         found = narrow.product(torch.full((rows, 64), 33.0).half(), weight, bias)
         assert bool((found == 7584).all())
 
@@ -122,7 +123,7 @@ def test_weights_are_tried_by_their_shape_and_format_and_large_ones_in_part(monk
 
 
 def test_another_way_is_taken_for_the_counts_that_win_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    ways = [narrow._weights_first if count == 8 else narrow._usual for count in narrow._COUNTS]
+    ways = [narrow._weights_first if count == 8 else narrow._usual for count in narrow.COUNTS]
     monkeypatch.setattr(narrow, "_ways", lambda *given: ways)
     weight = torch.ones(4, 4, dtype=torch.bfloat16)
     assert [narrow.wins(rows, weight) for rows in (4, 5, 8, 9)] == [False, True, True, False]
@@ -149,18 +150,43 @@ def test_the_fastest_must_win_by_a_margin_over_the_first(
     def work(own: float) -> None:
         now[0] += own
 
-    assert trial.fastest([lambda own=own: work(own) for own in seconds], margin) == expected
+    place, best = trial.fastest([lambda own=own: work(own) for own in seconds], margin)
+    assert place == expected and best == pytest.approx(seconds[expected])
 
 
 def test_the_trial_holds_the_ways_against_each_other_on_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[list[torch.Tensor]] = []
     monkeypatch.setattr(
-        narrow, "fastest", lambda works, margin: held.append([work() for work in works]) or len(works) - 1
+        narrow, "fastest", lambda works, margin: held.append([work() for work in works]) or (len(works) - 1, 1.0)
     )
-    ways = dict(zip(narrow._COUNTS, narrow._ways.__wrapped__(torch.float32, 16, 64, 1), strict=True))
+    ways = dict(zip(narrow.COUNTS, narrow._trial.__wrapped__(torch.float32, 16, 64, 1)[0], strict=True))
     assert ways[12] is narrow._by_fours and ways[16] is narrow._weights_first
-    for rows, made in zip(narrow._COUNTS, held, strict=True):
+    for rows, made in zip(narrow.COUNTS, held, strict=True):
         assert all(one.shape == (rows, 16) and bool((one == 64).all()) for one in made)
+
+
+def test_what_products_take_is_that_of_their_shapes_and_grows_with_weights_tried_in_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows times the weights that are tried, as a thousandth of a second each, tell which shape was asked for."""
+    monkeypatch.setattr(narrow, "_WEIGHTS", 2**9)
+    monkeypatch.setattr(
+        narrow, "_trial", functools.cache(lambda *kind: ([], [n * kind[1] / 1e3 for n in narrow.COUNTS]))
+    )
+    assert narrow.seconds(8, torch.ones(20, 16)) == pytest.approx(8 * 20 / 1e3)
+    assert narrow.seconds(8, torch.ones(64, 16)) == pytest.approx(8 * 64 / 1e3), "of which 32 rows are tried"
+    found = Lean(tiny.model("llama", attention="sdpa"))
+    rows = sum(len(part.weight) for layer in found.layers for part in layer.linear.values()) + len(found.head.weight)
+    assert found.products() == pytest.approx({n: n * rows / 1e3 for n in narrow.COUNTS})
+
+
+@pytest.mark.parametrize(("family", "tries"), [("llama", True), ("gpt_neox", False)])
+def test_a_target_knows_what_products_take_once_it_has_read_the_prompt(family: str, tries: bool) -> None:
+    made = RowTarget(tiny.model(family), 40)
+    assert made.products == {}
+    made.score(PROMPT, range(-1, len(PROMPT) - 1), 1)
+    assert list(made.products) == (list(narrow.COUNTS) if tries else [])
+    assert all(seconds > 0 for seconds in made.products.values())
 
 
 def scored(model: Any) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 import longctx
 from longctx import pace
+from longctx.backend.lean import Lean
 from longctx.decoding import loop
 from longctx.decoding.control import Control
 from longctx.decoding.controllers.fixed import Fixed
@@ -47,11 +48,18 @@ def test_requests_of_a_model_share_what_its_passes_take_and_those_of_a_batch_do_
     assert control.given[5] is not one, "with another number of threads passes take something else"
 
 
+def test_no_pass_is_made_for_its_time_where_products_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "seconds_of", lambda *given: pytest.fail("made"))
+    monkeypatch.setattr(pace, "_LONG", 24)
+    longctx.generate(tiny.model("llama", num_hidden_layers=2), TOKENIZER, PROMPT, **OPTIONS, drafters=["document"])
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_passes_made_for_their_time_change_no_token_and_are_made_once_for_a_model(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed: list[int] = []
+    monkeypatch.setattr(Lean, "products", lambda self: {})
     real = loop.seconds_of
     monkeypatch.setattr(loop, "seconds_of", lambda *given: (timed.append(given[2]), real(*given))[1])
     model = tiny.model(family, num_hidden_layers=2)

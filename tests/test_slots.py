@@ -275,7 +275,7 @@ def test_a_long_prompt_goes_by_the_faster_format(monkeypatch: pytest.MonkeyPatch
     tokens = [3 + i * 7 % 50 for i in range(700)]
     caches, laws = [], []
     lean = RowTarget.by_lean
-    monkeypatch.setattr(narrow, "_ways", lambda *_: [narrow._usual] * len(narrow._COUNTS))
+    monkeypatch.setattr(narrow, "_ways", lambda *_: [narrow._usual] * len(narrow.COUNTS))
     for fastest in (torch.float32, torch.bfloat16):
         roads: list[bool] = []
 

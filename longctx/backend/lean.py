@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from longctx.backend.anatomy import Layer, Unlike, layer_of, norm_of, plain
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import TAP, Tap, attend
-from longctx.backend.narrow import MOST, product, wins
+from longctx.backend.narrow import COUNTS, MOST, product, seconds, wins
 from longctx.backend.stamps import hooked, modules_of, stamp
 
 _ROWS = 512  # rows worked on at a time: enough for the products, few enough for what is between them to stay in caches
@@ -81,6 +81,15 @@ class Lean:
             return (won + int(head.numel()) * wins(rows, head)) / (held.total() + int(head.numel()))
 
         return [share(rows) >= _SHARE for rows in range(MOST + 1)]
+
+    def products(self) -> dict[int, float]:
+        """Seconds that the products of a pass took by its rows when they were tried, with the head's for every row."""
+        layers = [part.weight for layer in self.layers for part in layer.linear.values()]
+        counts, one = Counter(weight.shape for weight in layers), {weight.shape: weight for weight in layers}
+        return {
+            rows: seconds(rows, self.head.weight) + sum(counts[s] * seconds(rows, one[s]) for s in counts)
+            for rows in COUNTS
+        }
 
     def run(
         self,

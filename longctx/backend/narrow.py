@@ -23,7 +23,7 @@ from longctx.backend.trial import fastest
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # in which there is more than one way, on a CPU
 MOST = 256  # rows that are few
-_COUNTS = (1, 2, 3, 4, 8, 12, 16, 24, 32, 48, 64)  # rows that are tried; others are as the next of these
+COUNTS = (1, 2, 3, 4, 8, 12, 16, 24, 32, 48, 64)  # rows that are tried; others are as the next of these
 _CHUNK, _FEWER = 4, 12  # rows of ``_by_fours`` at a time, and at the most: more read the weights too often
 _BLOCK = 2**20  # numbers of the weights widened at a time: they stay in caches, and are enough for a product
 _FASTER = 1.05  # how many times as fast another way must be: each rounds in its own order
@@ -33,6 +33,9 @@ _MATRICES = 64  # of them, at the most
 
 Way = Callable[[Tensor, Tensor], Tensor]
 """Rows [rows, in] and weights [out, in] -> their product [rows, out], in their format or a wider one."""
+
+Kind = tuple[torch.dtype, int, int, int]
+"""What is tried once: a format, the rows and the width of weights [out, in], and a number of threads."""
 
 
 def wins(rows: int, weight: Tensor) -> bool:
@@ -52,15 +55,20 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return (made if bias is None else made + bias).to(x.dtype)
 
 
+def seconds(rows: int, weight: Tensor) -> float:
+    """What ``product`` took for ``rows`` rows, one of ``COUNTS``, and ``weight`` [out, in], when it was tried."""
+    kind = _kind(weight)
+    return _trial(*kind)[1][COUNTS.index(rows)] * len(weight) / kind[1]
+
+
 def _way(rows: int, weight: Tensor) -> Way:
     if not 0 < rows <= MOST or weight.device.type != "cpu" or weight.dtype not in FORMATS:
         return _usual
-    if rows > _COUNTS[-1] and weight.dtype == torch.float32:
+    if rows > COUNTS[-1] and weight.dtype == torch.float32:
         return _usual
-    out, width = weight.shape
-    ways = _ways(weight.dtype, min(out, max(1, _WEIGHTS // width)), width, torch.get_num_threads())
-    if rows <= _COUNTS[-1]:
-        return ways[bisect_left(_COUNTS, rows)]
+    ways = _ways(*_kind(weight))
+    if rows <= COUNTS[-1]:
+        return ways[bisect_left(COUNTS, rows)]
     return _widened if ways[-1] is _widened else _usual
 
 
@@ -90,26 +98,39 @@ def _widened(x: Tensor, weight: Tensor) -> Tensor:
     return made.t()
 
 
-@functools.cache  # a fact about the processor
+def _kind(weight: Tensor) -> Kind:
+    out, width = weight.shape
+    return weight.dtype, min(out, max(1, _WEIGHTS // width)), width, torch.get_num_threads()
+
+
 def _ways(dtype: torch.dtype, out: int, width: int, threads: int) -> list[Way]:
-    """The fastest way for every count of rows with weights [out, width]: the shape decides as much as the count."""
+    return _trial(dtype, out, width, threads)[0]
+
+
+@functools.cache  # a fact about the processor
+def _trial(dtype: torch.dtype, out: int, width: int, threads: int) -> tuple[list[Way], list[float]]:
+    """The fastest way for every count of rows with weights [out, width], and the seconds it took.
+
+    The shape decides as much as the count.
+    """
     some = max(2, min(_MATRICES, _APART // (out * width)))
     weights = itertools.cycle(torch.ones(some, out, width, dtype=dtype, device="cpu").unbind())
-    found: list[Way] = []
-    for rows in _COUNTS:
-        if found[-2:] == [_widened, _widened]:
-            found.append(_widened)  # what it adds to the product is the same for any number of rows
-            continue
+    found, taken = list[Way](), list[float]()
+    for rows in COUNTS:
         x = torch.ones(rows, width, dtype=dtype, device="cpu")
-        ways = (
+        ways: tuple[Way, ...] = (
             _usual,
             # in half precision a product may pass the range that its sum with a bias is within
             *((_weights_first,) if dtype != torch.float16 else ()),
             *((_by_fours,) if rows <= _FEWER and dtype != torch.float16 else ()),
             *((_widened,) if rows > 1 and dtype != torch.float32 else ()),
         )
-        found.append(ways[fastest([functools.partial(_with_next, way, x, weights) for way in ways], _FASTER)])
-    return found
+        if found[-2:] == [_widened, _widened]:
+            ways = (_widened,)  # what it adds to the product is the same for any number of rows
+        place, best = fastest([functools.partial(_with_next, way, x, weights) for way in ways], _FASTER)
+        found.append(ways[place])
+        taken.append(best)
+    return found, taken
 
 
 def _with_next(way: Way, x: Tensor, weights: Iterator[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ drafter and no rule.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class RowTarget:
         # whether the lean layers are the faster road for so many rows; None: to be tried
         tried = lean and model.device.type == "cpu" and model.dtype in FORMATS
         self._few: Sequence[bool] | None = None if tried else _NEVER
+        self.products: Mapping[int, float] = {}
         self._cache = SlotCache(config, reserve, model.dtype if self._wider else None)
         self._extra = extra or {}
         self._fixed = _arguments(model)
@@ -130,7 +131,7 @@ class RowTarget:
                 self._passes = Passes(self._model, tokens[:_SAMPLE])
             lean = self._passes.lean(width)
             if self._few is None:  # tried with the prompt: passes that are timed have no trial in them
-                self._few = _NEVER if lean is None else lean.faster()
+                self._few, self.products = (_NEVER, {}) if lean is None else (lean.faster(), lean.products())
             if lean is None or not self._may_be_lean(len(tokens), chain):
                 return None
             ids = torch.tensor([list(tokens)], device=self._model.device)
@@ -187,6 +188,7 @@ class StockTarget:
 
     def __init__(self, model: PreTrainedModel, rows: Kind, cache: Any = None) -> None:
         self.rows: Kind = rows
+        self.products: Mapping[int, float] = {}  # it tries none
         config = model.config.get_text_config(decoder=True)
         self.vocabulary = int(config.vocab_size)
         self._model, self._pending = model, 0

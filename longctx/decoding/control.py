@@ -5,7 +5,7 @@ Knows counts and values; no drafter and no model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -29,6 +29,10 @@ class Control(Protocol):
 
         Where passes for that are made, ``feedback`` is told of each as of a round that committed nothing.
         """
+        ...
+
+    def expect(self, products: Mapping[int, float]) -> None:
+        """The products of a pass take so many seconds by its rows; told once, before any feedback, as far as known."""
         ...
 
     def plan(self, depth: int, context: int) -> Budget | None:

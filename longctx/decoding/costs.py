@@ -6,17 +6,20 @@ Knows counts and seconds only.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 _BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # row counts whose cost is kept apart
-_SLOPE = 0.02  # what a row is taken to add to the cost of one, until it was measured
+_SLOPE = 0.02  # what a row is taken to add to the cost of one beside its products, until it was measured
 _FALLS = 1 / 3  # of what the latest row cost, what the next is taken to: costs fall where they do not stay the same
 _NEW, _FIRST = 0.25, 0.5  # weight of a new measurement, and of the first in a request
 _ODD = 3.0  # a pass this many times slower than expected was disturbed, and counts for little
 _REMEMBERED = 0.95  # of what rows were measured to cost beyond the guess, from one request to the next
+
+_ONE = np.asarray([1])  # row
 
 Curve = dict[int, float]
 """Seconds by bucket of rows."""
@@ -32,7 +35,18 @@ class RowCosts:
     def __init__(self) -> None:
         self._curves: dict[int, Curve] = {}  # by bucket of context
         self._measured: dict[tuple[int, int], bool] = {}  # buckets of context and rows; whether in the latest request
+        self._tried: Mapping[int, float] = {}  # seconds of the products of a pass by its rows
+        self._products: Curve = {}  # what more rows than one add to them, in passes of one row
         self._changing = Lock()  # requests of several threads share the costs of a model
+
+    def expect(self, products: Mapping[int, float]) -> None:
+        """The products of a pass were found to take so many seconds by its rows, when nothing else of it was done.
+
+        As long as more rows than one are not measured, they are taken to cost what their products take more, in
+        proportion to the first pass that is measured from now on; from request to request a little less, since what
+        seems too dear is never measured. Where a pass was measured before, or nothing was found, nothing changes.
+        """
+        self._tried = self._tried or dict(sorted(products.items()))
 
     def add(self, rows: int, seconds: float, context: int = 0) -> None:
         """A pass of ``rows`` behind ``context`` tokens took ``seconds``."""
@@ -53,36 +67,37 @@ class RowCosts:
         a little nearer to the guess: a cost that keeps drafts from being made is not measured again, and may be wrong.
         """
         with self._changing:
+            self._products = {rows: _REMEMBERED * more for rows, more in self._products.items()}
             own = self._own(1, seconds, context)
-            ratio = seconds / _read(own, 1)
+            ratio = seconds / float(self._read(own, _ONE)[0])
             for curve in list(self._curves.values()):
                 for bucket, known in list(curve.items()):
                     curve[bucket] = ratio * known
             for bucket, known in list(own.items()):
-                guess = seconds * (1.0 + _SLOPE * (bucket - 1))
+                guess = seconds * float(self._guess(np.asarray([bucket]))[0])
                 own[bucket] = max(seconds, guess + _REMEMBERED * (known - guess))
             own[1] = seconds
             self._measured = dict.fromkeys(self._measured, False) | {(context.bit_length(), 1): True}
 
     @property
     def known(self) -> bool:
-        """Whether more than one count of rows was measured, at one context at least."""
-        return any(len(curve) > 1 for curve in list(self._curves.values()))
+        """Whether more is known than what one row takes: by passes, at one context at least, or by their products."""
+        return bool(self._tried) or any(len(curve) > 1 for curve in list(self._curves.values()))
 
     def seconds(self, rows: int, context: int = 0) -> float:
-        """The expected cost: measured, or on the line between the measured counts below and above.
+        """The expected cost: measured, or as far from the guess as the measured counts below and above are.
 
-        Beyond the largest, each costs a third of what the last two counts differed by for a row, and at least what rows
-        cost before any was measured. Two rows may cost twice one where sixteen cost three times as much, and a count
-        that seems too dear is never tried; where rows are dear throughout, a third keeps it from climbing on.
+        Beyond the largest, where products were not tried, each costs a third of what the last two counts differed by
+        for a row, and at least what was guessed. Two rows may cost twice one where sixteen cost three times as much,
+        and a count that seems too dear is never tried; where rows are dear throughout, a third keeps it from climbing.
         """
-        return _read(self._nearest(context), _bucket(rows))
+        return float(self._read(self._nearest(context), np.asarray([_bucket(rows)]))[0])
 
     def best(self, reach: NDArray[np.float64], context: int = 0) -> int:
         """How many nodes of falling ``reach`` give the most tokens a second: argmax of (1 + their sum) / seconds."""
         gains = 1.0 + np.concatenate(([0.0], np.cumsum(reach)))
-        costs = np.asarray([self.seconds(1 + count, context) for count in range(len(gains))])
-        return int(np.argmax(gains / costs))
+        buckets = np.asarray([_bucket(1 + count) for count in range(len(gains))])
+        return int(np.argmax(gains / self._read(self._nearest(context), buckets)))
 
     def _nearest(self, context: int) -> Curve:
         """The curve of the context measured nearest to ``context``, the shorter of two; empty where none was."""
@@ -92,25 +107,36 @@ class RowCosts:
     def _own(self, rows: int, seconds: float, context: int) -> Curve:
         """The curve of ``context``; where there was none, the nearest one's, by a pass of ``rows`` in ``seconds``."""
         wanted = context.bit_length()
+        if not self._curves and self._tried:
+            tried = self._tried
+            more = float(np.interp(rows, list(tried), list(tried.values()))) - tried[1]
+            one = max(tried[1], seconds - more)
+            self._products = {count: (took - tried[1]) / one for count, took in tried.items()}
         if wanted not in self._curves:
             near = self._nearest(context)
-            ratio = seconds / _read(near, _bucket(rows))
+            ratio = seconds / float(self._read(near, np.asarray([_bucket(rows)]))[0])
             self._curves[wanted] = {bucket: ratio * known for bucket, known in near.items()}
         return self._curves[wanted]
 
+    def _guess(self, buckets: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What so many rows cost as long as nothing was measured, in passes of one row."""
+        rows, more = (0, *self._products), (0.0, *self._products.values())
+        return np.asarray(1.0 + _SLOPE * (buckets - 1) + np.interp(buckets, rows, more))
 
-def _read(curve: Curve, bucket: int) -> float:
-    """The cost of ``bucket`` rows by what was measured, as ``RowCosts.seconds`` says."""
-    known = sorted(curve)
-    if not known:
-        return 1.0 + _SLOPE * (bucket - 1)
-    if bucket in curve or len(known) > 1 and known[0] < bucket < known[-1]:
-        return float(np.interp(bucket, known, [curve[count] for count in known]))
-    first, last = known[0], known[-1]
-    if bucket > last:
-        latest = (curve[last] - curve[known[-2]]) / (last - known[-2]) if last > first else 0.0
-        return curve[last] + max(_SLOPE * curve[first], _FALLS * latest) * (bucket - last)
-    return curve[first] / (1.0 + _SLOPE * (first - bucket))
+    def _read(self, curve: Curve, buckets: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The cost of so many rows by what was measured, as ``seconds`` says."""
+        guess = self._guess(buckets)
+        if not curve:
+            return guess
+        counts = np.asarray(sorted(curve))
+        taken, expected = np.asarray([curve[count] for count in counts.tolist()]), self._guess(counts)
+        one = taken[0] / expected[0]
+        found = one * guess + np.interp(buckets, counts, taken - one * expected)
+        if self._products or len(counts) == 1:
+            return np.asarray(found)
+        latest = (taken[-1] - taken[-2]) / (counts[-1] - counts[-2])
+        climbing = taken[-1] + _FALLS * latest * (buckets - counts[-1])
+        return np.asarray(np.where(buckets > counts[-1], np.maximum(found, climbing), found))
 
 
 def _bucket(rows: int) -> int:

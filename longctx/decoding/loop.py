@@ -167,6 +167,8 @@ class Decoding:
         if self._ids is not None:
             self._ids = torch.cat((self._ids, torch.tensor([kept])), 1)
         self._count(tree, path[: len(kept)])
+        if self._rounds == 1:
+            self._control.expect(self.target.products)
         if asked.pending == 1:
             self._control.feedback(kept, 1 + len(tree), seconds, len(self.committed) - len(kept))
         verified = self._verified(tree, path[: len(kept) - 1], kept, logits)

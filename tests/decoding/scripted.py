@@ -21,6 +21,7 @@ class Scripted:
         self.cache: list[int] = []
         self.pending: list[int] = []
         self.passes = 0
+        self.products: dict[int, float] = {}
         self.nan_at = nan_at  # a position whose prediction is not a number
 
     @property

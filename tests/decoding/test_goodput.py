@@ -102,6 +102,58 @@ def test_where_every_row_is_dear_next_to_nothing_is_lost_by_trying_more(dear: fl
     assert rates[0] > 0.95 * rates[1]
 
 
+DEAR: Clock = lambda rows: float(np.interp(rows, (1, 2, 4, 16, 64), (1.0, 1.6, 2.0, 3.0, 7.0)))  # noqa: E731
+
+
+def tried(clock: Clock, share: float = 0.7, off: float = 1.0) -> dict[int, float]:
+    """What products take where they are ``share`` of a pass of one row, and ``off`` of what more rows add to it."""
+    return {rows: share + off * (clock(rows) - 1.0) for rows in (1, 2, 3, 4, 8, 16, 32, 64)}
+
+
+def told(clock: Clock, off: float = 1.0) -> RowCosts:
+    costs = RowCosts()
+    costs.expect(tried(clock, off=off))
+    return costs
+
+
+@pytest.mark.parametrize("off", [0.8, 1.0, 1.25])
+@pytest.mark.parametrize("right", [0.1, 0.3])
+def test_what_products_take_keeps_a_first_request_from_trying_what_is_dear(right: float, off: float) -> None:
+    def rate(begin: Callable[[], RowCosts]) -> float:
+        rates = [run(Goodput().begin(begin()), DEAR, lambda _: right, 96, 0.5, seed)[0] for seed in range(16)]
+        return float(np.mean(rates)) / max(expected(DEAR, right, nodes) for nodes in range(41))
+
+    assert rate(lambda: told(DEAR, off)) > max(0.985, rate(RowCosts) + 0.003)
+
+
+def test_rows_that_were_not_measured_cost_as_far_from_their_products_as_the_measured_ones() -> None:
+    costs = told(DEAR)
+    costs.renew(2.0)  # products of one row take 0.7 of it
+    products = {rows: (took - 0.7) / 2.0 for rows, took in tried(DEAR).items()}
+    for rows in (1, 4, 16, 64):
+        assert costs.seconds(rows) == pytest.approx(2.0 * (1.0 + 0.02 * (rows - 1) + products[rows]))
+    expected = {rows: costs.seconds(rows) for rows in (2, 3, 4, 8, 16)}
+    costs.add(16, expected[16] + 0.3)
+    costs.add(2, expected[2] - 0.1)
+    assert costs.seconds(16) == pytest.approx(expected[16] + 0.3)
+    for rows in (3, 4, 8):
+        off = float(np.interp(rows, (2, 16), (-0.1, 0.3)))
+        assert costs.seconds(rows) == pytest.approx(expected[rows] + off)
+    assert costs.known and not RowCosts().known
+
+
+def test_products_are_forgotten_little_by_little_and_change_nothing_that_was_measured() -> None:
+    costs = told(DEAR)
+    for _ in range(200):
+        costs.renew(1.0)
+    assert costs.seconds(16) == pytest.approx(1.3, abs=0.01), "what seems too dear for ever is never measured"
+    late = RowCosts()
+    for rows in (1, 16):
+        late.add(rows, 1.0)
+    late.expect(tried(DEAR))
+    assert late.seconds(8) == 1.0
+
+
 def test_where_nothing_is_right_it_stops_drafting_and_loses_next_to_nothing() -> None:
     rate, nodes, asked = run(Goodput().begin(), STEEP, lambda _: 0.0, 1200, claimed=0.8)
     assert rate > 0.98 / STEEP(1)

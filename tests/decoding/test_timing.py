@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -29,6 +29,8 @@ class Asking:
     def untimed(self, context: int) -> Sequence[int]:
         self.asked.append(context)
         return self.counts
+
+    def expect(self, products: Mapping[int, float]) -> None: ...
 
     def plan(self, depth: int, context: int) -> Budget | None:
         return Fixed(8).plan(depth, context)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from longctx.decoding.costs import RowCosts
@@ -25,6 +25,8 @@ class Fixed:
 
     def untimed(self, context: int) -> Sequence[int]:
         return ()
+
+    def expect(self, products: Mapping[int, float]) -> None: ...
 
     def plan(self, depth: int, context: int) -> Budget | None:
         return Budget(self.nodes, depth) if self.nodes else None

@@ -7,7 +7,7 @@ arXiv 2406.14066, whose k this is for chains; with a cost that grows evenly, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,9 @@ class Weighing:
 
     def untimed(self, context: int) -> Sequence[int]:
         return () if self._costs.known else _TIMED
+
+    def expect(self, products: Mapping[int, float]) -> None:
+        self._costs.expect(products)
 
     def plan(self, depth: int, context: int) -> Budget | None:
         self._drafted, self._context = None, context

@@ -6,7 +6,7 @@ tokens a second begin to fall (Liu et al. 2024, arXiv 2406.14066).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from longctx.decoding.costs import RowCosts
@@ -42,6 +42,9 @@ class OneRate:
 
     def untimed(self, context: int) -> Sequence[int]:
         return ()
+
+    def expect(self, products: Mapping[int, float]) -> None:
+        self._costs.expect(products)
 
     def plan(self, depth: int, context: int) -> Budget | None:
         self._chain, self._context = None, context

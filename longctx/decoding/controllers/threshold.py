@@ -6,7 +6,7 @@ Its drafting goes on while the chance that some drafted token is rejected stays 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,8 @@ class Sifting:
 
     def untimed(self, context: int) -> Sequence[int]:
         return ()
+
+    def expect(self, products: Mapping[int, float]) -> None: ...
 
     def plan(self, depth: int, context: int) -> Budget | None:
         self._drafted = None
