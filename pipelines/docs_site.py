@@ -22,7 +22,7 @@ import numpy as np
 
 from longctx import plugins
 
-from . import bench_report, bench_speculation, kv_report, needle_results
+from . import bench_report, bench_speculation, kv_report, long_qa, long_qa_report, needle_results
 from .rows import read
 from .selection_report import NAMES, rows_by_model
 
@@ -103,7 +103,8 @@ def contents(root: Path) -> dict[Path, str]:
     needles = docs / "needle.md"
     found[needles] = _filled(needles.read_text(encoding="utf-8"), {"found": needle_results.part(docs / "results")})
     measured = docs / "evaluation.md"
-    found[measured] = _filled(measured.read_text(encoding="utf-8"), {"grids": _grids(docs)})
+    answers = long_qa_report.part(docs / "results", long_qa.suites())
+    found[measured] = _filled(measured.read_text(encoding="utf-8"), {"grids": _grids(docs), "answers": answers})
     found[docs / "cli.md"] = _command_line()
     return found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,33 @@ def write_report(results: Path, suite: str) -> Path:
     Raises ArtifactError for a line that is no row. A last one that was cut short is left out, and the page says so.
     """
     parts = [_head(suite)]
+    for rows, cut in _files(results, suite):
+        parts += [f"\n## {rows[0]['model']}\n", _asked(rows), *_means(rows), *_seconds(rows), *_pairs(rows)]
+        parts += _tasks(rows)
+        if cut:
+            parts.append("A last row that was cut short is left out.\n")
+    page = results / f"{suite}.md"
+    page.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    return page
+
+
+def part(results: Path, suites: Sequence[str]) -> str:
+    """The means and differences of each of ``suites`` that has rows in ``results``, for a page that says the rest."""
+    parts = []
+    for suite in suites:
+        for rows, _ in _files(results, suite):
+            parts += [f"### {suite}, {rows[0]['model']}\n", _asked(rows), *_means(rows), *_pairs(rows, "####")]
+    return "\n".join(parts).rstrip() or "No answers are published yet."
+
+
+def _files(results: Path, suite: str) -> Iterator[tuple[list[Row], bool]]:
+    """The rows of every file of ``suite`` that has some, and whether a last one was cut short."""
     for path in sorted(results.glob(f"{suite}-*.jsonl*")):
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         whole = complete(data)
         rows = [_row(path, number, line) for number, line in enumerate(whole.splitlines(), 1)]
         if rows:
-            parts += _model(rows)
-        if rows and len(whole) < len(data):
-            parts.append("A last row that was cut short is left out.\n")
-    page = results / f"{suite}.md"
-    page.write_text("\n".join(parts) + "\n", encoding="utf-8")
-    return page
+            yield rows, len(whole) < len(data)
 
 
 def _row(path: Path, number: int, line: bytes) -> Row:
@@ -50,17 +66,16 @@ def _row(path: Path, number: int, line: bytes) -> Row:
     return found
 
 
-def _model(rows: Sequence[Row]) -> list[str]:
+def _asked(rows: Sequence[Row]) -> str:
+    """Of how many questions and with what the rows were made."""
     first = rows[0]
     asked = {(row["document"], row["question"]) for row in rows}
-    lines = [
-        f"\n## {first['model']}\n",
+    return (
         f"{len(asked)} of {first['population']} questions (seed {first['seed']}), on "
         f"{len({row['document'] for row in rows})} documents. Model fingerprint {first['fingerprint']}, window "
         f"{first['window']:,}; longctx {first['longctx']}, torch {first['torch']}, transformers "
-        f"{first['transformers']}; {where_and_when(rows)}. Settings: {_settings(first['configuration'])}.\n",
-    ]
-    return [*lines, *_means(rows), *_seconds(rows), *_pairs(rows), *_tasks(rows)]
+        f"{first['transformers']}; {where_and_when(rows)}. Settings: {_settings(first['configuration'])}.\n"
+    )
 
 
 def _means(rows: Sequence[Row]) -> list[str]:
@@ -111,11 +126,11 @@ def _seconds(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _pairs(rows: Sequence[Row]) -> list[str]:
+def _pairs(rows: Sequence[Row], heading: str = "###") -> list[str]:
     """The first system of the rows against every other at the same budget, on the questions that both answered."""
     base = _cells(rows)[0][0]
     lines = [
-        f"### {base} beside the others\n",
+        f"{heading} {base} beside the others\n",
         f"| other | budget | n | {base} | other | difference | 95 % interval | right: only {base} | only other | p |",
         "|---|--:|--:|--:|--:|--:|---|--:|--:|--:|",
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib
 import json
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from answer_rows import made
 from typer import BadParameter
 from typer.testing import CliRunner
 
@@ -28,7 +28,6 @@ eval_flags = importlib.import_module("longctx.commands.eval_flags")
 long_qa = importlib.import_module("longctx.pipelines.long_qa")
 systems = importlib.import_module("longctx.pipelines.systems")
 rows_module = importlib.import_module("longctx.pipelines.long_qa_rows")
-report = importlib.import_module("longctx.pipelines.long_qa_report")
 estimates = importlib.import_module("longctx.pipelines.long_qa_estimate")
 cases = importlib.import_module("longctx.pipelines.cases")
 
@@ -393,75 +392,6 @@ def test_what_an_evaluation_cannot_take_from_the_configuration_is_said(data: Pat
     assert "selector='bm25' of the configuration is not used" in warned.stderr
     named = configured(tmp_path, 'selector = "bm25"\n', "--dry-run", "--system", "head")
     assert named.exit_code == 0 and "warning" not in named.stderr
-
-
-def made(system: str, question: int, score: float, **changes: Any) -> dict[str, Any]:
-    """A row as the job writes them."""
-    row = {
-        "suite": "freeform", "model": "m", "fingerprint": "f", "window": 1000, "configuration": {"model": "m"},
-        "seed": 7, "population": 9, "longctx": "0", "torch": "2", "transformers": "5", "machine": "x", "date": "d",
-        "task": "t", "document": "d", "question": str(question), "system": system, "budget": 100,
-        "document_tokens": 500, "metric": "contains", "graded": False, "score": score,
-        "scores": {"contains": score, "token_f1": score / 2}, "context_tokens": 90, "prompt_tokens": 120,
-        "new_tokens": 4, "tokens_read": 0, "spans": [[0, 1]],
-        "seconds": {"compile": 2.5, "select": 0.25, "answer": 1.5},
-    }  # fmt: skip
-    return {**row, **changes}
-
-
-def page(folder: Path, *found: dict[str, Any]) -> str:
-    (folder / "freeform-m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
-    return str(report.write_report(folder, "freeform").read_text(encoding="utf-8"))
-
-
-def test_the_page_counts_its_figures_from_the_rows(tmp_path: Path) -> None:
-    auto = [made("auto", n, score) for n, score in enumerate((1.0, 1.0, 1.0, 0.0))]
-    bm25 = [made("bm25", n, score) for n, score in enumerate((1.0, 0.0, 0.0, 1.0))]
-    lost = {key: value for key, value in made("full", 0, 0.0, budget=None).items() if key not in ("score", "scores")}
-    text = page(tmp_path, *auto, *bm25, {**lost, "error": {"kind": "DoesNotFit", "message": "m"}})
-    assert "4 of 9 questions (seed 7), on 1 documents" in text
-    assert "| auto | 100 | 4 | 90 | 75.0 | 75.0 | 37.5 | 0 | 0 |" in text
-    assert "| bm25 | 100 | 4 | 90 | 50.0 | 50.0 | 25.0 | 0 | 0 |" in text
-    assert "| full | all | 0 |  |  |  |  | 0 | 1 |" in text
-    assert "| bm25 | 100 | 4 | 75.0 | 50.0 | +25.0 | -50.0 to +100.0 | 2 | 1 | 1.000 |" in text
-    assert (
-        "Compiling took 2.5 s for 500 tokens of 1 documents" in text
-        and "| bm25 | 100 | 0 | 0.25 | 1.50 | 4.0 |" in text
-    )
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_row_of_another_model_that_was_cut_short_is_left_out_and_said(packed: bool, tmp_path: Path) -> None:
-    """It ended the job after all its work."""
-    text = json.dumps(made("auto", 0, 1.0, model="other")) + "\n" + json.dumps(made("auto", 1, 1.0, model="other"))[:-9]
-    if packed:
-        (tmp_path / "freeform-other.jsonl.gz").write_bytes(gzip.compress(text.encode()))
-    else:
-        (tmp_path / "freeform-other.jsonl").write_text(text, encoding="ascii")
-    found = page(tmp_path, made("auto", 0, 1.0), made("auto", 1, 0.0))
-    assert "## other\n\n1 of 9 questions" in found and "## m\n\n2 of 9 questions" in found
-    assert found.count("A last row that was cut short is left out.") == 1
-
-
-def test_a_line_of_another_model_that_is_no_row_is_named(tmp_path: Path) -> None:
-    (tmp_path / "freeform-other.jsonl").write_text("{]\n", encoding="ascii")
-    with pytest.raises(ArtifactError, match=r"freeform-other.jsonl, line 1 is no row of an evaluation. Move it"):
-        page(tmp_path, made("auto", 0, 1.0))
-
-
-def test_only_questions_that_both_answered_are_compared(tmp_path: Path) -> None:
-    text = page(tmp_path, made("auto", 0, 1.0), made("auto", 1, 0.0), made("bm25", 1, 1.0), made("bm25", 2, 1.0))
-    assert "| bm25 | 100 | 1 | 0.0 | 100.0 | -100.0 |" in text
-
-
-def test_graded_scores_have_an_interval_and_no_test_and_tasks_stand_apart(tmp_path: Path) -> None:
-    graded = {"graded": True, "metric": "token_f1", "task": "u"}
-    found = [made(s, n, 0.5, **graded) for s in ("auto", "bm25") for n in (0, 1)]
-    text = page(tmp_path, *found, made("auto", 2, 1.0), made("bm25", 2, 0.0))
-    assert "| bm25 | 100 | 3 | 66.7 | 33.3 | +33.3 | +0.0 to +100.0 | 1 | 0 | 1.000 |" in text
-    assert "| auto | 100 | 50.0 (n = 2) | 100.0 (n = 1) |" in text and "u (token_f1)" in text
-    alone = page(tmp_path, *found)
-    assert "| bm25 | 100 | 2 | 50.0 | 50.0 | +0.0 | +0.0 to +0.0 |  |  |  |" in alone and "### By task" not in alone
 
 
 FLAGS: dict[str, Any] = {"sets": "", "full_sample": 20, "paper_sample": 0, "stored": "", "systems": None, "budgets": ""}

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # row counts whose cost is kept apart
-_SLOPE = 0.02  # what a row is taken to add to the cost of one beside its products, until it was measured
+_SLOPE = 0.02  # what a row is taken to add to the cost of one, until it was measured
+_BESIDE = 0.005  # of that, what is not its products
 _FALLS = 1 / 3  # of what the latest row cost, what the next is taken to: costs fall where they do not stay the same
 _NEW, _FIRST = 0.25, 0.5  # weight of a new measurement, and of the first in a request
 _ODD = 3.0  # a pass this many times slower than expected was disturbed, and counts for little
@@ -120,8 +121,10 @@ class RowCosts:
 
     def _guess(self, buckets: NDArray[np.int64]) -> NDArray[np.float64]:
         """What so many rows cost as long as nothing was measured, in passes of one row."""
-        rows, more = (0, *self._products), (0.0, *self._products.values())
-        return np.asarray(1.0 + _SLOPE * (buckets - 1) + np.interp(buckets, rows, more))
+        if not self._products:
+            return np.asarray(1.0 + _SLOPE * (buckets - 1))
+        more = np.interp(buckets, list(self._products), list(self._products.values()))
+        return np.asarray(1.0 + _BESIDE * (buckets - 1) + more)
 
     def _read(self, curve: Curve, buckets: NDArray[np.int64]) -> NDArray[np.float64]:
         """The cost of so many rows by what was measured, as ``seconds`` says."""
