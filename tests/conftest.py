@@ -66,6 +66,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(THREADS)
 
 
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """For kernels that share their work out, whatever else of the run stands beside."""
+    import torch
+
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(THREADS)
+
+
 @pytest.fixture(scope="session")
 def embedded_folder() -> Path:
     """The folder of the embedded model, made by the first test that needs it."""

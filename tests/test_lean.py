@@ -17,6 +17,7 @@ from longctx.backend.caches import CaptureCache, ReplayCache
 from longctx.backend.lean import Lean
 from longctx.backend.passes import Passes
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 IDS = torch.tensor([[7, 300, 41, 5, 220, 99, 18, 77], [9, 12, 401, 33, 8, 8, 64, 2]])
 
 

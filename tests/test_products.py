@@ -18,6 +18,7 @@ from longctx.backend import products, trial
 from longctx.backend.attention import attend
 from longctx.backend.passes import Passes
 
+pytestmark = pytest.mark.usefixtures("two_threads")
 SHAPES = st.tuples(
     st.integers(1, 3),
     st.sampled_from([(4, 4), (6, 2), (3, 1)]),

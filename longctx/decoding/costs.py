@@ -30,10 +30,12 @@ class RowCosts:
     """Seconds of a pass by its count of rows, apart for every power of two of context.
 
     A context that was not measured yet costs what the nearest does that was. Its first pass says how much more or less:
-    all that is known there is taken over in that proportion.
+    all that is known there is taken over in that proportion. Not ``alone``: passes are shared with other requests, and
+    a row costs what it adds to theirs, which products of a pass of its own do not tell.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = True) -> None:
+        self._alone = alone
         self._curves: dict[int, Curve] = {}  # by bucket of context
         self._measured: dict[tuple[int, int], bool] = {}  # buckets of context and rows; whether in the latest request
         self._tried: Mapping[int, float] = {}  # seconds of the products of a pass by its rows
@@ -45,9 +47,10 @@ class RowCosts:
 
         As long as more rows than one are not measured, they are taken to cost what their products take more, in
         proportion to the first pass that is measured from now on; from request to request a little less, since what
-        seems too dear is never measured. Where a pass was measured before, or nothing was found, nothing changes.
+        seems too dear is never measured. Where more rows were measured before, or nothing was found, nothing changes.
         """
-        self._tried = self._tried or dict(sorted(products.items()))
+        if self._alone and not self._tried:
+            self._tried = dict(sorted(products.items()))
 
     def add(self, rows: int, seconds: float, context: int = 0) -> None:
         """A pass of ``rows`` behind ``context`` tokens took ``seconds``."""
@@ -108,11 +111,12 @@ class RowCosts:
     def _own(self, rows: int, seconds: float, context: int) -> Curve:
         """The curve of ``context``; where there was none, the nearest one's, by a pass of ``rows`` in ``seconds``."""
         wanted = context.bit_length()
-        if not self._curves and self._tried:
-            tried = self._tried
+        tried = self._tried
+        if tried and not self._products and all(list(curve) == [1] for curve in self._curves.values()):
             more = float(np.interp(rows, list(tried), list(tried.values()))) - tried[1]
             one = max(tried[1], seconds - more)
-            self._products = {count: (took - tried[1]) / one for count, took in tried.items()}
+            # as many rows as passes of one row never cost more than those
+            self._products = {count: min(count - 1.0, (took - tried[1]) / one) for count, took in tried.items()}
         if wanted not in self._curves:
             near = self._nearest(context)
             ratio = seconds / float(self._read(near, np.asarray([_bucket(rows)]))[0])
@@ -134,7 +138,8 @@ class RowCosts:
         counts = np.asarray(sorted(curve))
         taken, expected = np.asarray([curve[count] for count in counts.tolist()]), self._guess(counts)
         one = taken[0] / expected[0]
-        found = one * guess + np.interp(buckets, counts, taken - one * expected)
+        # what is far from its guess may lie below one row, and what stands beside it then with it
+        found = np.maximum(one * guess + np.interp(buckets, counts, taken - one * expected), min(one, taken.min()))
         if self._products or len(counts) == 1:
             return np.asarray(found)
         latest = (taken[-1] - taken[-2]) / (counts[-1] - counts[-2])

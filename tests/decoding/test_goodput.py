@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from longctx import plugins
 from longctx.decoding.control import Acceptance
 from longctx.decoding.controllers.goodput import Goodput
 from longctx.decoding.costs import RowCosts
@@ -140,6 +141,51 @@ def test_rows_that_were_not_measured_cost_as_far_from_their_products_as_the_meas
         off = float(np.interp(rows, (2, 16), (-0.1, 0.3)))
         assert costs.seconds(rows) == pytest.approx(expected[rows] + off)
     assert costs.known and not RowCosts().known
+
+
+def test_the_first_pass_that_is_measured_says_what_there_is_beside_products() -> None:
+    many, early, late = told(DEAR), told(DEAR), RowCosts()
+    many.add(4, 2.0)  # products of four rows add one second to those of one: one row takes a second
+    assert many.seconds(1) == pytest.approx(2.0 / (1.0 + 0.005 * 3 + 1.0))
+    early.add(1, 0.35)  # its products alone took twice that: as disturbed as they were
+    assert early.seconds(4) == pytest.approx(0.35 * (1.0 + 0.005 * 3 + 1.0 / 0.7))
+    late.renew(1.0)
+    late.expect(tried(DEAR))
+    late.renew(1.0)
+    assert late.seconds(4) == pytest.approx(1.0 + 0.005 * 3 + 1.0) and late.known
+    late.expect({1: 1.0, 64: 1.0})
+    late.renew(1.0)
+    assert late.seconds(4) == pytest.approx(1.0 + 0.005 * 3 + 0.95), "what was said first counts"
+
+
+def test_beyond_what_was_measured_products_say_how_costs_go_on() -> None:
+    costs = told(lambda rows: 1.0 + 0.7 * (rows > 1))
+    costs.add(1, 1.0)
+    costs.add(2, 2.0)
+    assert costs.seconds(16) == pytest.approx(2.0 + 0.005 * 14), "and not the line of one row and two"
+
+
+def test_no_count_costs_less_than_one_row_and_none_more_than_as_many_passes() -> None:
+    costs = RowCosts()
+    costs.expect({1: 0.7, 16: 1.2, 32: 1.3, 64: 8.0})
+    costs.renew(1.0)
+    costs.add(64, 1.6)
+    assert costs.seconds(32) == 1.0 and costs.seconds(64) == pytest.approx(1.6)
+    costs = told(lambda rows: rows**2)
+    costs.add(1, 1.0)
+    assert costs.seconds(4) == pytest.approx(4.0 + 0.005 * 3)
+
+
+@pytest.mark.parametrize("controller", ["goodput", "smartspec"])
+def test_products_of_a_pass_of_its_own_say_nothing_of_passes_that_are_shared(controller: str) -> None:
+    planned = []
+    for costs in (RowCosts(), None):
+        control = plugins.load("controllers", controller).begin(costs)
+        control.expect(tried(STEEP))
+        control.feedback([1], 1, 1.0, 0)
+        budget = control.plan(99, 0)
+        planned.append(len(control.cut(chain(min(16, budget.nodes), 0.7))) if budget is not None else 0)
+    assert planned[0] == 0 < planned[1]
 
 
 def test_products_are_forgotten_little_by_little_and_change_nothing_that_was_measured() -> None:

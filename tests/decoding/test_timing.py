@@ -21,16 +21,20 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
 class Asking:
-    """Asks for the time of ``counts`` of rows, and drafts up to eight nodes; keeps what it is told before it plans."""
+    """Asks for the time of ``counts`` of rows, and drafts up to eight nodes; keeps what it is told before it plans.
+
+    ``heard`` are the products that it is told of, and 0 for each round that it is told of.
+    """
 
     def __init__(self, counts: Sequence[int]) -> None:
-        self.counts, self.told, self.asked = counts, [], []  # type: ignore[var-annotated]
+        self.counts, self.told, self.asked, self.heard = counts, [], [], []  # type: ignore[var-annotated]
 
     def untimed(self, context: int) -> Sequence[int]:
         self.asked.append(context)
         return self.counts
 
-    def expect(self, products: Mapping[int, float]) -> None: ...
+    def expect(self, products: Mapping[int, float]) -> None:
+        self.heard.append(products)
 
     def plan(self, depth: int, context: int) -> Budget | None:
         return Fixed(8).plan(depth, context)
@@ -39,6 +43,7 @@ class Asking:
         return Fixed(8).cut(tree)
 
     def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None:
+        self.heard.append(0)
         if not tokens:
             self.told.append((rows, seconds))
 
@@ -78,6 +83,15 @@ def test_the_control_is_told_once_before_it_plans_and_no_token_changes(rows: Any
     assert target.passes == decoding.stats.rounds + made and target.cache == decoding.committed[:-1]
     assert [count for count, _ in control.told] == ([1, 5] if made else []), "200 rows reach beyond the end"
     assert control.asked == ([len(PROMPT) + 1] if made else [])
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT[:1]], ids=["a prompt", "one token"])
+def test_the_control_is_told_of_products_once_and_before_any_round(prompt: list[int]) -> None:
+    target, control = Scripted(), Asking(())
+    target.products = {1: 0.5, 8: 0.75}
+    decoding = Decoding(target, prompt, Greedy(), [("right", Telling(prompt, right))], control, max_new_tokens=40)
+    list(decoding.run())
+    assert control.heard == [target.products] + [0] * (decoding.stats.rounds - (len(prompt) > 1))
 
 
 def test_without_leave_and_without_drafters_no_pass_is_made_for_its_time() -> None:

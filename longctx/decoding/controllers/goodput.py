@@ -34,7 +34,7 @@ class Goodput:
             raise ValueError(f"nodes={self.nodes} must be at least 1")
 
     def begin(self, costs: RowCosts | None = None) -> Weighing:
-        return Weighing(self.nodes, RowCosts() if costs is None else costs)
+        return Weighing(self.nodes, RowCosts(alone=False) if costs is None else costs)
 
 
 class Weighing:

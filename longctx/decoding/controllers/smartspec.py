@@ -29,14 +29,15 @@ class Smartspec:
             raise ValueError(f"longest={self.longest} must be at least 1")
 
     def begin(self, costs: RowCosts | None = None) -> OneRate:
-        return OneRate(self.longest)  # seldom makes a plain pass, by which alone those of other requests are renewed
+        # the costs of other requests are renewed by a plain pass alone, and this one seldom makes any
+        return OneRate(self.longest, RowCosts(alone=costs is not None))
 
 
 class OneRate:
     """The controller at work."""
 
-    def __init__(self, longest: int) -> None:
-        self._longest, self._rate, self._costs = longest, _START, RowCosts()
+    def __init__(self, longest: int, costs: RowCosts) -> None:
+        self._longest, self._rate, self._costs = longest, _START, costs
         self._chain: TokenTree | None = None
         self._plain = self._context = 0
 
