@@ -68,28 +68,27 @@ class Lean:
 
         Afterwards every shape was tried, so that no later pass has a trial in it.
         """
-        layers = [part.weight for layer in self.layers for part in layer.linear.values()]
-        held = Counter[torch.Size]()  # numbers in the weights of each shape
-        for weight in layers:
-            held[weight.shape] += weight.numel()
-        one, head = {weight.shape: weight for weight in layers}, self.head.weight
+        shapes, head = self._shapes(), self.head.weight
+        total = sum(count * weight.numel() for weight, count in shapes)
 
         def share(rows: int) -> float:
-            won = sum(held[shape] for shape in held if wins(rows, one[shape]))
+            won = sum(count * weight.numel() for weight, count in shapes if wins(rows, weight))
             if rows >= _MANY:  # pieces of a prompt, of which one row's logits are asked for
-                return won / held.total()
-            return (won + int(head.numel()) * wins(rows, head)) / (held.total() + int(head.numel()))
+                return won / total
+            return (won + int(head.numel()) * wins(rows, head)) / (total + int(head.numel()))
 
         return [share(rows) >= _SHARE for rows in range(MOST + 1)]
 
     def products(self) -> dict[int, float]:
         """Seconds that the products of a pass took by its rows when they were tried, with the head's for every row."""
+        shapes = [*self._shapes(), (self.head.weight, 1)]
+        return {rows: sum(count * seconds(rows, weight) for weight, count in shapes) for rows in COUNTS}
+
+    def _shapes(self) -> list[tuple[Tensor, int]]:
+        """One matrix of each shape among the layers' weights, and how many there are."""
         layers = [part.weight for layer in self.layers for part in layer.linear.values()]
-        counts, one = Counter(weight.shape for weight in layers), {weight.shape: weight for weight in layers}
-        return {
-            rows: seconds(rows, self.head.weight) + sum(counts[s] * seconds(rows, one[s]) for s in counts)
-            for rows in COUNTS
-        }
+        one = {weight.shape: weight for weight in layers}
+        return [(one[shape], count) for shape, count in Counter(weight.shape for weight in layers).items()]
 
     def run(
         self,

@@ -34,7 +34,7 @@ _MATRICES = 64  # of them, at the most
 Way = Callable[[Tensor, Tensor], Tensor]
 """Rows [rows, in] and weights [out, in] -> their product [rows, out], in their format or a wider one."""
 
-Kind = tuple[torch.dtype, int, int, int]
+Shape = tuple[torch.dtype, int, int, int]
 """What is tried once: a format, the rows and the width of weights [out, in], and a number of threads."""
 
 
@@ -57,8 +57,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def seconds(rows: int, weight: Tensor) -> float:
     """What ``product`` took for ``rows`` rows, one of ``COUNTS``, and ``weight`` [out, in], when it was tried."""
-    kind = _kind(weight)
-    return _trial(*kind)[1][COUNTS.index(rows)] * len(weight) / kind[1]
+    shape = _shape(weight)
+    return _trial(*shape)[1][COUNTS.index(rows)] * len(weight) / shape[1]
 
 
 def _way(rows: int, weight: Tensor) -> Way:
@@ -66,7 +66,7 @@ def _way(rows: int, weight: Tensor) -> Way:
         return _usual
     if rows > COUNTS[-1] and weight.dtype == torch.float32:
         return _usual
-    ways = _ways(*_kind(weight))
+    ways = _ways(*_shape(weight))
     if rows <= COUNTS[-1]:
         return ways[bisect_left(COUNTS, rows)]
     return _widened if ways[-1] is _widened else _usual
@@ -98,7 +98,7 @@ def _widened(x: Tensor, weight: Tensor) -> Tensor:
     return made.t()
 
 
-def _kind(weight: Tensor) -> Kind:
+def _shape(weight: Tensor) -> Shape:
     out, width = weight.shape
     return weight.dtype, min(out, max(1, _WEIGHTS // width)), width, torch.get_num_threads()
 

@@ -1,6 +1,6 @@
 """What a pass takes by its rows and by the tokens before them: learned from every pass, for all requests of a model.
 
-Knows counts and seconds only.
+Owns what is expected of rows that were not measured, too. Knows counts and seconds only.
 """
 
 from __future__ import annotations
@@ -111,17 +111,22 @@ class RowCosts:
     def _own(self, rows: int, seconds: float, context: int) -> Curve:
         """The curve of ``context``; where there was none, the nearest one's, by a pass of ``rows`` in ``seconds``."""
         wanted = context.bit_length()
-        tried = self._tried
-        if tried and not self._products and all(list(curve) == [1] for curve in self._curves.values()):
-            more = float(np.interp(rows, list(tried), list(tried.values()))) - tried[1]
-            one = max(tried[1], seconds - more)
-            # as many rows as passes of one row never cost more than those
-            self._products = {count: min(count - 1.0, (took - tried[1]) / one) for count, took in tried.items()}
+        self._relate(rows, seconds)
         if wanted not in self._curves:
             near = self._nearest(context)
             ratio = seconds / float(self._read(near, np.asarray([_bucket(rows)]))[0])
             self._curves[wanted] = {bucket: ratio * known for bucket, known in near.items()}
         return self._curves[wanted]
+
+    def _relate(self, rows: int, seconds: float) -> None:
+        """Holds the products against a pass of ``rows`` in ``seconds``, unless that was done or more was measured."""
+        tried = self._tried
+        if not tried or self._products or any(list(curve) != [1] for curve in self._curves.values()):
+            return
+        more = float(np.interp(rows, list(tried), list(tried.values()))) - tried[1]
+        one = max(tried[1], seconds - more)
+        # as many rows as passes of one row never cost more than those
+        self._products = {count: min(count - 1.0, (took - tried[1]) / one) for count, took in tried.items()}
 
     def _guess(self, buckets: NDArray[np.int64]) -> NDArray[np.float64]:
         """What so many rows cost as long as nothing was measured, in passes of one row."""

@@ -7,6 +7,7 @@ import pkgutil
 import re
 import time
 import unicodedata
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from longctx.segmenters import splitters
 from longctx.segmenters.splitters._boundaries import may_cut
 from longctx.types import Document, EncodedDocument, Span
 
+_IDLE = 0.09  # seconds of the piece of work in ``_slowness``
 NAMES = plugins.names("splitters")
 CAPS = (8, 13, 40)
 FRAGMENTS = [
@@ -214,12 +216,20 @@ def test_a_plain_text_draws_no_warning(name: str) -> None:
     assert plugins.load("splitters", name).warnings(encode("x = 1\n", "words")) == ()
 
 
+def _slowness() -> float:
+    """How many times as long as on the slowest processor seen idle a fixed piece of work takes now; at least 1."""
+    begin = time.process_time()
+    places = list(range(0, 600_000, 3))
+    assert [bisect_left(places, place) for place in places][-1] == len(places) - 1
+    return max(1.0, (time.process_time() - begin) / _IDLE)
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_text_takes_linear_time(name: str, text: str) -> None:
     """200,000 characters take no more than a few times what a quarter of them takes; a quadratic pass takes minutes.
 
-    Most of what code takes is its parser's: its bound leaves room for processors that are shared.
+    Three seconds are those of a processor that does nothing else: where it is shared, all work takes longer alike.
     """
     method, seconds = plugins.load("splitters", name), []
     for size in (50_000, 200_000):
@@ -228,7 +238,8 @@ def test_hostile_text_takes_linear_time(name: str, text: str) -> None:
         spans = method.split(encoded)
         seconds.append(time.process_time() - begin)
         assert spans[-1].end == len(encoded.document.text)
-    assert seconds[1] < min(8 * seconds[0] + 0.5, 6.0 if name == "code" else 3.0)
+    assert seconds[1] < 8 * seconds[0] + 0.5
+    assert seconds[1] < 3.0 or seconds[1] < 3.0 * _slowness()
 
 
 def test_no_pattern_is_slow_on_hostile_text() -> None:
