@@ -96,7 +96,8 @@ def test_once_widened_weights_win_twice_nothing_else_is_tried(monkeypatch: pytes
         return len(works) - 1 if tried[-1][0] in (2, 4, 8) else 0, 1.0
 
     monkeypatch.setattr(narrow, "fastest", last)
-    ways = narrow._trial.__wrapped__(torch.bfloat16, 16, 64, 1)[0]
+    ways, taken = narrow._understood(narrow._tried(torch.bfloat16, 16, 64))
+    assert taken == [1.0] * len(narrow.COUNTS)
     assert [rows for rows, ways in tried if ways > 1] == [1, 2, 3, 4, 8], "once may be by chance"
     assert [rows for rows, _ in tried] == list(narrow.COUNTS), "what so many take is found in any case"
     usual, widened = narrow._usual, narrow._widened
@@ -106,7 +107,7 @@ def test_once_widened_weights_win_twice_nothing_else_is_tried(monkeypatch: pytes
 @pytest.mark.parametrize("choice", [0, 1])
 def test_a_bias_brings_a_sum_back_into_half_precision(choice: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(narrow, "fastest", lambda works, margin: (min(choice, len(works) - 1), 1.0))
-    ways = narrow._trial.__wrapped__(torch.float16, 1, 64, 1)[0]
+    ways = narrow._understood(narrow._tried(torch.float16, 1, 64))[0]
     monkeypatch.setattr(narrow, "_ways", lambda *given: ways)
     weight, bias = torch.full((1, 64), 32.0).half(), torch.tensor([-60000.0]).half()
     for rows in narrow.COUNTS:  # 67,584 is beyond what the format holds
@@ -160,7 +161,7 @@ def test_the_trial_holds_the_ways_against_each_other_on_the_same_weights(monkeyp
     monkeypatch.setattr(
         narrow, "fastest", lambda works, margin: held.append([work() for work in works]) or (len(works) - 1, 1.0)
     )
-    ways = dict(zip(narrow.COUNTS, narrow._trial.__wrapped__(torch.float32, 16, 64, 1)[0], strict=True))
+    ways = dict(zip(narrow.COUNTS, narrow._understood(narrow._tried(torch.float32, 16, 64))[0], strict=True))
     assert ways[12] is narrow._by_fours and ways[16] is narrow._weights_first
     for rows, made in zip(narrow.COUNTS, held, strict=True):
         assert all(one.shape == (rows, 16) and bool((one == 64).all()) for one in made)

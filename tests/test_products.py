@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,8 +127,9 @@ def test_a_bias_that_all_keys_share_costs_no_precision() -> None:
 
 @pytest.mark.parametrize(("ours", "theirs", "expected"), [(1.0, 2.0, True), (1.0, 1.1, False), (2.0, 1.0, False)])
 def test_it_is_taken_where_it_wins_by_a_fifth(
-    ours: float, theirs: float, expected: bool, monkeypatch: pytest.MonkeyPatch
+    ours: float, theirs: float, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LONGCTX_CACHE", str(tmp_path))  # nothing was found before
     times = iter((ours, theirs))
     monkeypatch.setattr(trial, "seconds", lambda work: next(times))
     assert products._faster.__wrapped__(torch.bfloat16) is expected

@@ -10,6 +10,7 @@ import functools
 import torch
 from torch.nn import functional as F
 
+from longctx.backend.kept import kept
 from longctx.backend.trial import seconds
 
 _FASTER = 1.2  # how many times as fast another format must be: it costs a conversion of the weights
@@ -29,6 +30,6 @@ def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 
 @functools.cache  # a fact about the processor
 def _seconds(dtype: torch.dtype) -> float:
-    """What one product of the size of a small layer takes."""
+    """What one product of the size of a small layer took when it was first tried."""
     rows, weight = torch.ones(_TRIAL // 2, _TRIAL, dtype=dtype), torch.ones(_TRIAL, _TRIAL, dtype=dtype)
-    return seconds(lambda: F.linear(rows, weight))
+    return kept("arithmetic", f"{dtype}", lambda: seconds(lambda: F.linear(rows, weight)), float)

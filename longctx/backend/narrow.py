@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longctx.backend.kept import kept
 from longctx.backend.trial import fastest
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # in which there is more than one way, on a CPU
@@ -98,6 +99,9 @@ def _widened(x: Tensor, weight: Tensor) -> Tensor:
     return made.t()
 
 
+_WAYS = {way.__name__: way for way in (_usual, _weights_first, _by_fours, _widened)}
+
+
 def _shape(weight: Tensor) -> Shape:
     out, width = weight.shape
     return weight.dtype, min(out, max(1, _WEIGHTS // width)), width, torch.get_num_threads()
@@ -109,13 +113,25 @@ def _ways(dtype: torch.dtype, out: int, width: int, threads: int) -> list[Way]:
 
 @functools.cache  # a fact about the processor
 def _trial(dtype: torch.dtype, out: int, width: int, threads: int) -> tuple[list[Way], list[float]]:
-    """The fastest way for every count of rows with weights [out, width], and the seconds it took.
+    """The fastest way for every count of rows with weights [out, width], and the seconds it took: the first findings.
 
-    The shape decides as much as the count.
+    The shape decides as much as the count; ``threads`` are those that there are.
     """
+    about = f"{dtype} weights [{out}, {width}], rows {COUNTS}"
+    return kept("narrow", about, functools.partial(_tried, dtype, out, width), _understood)
+
+
+def _understood(found: list[tuple[str, float]]) -> tuple[list[Way], list[float]]:
+    if len(found) != len(COUNTS):
+        raise ValueError("the rows are others")
+    return [_WAYS[name] for name, _ in found], [float(seconds) for _, seconds in found]
+
+
+def _tried(dtype: torch.dtype, out: int, width: int) -> list[tuple[str, float]]:
+    """The name of the fastest way for every count of rows, and the seconds it took."""
     some = max(2, min(_MATRICES, _APART // (out * width)))
     weights = itertools.cycle(torch.ones(some, out, width, dtype=dtype, device="cpu").unbind())
-    found, taken = list[Way](), list[float]()
+    found = list[tuple[str, float]]()
     for rows in COUNTS:
         x = torch.ones(rows, width, dtype=dtype, device="cpu")
         ways: tuple[Way, ...] = (
@@ -125,12 +141,11 @@ def _trial(dtype: torch.dtype, out: int, width: int, threads: int) -> tuple[list
             *((_by_fours,) if rows <= _FEWER and dtype != torch.float16 else ()),
             *((_widened,) if rows > 1 and dtype != torch.float32 else ()),
         )
-        if found[-2:] == [_widened, _widened]:
+        if [name for name, _ in found[-2:]] == [_widened.__name__] * 2:
             ways = (_widened,)  # what it adds to the product is the same for any number of rows
         place, best = fastest([functools.partial(_with_next, way, x, weights) for way in ways], _FASTER)
-        found.append(ways[place])
-        taken.append(best)
-    return found, taken
+        found.append((ways[place].__name__, best))
+    return found
 
 
 def _with_next(way: Way, x: Tensor, weights: Iterator[Tensor]) -> Tensor:

@@ -1,11 +1,13 @@
 """Where things lie: files inside installed wheels, and the user's cache folder.
 
-Owns finding, never loading: a wheel's files are read from its file list, and its package is never imported.
+Owns finding and putting, never loading: a wheel's files are read from its file list, and its package is never imported.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +20,21 @@ def cache_folder() -> Path:
     """The folder for everything that can be made again: ``$LONGCTX_CACHE``, else the user's cache folder."""
     chosen = os.environ.get("LONGCTX_CACHE")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("longctx")
+
+
+def put(path: Path, data: bytes) -> None:
+    """Writes the file whole or not at all, whoever else writes it. Raises OSError where it cannot be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        with suppress(FileNotFoundError):  # it has its name by now
+            os.unlink(part)
 
 
 def wheel_file(distribution: str, suffix: str) -> Path | None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longctx.backend.kept import kept
 from longctx.backend.trial import faster
 
 _ROWS = 64  # query rows of a block: keys that no row of it sees are left out
@@ -120,7 +121,11 @@ def _sound(sums: Tensor, seen: Tensor | None) -> bool:
 def _faster(dtype: torch.dtype) -> bool:
     query = torch.ones(_TRIAL, dtype=dtype)
     key = query[:, ::3].contiguous()
-    return faster(
-        lambda: attend(query, key, key, None, 1.0),
-        lambda: F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True),
-    )
+
+    def attempt() -> bool:
+        return faster(
+            lambda: attend(query, key, key, None, 1.0),
+            lambda: F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True),
+        )
+
+    return kept("products", f"{dtype}", attempt, bool)

@@ -7,11 +7,8 @@ first wherever a vocabulary was made by merging pairs. Li et al. 2024 (arXiv 241
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from transformers import PreTrainedModel
 
 from longctx.backend.alone import turn
 from longctx.backend.model import model_fingerprint
-from longctx.backend.places import cache_folder
+from longctx.backend.places import cache_folder, put
 from longctx.backend.stamps import modules_of, stamp
 from longctx.backend.target import RowTarget
 from longctx.drafts import Successors
@@ -194,19 +191,9 @@ def _load(path: Path) -> Known | None:
 
 
 def _save(path: Path, known: Known) -> None:
-    """Writes the file whole or not at all, whoever else writes it. Raises OSError where it cannot be written."""
+    """Raises OSError where the file cannot be written."""
     tokens, chances = known.found.tokens, known.found.chances
     sizes = np.asarray([*tokens.shape, known.count, len(known.before)], dtype="<u4").tobytes()
     before = np.asarray([known.spent], dtype="<f4").tobytes() + np.asarray(known.before, dtype="<i4").tobytes()
     body = sizes + before + tokens.astype("<i4").tobytes() + chances.astype("<f4").tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(_MAGIC + hashlib.sha256(body).digest() + body)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        with suppress(FileNotFoundError):  # it has its name by now
-            os.unlink(part)
+    put(path, _MAGIC + hashlib.sha256(body).digest() + body)

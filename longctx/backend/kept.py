@@ -1,0 +1,68 @@
+"""What was tried on this processor, kept from one process to the next.
+
+Owns the small files in the cache folder and what they hold for: a processor, a release of the library that multiplies,
+a number of threads. Ways to multiply add in orders of their own, so that in formats of 16 bits a process that decided
+anew could say other words than the last one; and every trial costs a moment. Knows no trial.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from longctx.backend.places import cache_folder, put
+
+Found = TypeVar("Found")
+_FORMAT = 1  # to be raised when a way to multiply comes, goes or changes
+_TELLING = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features", "CPU part")
+
+
+def kept(trial: str, about: str, attempt: Callable[[], Any], read: Callable[[Any], Found]) -> Found:
+    """What ``attempt`` found when ``trial`` was first made here ``about`` this, as ``read`` understands it.
+
+    ``attempt`` gives what JSON can hold. Of processes that try at the same time the first to be done is heard. A file
+    that is damaged or that ``read`` raises ValueError, KeyError or TypeError for is made anew; where the folder cannot
+    be written every process tries for itself.
+    """
+    key = "; ".join((trial, about, f"{torch.get_num_threads()} threads", *_here()))
+    path = cache_folder() / "trials" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    known = _load(path, key, read)
+    if known is not None:
+        return known[0]
+    made = attempt()
+    known = _load(path, key, read)
+    if known is None:
+        with suppress(OSError):  # the next process finds it again
+            put(path, json.dumps({"of": key, "found": made}).encode())
+        return read(made)
+    return known[0]
+
+
+def _load(path: Path, key: str, read: Callable[[Any], Found]) -> tuple[Found] | None:
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return (read(said["found"]),) if said["of"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@functools.cache  # a fact about the processor
+def _here(about: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """What decides which way is the fastest, besides the work: two processors of one name differ by what they can."""
+    lines = about.read_text(encoding="utf-8", errors="replace").splitlines() if about.is_file() else []
+    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    processor = [f"{name} {said[name]}" for name in _TELLING if name in said]
+    return (
+        f"format {_FORMAT}",
+        f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
+        f"{platform.system()} {platform.machine()} {platform.processor()}",
+        *processor,
+    )

@@ -1,0 +1,154 @@
+"""What was tried is kept from one process to the next: for one processor, one library and one number of threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from longctx.backend import arithmetic, kept, narrow, products
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LONGCTX_CACHE", str(tmp_path))
+    return tmp_path / "trials"
+
+
+def asked(found: Any, trial: str = "a", about: str = "b", times: list[Any] | None = None) -> float:
+    def attempt() -> Any:
+        if times is not None:
+            times.append(found)
+        return found
+
+    return kept.kept(trial, about, attempt, float)
+
+
+def test_the_first_finding_is_what_all_later_ones_are(folder: Path) -> None:
+    times: list[Any] = []
+    assert [asked(found, times=times) for found in (0.25, 3.0, 4.0)] == [0.25] * 3
+    assert times == [0.25], "tried once"
+    assert len(list(folder.iterdir())) == 1
+    assert asked(5.0, trial="c") == 5.0 and asked(6.0, about="c") == 6.0 and asked(7.0) == 0.25
+
+
+def test_another_number_of_threads_is_tried_anew(folder: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        assert asked(1.0) == 1.0
+        torch.set_num_threads(threads + 1)
+        assert asked(2.0) == 2.0
+        torch.set_num_threads(threads)
+        assert asked(3.0) == 1.0
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "line", ["model name : another", "stepping : 8", "flags : avx512f amx_tile", "CPU part : 0xd4f", "vendor_id : B"]
+)
+def test_another_processor_is_tried_anew(
+    line: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = "processor : 0\nvendor_id : A\nmodel name : one\nstepping : 7\nflags : avx512f\nCPU part : 0xd40\n"
+    own, other = tmp_path / "own", tmp_path / "other"
+    name = line.partition(":")[0]
+    own.write_text(first)
+    other.write_text("".join(f"{line}\n" if old.startswith(name) else f"{old}\n" for old in first.splitlines()))
+    here = kept._here
+    monkeypatch.setattr(kept, "_here", lambda: here(own))
+    assert asked(1.0) == 1.0
+    monkeypatch.setattr(kept, "_here", lambda: here(other))
+    assert asked(2.0) == 2.0
+
+
+def test_what_is_no_fact_about_the_processor_does_not_part_its_cores(tmp_path: Path) -> None:
+    """Clock and core number differ from core to core and from one moment to the next."""
+    files = [tmp_path / name for name in "ab"]
+    for at, file in enumerate(files):
+        file.write_text(f"processor : {at}\nmodel name : one\ncpu MHz : {2500 + at}\nflags : fma\n\nprocessor : 9\n")
+    one, other = (kept._here(file) for file in files)
+    assert one == other and "model name one" in one and "flags fma" in one
+
+
+def test_a_system_that_says_nothing_of_its_processor_is_told_by_its_name(tmp_path: Path) -> None:
+    here = kept._here(tmp_path / "nothing")
+    assert any(torch.__version__ in said for said in here) and len(here) == 3
+
+
+@pytest.mark.parametrize("damage", ["", "[", "[]", '{"found": 1.0}', '{"of": "another", "found": 1.0}', "\ufffe"])
+def test_a_damaged_or_foreign_file_is_made_anew(damage: str, folder: Path) -> None:
+    asked(1.0)
+    (file,) = folder.iterdir()
+    file.write_text(damage, encoding="utf-8")
+    assert asked(2.0) == 2.0 and asked(3.0) == 2.0
+
+
+def test_what_is_no_longer_understood_is_tried_anew(folder: Path) -> None:
+    asked(1.0)
+    (file,) = folder.iterdir()
+    said = json.loads(file.read_text())
+    for found in ("word", None, [1.0]):
+        file.write_text(json.dumps({**said, "found": found}))
+        assert asked(2.0) == 2.0
+
+
+def test_ways_that_are_no_more_are_tried_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = len(narrow.COUNTS)
+    monkeypatch.setattr(narrow, "_tried", lambda *_: [("_usual", 1.0)] * counts)
+    for found in ([["gone", 1.0]] * counts, [["_usual", 1.0]] * (counts - 1), [["_usual"]] * counts, 3):
+        narrow._trial.cache_clear()
+        assert narrow.wins(2, torch.ones(3, 5)) is False
+        (file,) = folder.iterdir()
+        said = json.loads(file.read_text())
+        file.write_text(json.dumps({**said, "found": found}))
+    narrow._trial.cache_clear()
+    assert narrow.seconds(2, torch.ones(3, 5)) == 1.0
+    narrow._trial.cache_clear()
+
+
+def test_of_two_at_a_time_the_first_to_be_done_is_heard(folder: Path) -> None:
+    """The other's process has kept its finding while this one was still trying."""
+
+    def attempt() -> float:
+        assert asked(1.0) == 1.0
+        return 2.0
+
+    assert kept.kept("a", "b", attempt, float) == 1.0
+    assert asked(3.0) == 1.0
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no such permissions")
+@pytest.mark.parametrize("place", ["file", "device"])
+def test_where_nothing_can_be_written_every_process_tries(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LONGCTX_CACHE", str(tmp_path / "file") if place == "file" else "/dev/null/there")
+    times: list[Any] = []
+    assert [asked(found, times=times) for found in (1.0, 2.0)] == [1.0, 2.0] == times
+
+
+def test_every_trial_that_decides_how_numbers_are_added_is_kept(folder: Path) -> None:
+    """Another process takes the same ways, whatever it would have found."""
+    weight = torch.ones(24, 40, dtype=torch.bfloat16)
+    for found in (narrow._trial, arithmetic._seconds, products._faster):
+        found.cache_clear()
+    own = [narrow.seconds(rows, weight) for rows in narrow.COUNTS]
+    own += [arithmetic._seconds(torch.bfloat16), products._faster(torch.bfloat16)]
+    script = (
+        "import json, torch; from longctx.backend import arithmetic, narrow, products\n"
+        f"torch.set_num_threads({torch.get_num_threads()}); weight = torch.ones(24, 40, dtype=torch.bfloat16)\n"
+        "found = [narrow.seconds(rows, weight) for rows in narrow.COUNTS]\n"
+        "found += [arithmetic._seconds(torch.bfloat16), products._faster(torch.bfloat16)]\n"
+        "print(json.dumps(found))"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(ran.stdout) == own
+    assert len(list(folder.iterdir())) == 3
