@@ -199,4 +199,4 @@ def _decoded(
         progress=progress,
     )
     text, count = say((token for token in decoding.run() if token not in stops), tokens.decode, emit)
-    return Said(text, count, decoding.stats, warnings)
+    return Said(text, count, decoding.stats, tuple(warnings))

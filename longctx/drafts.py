@@ -86,7 +86,8 @@ class DraftSource:
     ``index`` is that of the document, or of the prompt where there is none; requests and drafters share it. ``seed`` is
     the request's: drafters that draw draw by it. ``folds`` has for every id the lowest that is the same word, and
     ``weights`` how much each place of the indexed text counts beside the others, where that is known. ``successors``
-    gives what the model says of single tokens, where it can be asked; it is asked when that is called.
+    gives what the model is known to say of single tokens, where it can be asked; with True it is asked further first,
+    which may take a second.
     """
 
     prompt: NDArray[np.int32]  # [tokens]
@@ -96,7 +97,7 @@ class DraftSource:
     seed: int = 0
     folds: NDArray[np.int32] | None = None  # [ids]
     weights: NDArray[np.float32] | None = None  # [tokens of the index]
-    successors: Callable[[], Successors] | None = None
+    successors: Callable[[bool], Successors] | None = None
 
 
 @dataclass(frozen=True, slots=True)

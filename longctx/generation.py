@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from longctx.backend.outputs import lossless, refuse, refuse_options, result, ro
 from longctx.backend.processors import of_row
 from longctx.backend.rope import frequencies
 from longctx.backend.stopping import ends, stop_strings
-from longctx.backend.successors import successors
+from longctx.backend.successors import known_successors, successors
 from longctx.backend.target import score_together
 from longctx.copied import Source, copies_of
 from longctx.decoding.acceptance import Greedy, Residual, Rule, SharedNoise
@@ -34,7 +35,7 @@ from longctx.decoding.guard import Guard
 from longctx.decoding.laws import Processor, Temperature
 from longctx.decoding.loop import PIECE, Decoding, Ends
 from longctx.decoding.noise import row_seed
-from longctx.drafts import DraftSource, Generation, Stats
+from longctx.drafts import DraftSource, Generation, Stats, Successors
 from longctx.errors import BadOption
 from longctx.pace import costs_of, worth_timing
 from longctx.protocols import Drafter, Drafting, Progress
@@ -149,7 +150,7 @@ def speculative(
         prompts, cache = rows_of(input_ids, kwargs)
         number = secrets.randbits(63) if seed is None else seed
         requests: list[Decoding] = []
-        warnings: tuple[str, ...] = ()
+        told: list[list[str]] = []
         try:
             for index, (row, prompt) in enumerate(zip(input_ids.tolist(), prompts, strict=True)):
                 own = row_seed(number, index)
@@ -171,10 +172,10 @@ def speculative(
                     asking=index == 0,
                 )
                 requests.append(decoding)
-                warnings = tuple(dict.fromkeys((*warnings, *own_warnings)))
+                told.append(own_warnings)
             apart = alone_because(model) if len(requests) > 1 else ""
             if apart:
-                warnings += (f"the prompts of the batch take turns, a pass each: {apart}.",)
+                told.append([f"the prompts of the batch take turns, a pass each: {apart}."])
             batch = Batch(requests, None if apart else partial(score_together, model))
             for token in in_order(batch):
                 if streamer is not None:
@@ -183,7 +184,7 @@ def speculative(
             if streamer is not None:
                 streamer.end()  # also after an error: somebody may be waiting for it
         if on_end is not None:
-            on_end(batch.stats, warnings)
+            on_end(batch.stats, tuple(dict.fromkeys(chain.from_iterable(told))))
         return result(input_ids, [request.new for request in requests], generation_config, cache)
 
     return decode
@@ -208,8 +209,8 @@ def begin(
     alone: bool = True,
     asking: bool = True,
     progress: Progress | None = None,
-) -> tuple[Decoding, tuple[str, ...]]:
-    """A request ready to run, and what is done otherwise than was asked.
+) -> tuple[Decoding, list[str]]:
+    """A request ready to run, and what is done otherwise than was asked; more of that may be told while it runs.
 
     ``copied`` is the document to draft from, ``seed`` that of drafters that draw, ``shown`` the prompt as processors
     see it, with its padding; ``folded`` and ``weights`` are what drafters may know of ids and places. A request
@@ -218,17 +219,16 @@ def begin(
     """
     started = time.perf_counter()
     target, reason = open_target(model, len(prompt) + min(max_new_tokens, _AHEAD), cache)
-    warnings: tuple[str, ...] = ()
+    warnings: list[str] = []
     if stack and target.rows == "off":
-        warnings = (f"decoded one token at a time, without drafts: {reason}.",)
+        warnings.append(f"decoded one token at a time, without drafts: {reason}.")
     elif stack and target.rows == "chain":
-        warnings = (f"drafts are verified as chains, not as trees: {reason}.",)
+        warnings.append(f"drafts are verified as chains, not as trees: {reason}.")
     rotation = frequencies(model.config)
     tokens = np.asarray(prompt, dtype=np.int32)
     index, document = (SuffixIndex(tokens), None) if copied is None else (copied, copied.tokens)
-    late: list[str] = []
     asks = target.rows == "tree" and max_new_tokens > 1
-    asked = partial(successors, model, late.append, progress, **({} if asking else {"seconds": 0.0})) if asks else None
+    asked = partial(_successors, model, warnings.append, progress, asking) if asks else None
     source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD, folded, weights, asked)
     at_work = [(name, _at_work(name, drafter, source)) for name, drafter in stack] if target.rows != "off" else []
     decoding = Decoding(
@@ -248,7 +248,13 @@ def begin(
         setup=time.perf_counter() - started,
         progress=progress,
     )
-    return decoding, (*warnings, *late)
+    return decoding, warnings
+
+
+def _successors(
+    model: Any, warn: Callable[[str], None], progress: Progress | None, asking: bool, further: bool
+) -> Successors:
+    return successors(model, warn, progress) if asking and further else known_successors(model)
 
 
 def _at_work(name: str, drafter: Drafter, source: DraftSource) -> Drafting:

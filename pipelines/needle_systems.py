@@ -92,7 +92,8 @@ class Books:
 class Selecting:
     """A selector within its budget, and the model on what it kept, through a bounded cache where ``kv`` names one.
 
-    ``drafters`` are named in each row alone: they change how fast an answer comes.
+    ``drafters`` are named in each row alone: they change how fast an answer comes, and in 16 bits how it is rounded, by
+    the clock. Without them a run says what the last one said.
     """
 
     books: Books
@@ -101,7 +102,7 @@ class Selecting:
     max_new_tokens: int
     reading: Mapping[str, Any]  # how the reader was made
     kv: str | None = None
-    drafters: str | Sequence[str] = "auto"
+    drafters: str | Sequence[str] = "none"
     allow_partial: bool = False  # of kv
 
     @property

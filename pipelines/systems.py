@@ -112,7 +112,9 @@ def show(reader: Any, book: Any, question: Question, system: str, budget: int | 
 
 
 def answer(reader: Any, shown: Context, question: Question) -> Said:
-    """The model's answer to the question's prompt after ``shown``; no text, no answer.
+    """The model's answer to the question's prompt after ``shown``, decoded token by token; no text, no answer.
+
+    Drafts would follow the clock, and in 16 bits another run could say other words.
 
     Raises DoesNotFit when the prompt passes the model's window.
     """
@@ -120,7 +122,9 @@ def answer(reader: Any, shown: Context, question: Question) -> Said:
         return Said("", 0, 0, 0.0)
     started = time.perf_counter()
     document = longctx.Document.from_text(shown.text, "shown")
-    found = reader.ask(document, question.prompt, selector="all", max_new_tokens=question.max_new_tokens)
+    found = reader.ask(
+        document, question.prompt, selector="all", max_new_tokens=question.max_new_tokens, drafters="none"
+    )
     seconds = time.perf_counter() - started
     return Said(found.text, found.usage["prompt_tokens"], found.usage["new_tokens"], seconds)
 

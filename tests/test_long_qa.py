@@ -175,6 +175,20 @@ def test_a_system_shows_and_says_what_the_reader_would(reader: Reader) -> None:
     assert (said.text, said.prompt_tokens) == (direct.text, direct.usage["prompt_tokens"])
 
 
+def test_answers_are_decoded_token_by_token_as_drafts_follow_the_clock(
+    reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In 16 bits passes of other lengths round otherwise, and a run that was stopped would not go on as it began."""
+    asked, ours = list[Any](), Reader.ask
+    monkeypatch.setattr(Reader, "ask", lambda *given, **how: asked.append(ours(*given, **how)) or asked[-1])
+    question = cases.Question("0", "Where?", "Where?", (cases.Measure("contains", ("4711",)),), 30)
+    text = document("Odette", 10)
+    assert systems.answer(reader, systems.Context(text, 1, (), 0, 0.0), question).text
+    (said,) = asked
+    decoded = next(step.facts for step in said.trace if step.name == "decode")
+    assert decoded["drafted"] == 0 and decoded["rounds"] == decoded["new_tokens"] > 1
+
+
 def test_middle_keeps_both_ends_token_by_token(reader: Reader) -> None:
     text = document("Odette", 60)
     question = cases.Question("0", "Where?", "Where?", (cases.Measure("contains", ("4711",)),), 5)

@@ -50,6 +50,8 @@ def test_one_command_makes_rows_table_picture_and_page_and_another_the_prompt(fo
     assert all((folder / path).is_file() for path in told["files"].values())
     held = read(folder / "out" / "needle.jsonl")
     assert str(folder) not in json.dumps(held) and held[0]["made_with"]["model"] == "model"
+    drafted = {row["system"]: row["facts"].get("drafters") for row in held}
+    assert drafted == {"full": None, "bm25": "none"}, "drafts follow the clock, and no two runs would round alike"
     again = call("--lengths", "500", "--selector", "bm25", "--plain", "full", "--json", "--quiet", *COMMON)
     assert json.loads(again.stdout)["before"] == 4
     prompt = call("rebuild", "out/needle.jsonl", "--row", "2")

@@ -13,12 +13,13 @@ import torch
 
 import longctx
 from longctx.backend import successors as asking
-from longctx.backend.successors import successors
+from longctx.backend.successors import known_successors, successors
 from longctx.drafts import Successors
 from longctx.errors import DraftError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENIZER = tiny.tokenizer()
+LONG = 40  # tokens of an answer that is worth asking for
 WHOLE, LEAST = 60.0, 1e-9  # seconds in which all is asked, and in which a first pass is made
 
 
@@ -142,12 +143,20 @@ def test_a_folder_that_cannot_be_written_is_a_warning_of_the_result(
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("LONGCTX_CACHE", str(tmp_path / "file"))
     made = longctx.generate(
-        tiny.model("llama"), TOKENIZER, torch.tensor([[3, 4, 5]]), drafters=["recycling"], max_new_tokens=4
+        tiny.model("llama"), TOKENIZER, torch.tensor([[3, 4, 5]]), drafters=["recycling"], max_new_tokens=LONG
     )
     batch = longctx.generate(
-        tiny.model("llama"), TOKENIZER, torch.tensor([[3, 4, 5], [5, 4, 3]]), drafters=["recycling"], max_new_tokens=4
+        tiny.model("llama"),
+        TOKENIZER,
+        torch.tensor([[3, 4, 5], [5, 4, 3]]),
+        drafters=["recycling"],
+        max_new_tokens=LONG,
     )
-    assert batch.warnings == made.warnings
+    reader = longctx.Reader(tiny.model("llama"), TOKENIZER, calibration=None)
+    said = reader.ask(
+        longctx.Document.from_text("hello world"), "what?", selector="all", drafters=["recycling"], max_new_tokens=LONG
+    )
+    assert batch.warnings == made.warnings == said.warnings
     (warning,) = made.warnings
     assert "could not be kept" in warning and "LONGCTX_CACHE" in warning
 
@@ -229,16 +238,32 @@ def test_prompts_of_a_batch_ask_once(cache: Path, monkeypatch: pytest.MonkeyPatc
         lambda model, known, path, progress, _: asked.append(1) or ours(model, known, path, progress, LEAST),
     )
     ids = torch.tensor([[3, 4, 5], [5, 4, 3], [9, 8, 7]])
-    longctx.generate(model, TOKENIZER, ids, drafters=["recycling"], max_new_tokens=2)
+    longctx.generate(model, TOKENIZER, ids, drafters=["recycling"], max_new_tokens=LONG)
     assert len(asked) == 1
-    longctx.generate(model, TOKENIZER, ids, drafters=["recycling"], max_new_tokens=2)
+    longctx.generate(model, TOKENIZER, ids, drafters=["recycling"], max_new_tokens=LONG)
     assert len(asked) == 2
 
 
-def test_one_token_is_not_worth_asking_for(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tokens", [1, 2, 16])
+def test_a_short_answer_is_not_worth_asking_for(tokens: int, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = tiny.model("llama"), torch.tensor([[3, 4, 5]])
     monkeypatch.setattr(asking, "_asked", lambda *given: pytest.fail("asked"))
-    assert longctx.generate(model, TOKENIZER, ids, drafters=["recycling"], max_new_tokens=1).stats.tokens == 1
+    made = longctx.generate(model, TOKENIZER, ids, drafters=["recycling"], max_new_tokens=tokens)
+    assert made.stats.tokens == tokens and not made.warnings
+
+
+def test_what_is_known_is_told_without_a_pass_of_the_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("llama")
+    assert len(known_successors(model).tokens) == 0, "nothing yet"
+    few = successors(model, silent, None, LEAST)
+    monkeypatch.setattr(asking, "_asked", lambda *given: pytest.fail("asked"))
+    assert known_successors(model) is few
+    forget()
+    np.testing.assert_array_equal(known_successors(model).tokens, few.tokens)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3.0)
+    assert len(known_successors(model).tokens) == 0, "of these weights nothing is known"
+    assert len(known_successors(tiny.model("llama").to("meta")).tokens) == 0
 
 
 def test_a_model_that_always_says_the_same_after_a_token_is_drafted_from_it(cache: Path) -> None:
@@ -248,6 +273,7 @@ def test_a_model_that_always_says_the_same_after_a_token_is_drafted_from_it(cach
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
     ids = torch.tensor([[30, 31, 32]])
+    successors(model, silent, None, WHOLE)
     with_prior = longctx.generate(
         model, TOKENIZER, ids, drafters=["recycling"], max_new_tokens=30, controller="fixed:nodes=8"
     )
@@ -258,6 +284,27 @@ def test_a_model_that_always_says_the_same_after_a_token_is_drafted_from_it(cach
     assert with_prior.stats.rounds < 18 < without.stats.rounds
 
 
+def test_a_long_answer_is_drafted_better_from_where_the_model_was_asked(cache: Path) -> None:
+    """What it says after a token does not follow what stands before, and it never comes to a token again."""
+    model = tiny.model("llama")
+    vocabulary = model.config.vocab_size
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        model.model.embed_tokens.weight.copy_(torch.randn(vocabulary, model.config.hidden_size))
+        states = torch.nn.functional.normalize(model.model.embed_tokens.weight, dim=-1)
+        model.lm_head.weight.copy_(states.roll(1, 0))  # after every id the next one is likeliest
+    ids = torch.tensor([[30, 31, 32]])
+    options: dict[str, Any] = {"drafters": ["recycling"], "max_new_tokens": 60, "controller": "fixed:nodes=8"}
+    first = longctx.generate(model, TOKENIZER, ids, **options)
+    again = longctx.generate(model, TOKENIZER, ids, **options)
+    assert torch.equal(first.sequences, again.sequences)
+    assert first.sequences[0].tolist() == [*range(30, 93)], "no token comes twice"
+    assert again.stats.rounds < 15, "known before the first pass"
+    assert 16 < first.stats.rounds < 16 + 15, "sixteen tokens one by one, and then by what was asked"
+
+
 def test_what_goes_wrong_while_asking_is_an_error_of_the_drafter(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*given: Any) -> Successors:
         raise RuntimeError("no memory")
@@ -265,5 +312,5 @@ def test_what_goes_wrong_while_asking_is_an_error_of_the_drafter(cache: Path, mo
     monkeypatch.setattr(asking, "_asked", broken)
     with pytest.raises(DraftError, match="recycling"):
         longctx.generate(
-            tiny.model("llama"), TOKENIZER, torch.tensor([[3, 4]]), drafters=["recycling"], max_new_tokens=4
+            tiny.model("llama"), TOKENIZER, torch.tensor([[3, 4]]), drafters=["recycling"], max_new_tokens=LONG
         )

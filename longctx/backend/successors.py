@@ -53,8 +53,25 @@ class Known:
         return len(self.found.tokens) >= self.count or self.spent >= enough
 
 
+_NOTHING = Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=np.float32))
+
 # a memo, not state: the same model always says the same
 _KNOWN: WeakKeyDictionary[PreTrainedModel, Known] = WeakKeyDictionary()
+
+
+def known_successors(model: PreTrainedModel) -> Successors:
+    """What ``model`` was found to say after single tokens, here or by another process, without a pass of it."""
+    if not _in_memory(model):
+        return _NOTHING
+    now = stamp(modules_of(model))
+    with turn():
+        found = _KNOWN.get(model)
+        if found is None or found.of != now:
+            kept = _load(_path(model))
+            if kept is None:
+                return _NOTHING
+            found = _KNOWN[model] = replace(kept, of=now)
+        return found.found
 
 
 def successors(
@@ -66,20 +83,27 @@ def successors(
 ) -> Successors:
     """What ``model``, which verifies trees, says after single tokens, as far as it was asked.
 
-    Asked of the model for ``seconds`` (0: only where nothing is known yet) and kept in the cache folder, from where the
-    next call goes on until all is known or all calls together took ``enough`` seconds; where it cannot be written,
-    ``warn`` is told. Of a model whose weights are not in memory nothing is asked, with a warning.
+    Asked of the model for ``seconds`` and kept in the cache folder, from where the next call goes on until all is known
+    or all calls together took ``enough`` seconds; where it cannot be written, ``warn`` is told. Of a model whose
+    weights are not in memory nothing is asked, with a warning.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if not _in_memory(model):
         warn("weights of the model are not in memory, so it is not asked what follows which token.")
-        return Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=np.float32))
+        return _NOTHING
     now = stamp(modules_of(model))
     with turn():  # threads wait for the first of them
-        known = _KNOWN.get(model)
-        if known is None or known.of != now or (seconds > 0 and not known.done(enough)):
-            known = replace(_further(model, known, warn, progress, seconds, enough), of=now)
-            _KNOWN[model] = known
-        return known.found
+        found = _KNOWN.get(model)
+        if found is None or found.of != now or not found.done(enough):
+            found = _KNOWN[model] = replace(_further(model, found, warn, progress, seconds, enough), of=now)
+        return found.found
+
+
+def _in_memory(model: PreTrainedModel) -> bool:
+    return not any(parameter.is_meta for parameter in model.parameters())
+
+
+def _path(model: PreTrainedModel) -> Path:
+    return cache_folder() / "successors" / f"{model_fingerprint(model)[:32]}.bin"
 
 
 def _further(
@@ -91,7 +115,7 @@ def _further(
     enough: float,
 ) -> Known:
     """What is known after ``seconds`` more of asking, or by the file if that is all."""
-    path = cache_folder() / "successors" / f"{model_fingerprint(model)[:32]}.bin"
+    path = _path(model)
     if known is not None and known.path != path:
         known = None  # the weights have changed
     kept = _load(path)

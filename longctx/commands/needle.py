@@ -170,7 +170,7 @@ def _local(asked: Asked, settings: Settings, screen: Screen) -> list[Any]:
     reading = {name: getattr(settings, name) for name in ("splitter", "calibration", "segment_tokens")}
     reading["encoder"] = Path(settings.encoder).name  # rows never say where a file lies
     limit = settings.max_new_tokens
-    how: dict[str, Any] = {"kv": settings.policy(), "drafters": settings.stack()}
+    how: dict[str, Any] = {"kv": settings.policy(), "drafters": settings.stack(usual="none")}
     how["allow_partial"] = settings.kv_partial
     chosen = [systems.Selecting(books, name, settings.usual_budget, limit, reading, **how) for name in asked.selectors]
     return [*(systems.Plain(reader, name, limit) for name in asked.plain), *chosen]

@@ -38,7 +38,7 @@ class Settings:
     max_new_tokens: int = 128
     temperature: float = 0.0
     seed: int | None = None
-    drafters: str = "auto"
+    drafters: str | None = None
     controller: str = "goodput"
     kv: str = "none"
     kv_partial: bool = False
@@ -55,11 +55,10 @@ class Settings:
         """Tokens of text to keep: those asked for, or what is kept where the window holds them."""
         return BUDGET_TOKENS if self.budget is None else self.budget
 
-    def stack(self) -> str | list[str]:
-        """The drafters as Python takes them: ``a+b:option=value`` is two of them."""
-        if self.drafters in ("auto", "none"):
-            return self.drafters
-        return [name.strip() for name in self.drafters.split("+")]
+    def stack(self, usual: str = "auto") -> str | list[str]:
+        """The drafters as Python takes them, ``usual`` where none are named: ``a+b:option=value`` is two of them."""
+        named = self.drafters or usual
+        return named if named in ("auto", "none") else [name.strip() for name in named.split("+")]
 
     def policy(self) -> str | None:
         """The KV policy by name; None where the cache is not bounded."""
@@ -124,14 +123,14 @@ def _value(path: Path, key: str, value: Any, known: Mapping[str, str]) -> Any:
         near = difflib.get_close_matches(key, known, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise BadOption(f"{path}: no key {key!r}.{hint} Known: {', '.join(known)}.")
-    wanted = known[key]
-    if wanted.startswith("int") and isinstance(value, str):
+    wanted = known[key].removesuffix(" | None")
+    if wanted == "int" and isinstance(value, str):
         try:
             return count(value)
         except ValueError as error:
             raise BadOption(f"{path}: {key}: {error}.") from error
     kinds: dict[str, tuple[type, ...]] = {"str": (str,), "float": (int, float), "bool": (bool,), _TABLE: (dict,)}
     if not isinstance(value, kinds.get(wanted, (int,))) or isinstance(value, bool) is not (wanted == "bool"):
-        name = "a table" if wanted == _TABLE else wanted.removesuffix(" | None")
+        name = "a table" if wanted == _TABLE else wanted
         raise BadOption(f"{path}: {key}={value!r} is not {name}.")
     return value

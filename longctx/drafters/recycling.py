@@ -18,6 +18,7 @@ import numpy as np
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 
 _RANKS = 16
+_LONG = 16  # tokens of an answer: most that are shorter end before asking has paid for itself
 _KEEPS = 0.5  # of what a row said before, when the model names successors of its token again
 
 Row = tuple[tuple[int, float], ...]
@@ -28,7 +29,8 @@ Row = tuple[tuple[int, float], ...]
 class Recycling:
     """``depth`` bounds how far one round guesses ahead. Without ``prior`` the table begins empty.
 
-    The prior is asked of the model, for a second of a request until it is whole, and kept in the cache folder.
+    The prior is asked of the model, for a second of a request until it is whole, and kept in the cache folder. A
+    request asks only once its answer is long enough to be worth that: till then it goes by what is known.
     """
 
     depth: int = 6
@@ -48,12 +50,16 @@ class Recycled:
 
     def __init__(self, options: Recycling, source: DraftSource) -> None:
         self._depth, self._vocabulary = options.depth, source.vocabulary
-        self._prior = source.successors() if options.prior and source.successors is not None else None
+        self._ask = source.successors if options.prior else None
+        self._prior = self._ask(False) if self._ask is not None else None
+        self._new = 0  # tokens of the answer
         self._rows: dict[int, Row] = {}  # those of this request, and those of the prior that were looked at
         self._anchor = int(source.prompt[-1])
 
     def propose(self, budget: Budget) -> Draft:
         """The paths most likely to be right, as far as the table knows their tokens."""
+        if self._ask is not None and self._new >= _LONG:
+            self._prior, self._ask = self._ask(True), None
         depth = min(self._depth, budget.depth)
         heap: list[tuple[float, int, int, int, float]] = []  # -value, parent, rank, depth, value of the parent
         tokens: list[int] = []
@@ -77,6 +83,7 @@ class Recycled:
 
     def observe(self, verified: Verified) -> None:
         self._anchor = verified.tokens[-1]
+        self._new += len(verified.tokens)
         # a token may stand in several rows: the last to be told are those of the text as it is
         kept = min(len(verified.accepted), len(verified.told))
         for at in (*reversed(range(kept, len(verified.told))), *range(kept)):
@@ -89,6 +96,8 @@ class Recycled:
             found: Row = ()
             if prior is not None and 0 <= token < len(prior.tokens):
                 found = tuple(zip(prior.tokens[token].tolist(), prior.chances[token].tolist(), strict=True))
+            if not found:
+                return found  # the prior may know it later
             self._rows[token] = found
         return self._rows[token]
 

@@ -14,7 +14,7 @@ CHANCES = [0.3, 0.2, 0.1, 0.09, 0.08, 0.07, 0.06, 0.05]
 
 
 def start(*prompt: int, prior: Successors | None = None, **options: bool) -> Recycled:
-    asked = None if prior is None else lambda: prior
+    asked = None if prior is None else lambda further: prior
     return Recycling(**options).begin(DraftSource(np.asarray(prompt, dtype=np.int32), VOCAB, successors=asked))
 
 
@@ -108,12 +108,31 @@ def test_the_prior_is_guessed_from_before_anything_was_seen_and_gives_way_to_wha
 
 
 def test_the_prior_can_be_left_out_and_is_then_not_asked_for() -> None:
-    def never() -> Successors:
+    def never(further: bool) -> Successors:
         raise AssertionError
 
     source = DraftSource(np.asarray([1], dtype=np.int32), VOCAB, successors=never)
     assert len(Recycling(prior=False).begin(source).propose(Budget(4, 2))) == 0
     assert len(start(40, prior=PRIOR).propose(Budget(4, 2))) == 0, "of this token it knows nothing"
+
+
+def test_the_model_is_asked_further_once_the_answer_is_long_and_what_it_says_is_used() -> None:
+    asked: list[bool] = []
+    few = Successors(PRIOR.tokens[:1], PRIOR.chances[:1])
+
+    def told_of(further: bool) -> Successors:
+        asked.append(further)
+        return PRIOR if further else few
+
+    at_work = Recycling().begin(DraftSource(np.asarray([1], dtype=np.int32), VOCAB, successors=told_of))
+    for new in range(15):
+        assert len(at_work.propose(Budget(3, 2))) == 0 and asked == [False], f"an answer of {new} tokens is short"
+        at_work.observe(told((1,), [40], [-1], (0,), [named(10)]))
+    at_work.observe(told((1,), [40], [-1], (0,), [named(10)]))
+    assert at_work.propose(Budget(3, 2)).tokens.tolist() == [3, 4], "looked up before in vain, and found now"
+    assert asked == [False, True]
+    at_work.observe(told((2,), [40], [-1], (0,), [named(10)]))
+    assert at_work.propose(Budget(2, 1)).tokens.tolist() == [5, 6] and asked == [False, True], "once"
 
 
 def test_a_rejected_row_of_numbers_that_are_none_is_not_learned_from() -> None:
