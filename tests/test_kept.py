@@ -6,18 +6,20 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from longctx.backend import arithmetic, kept, narrow, products
+from longctx.backend import arithmetic, kept, narrow, products, trial
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LONGCTX_CACHE", str(tmp_path))
+    monkeypatch.setattr(trial, "_CALM", 0.0)  # whatever else the machine does
     return tmp_path / "trials"
 
 
@@ -122,6 +124,30 @@ def test_of_two_at_a_time_the_first_to_be_done_is_heard(folder: Path) -> None:
 
     assert kept.kept("a", "b", attempt, float) == 1.0
     assert asked(3.0) == 1.0
+
+
+@pytest.mark.parametrize(("own", "keeps"), [(1.0, True), (0.81, True), (0.79, False), (0.5, False)])
+def test_what_was_found_on_a_busy_machine_is_not_kept(
+    own: float, keeps: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``own`` is the share of the time that the thread had a processor."""
+    now = [0.0]
+
+    def attempt() -> float:
+        now[0] += 2.0
+        return now[0]
+
+    monkeypatch.undo()
+    monkeypatch.setenv("LONGCTX_CACHE", str(folder.parent))
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(trial.time, "thread_time", lambda: own * now[0])
+    found = [kept.kept("a", "b", attempt, float) for _ in range(2)]
+    assert found == ([2.0, 2.0] if keeps else [2.0, 4.0]) and folder.exists() is keeps
+
+
+def test_a_thread_that_waits_is_not_calm() -> None:
+    made, calm = trial.calmly(lambda: time.sleep(0.05) or 7)
+    assert made == 7 and not calm
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no such permissions")

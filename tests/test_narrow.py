@@ -27,7 +27,7 @@ def always(way: narrow.Way) -> Callable[..., list[narrow.Way]]:
     return lambda dtype, out, width, threads: [way] * len(narrow.COUNTS)
 
 
-@pytest.mark.parametrize("way", [narrow._usual, narrow._weights_first, narrow._by_fours])
+@pytest.mark.parametrize("way", [narrow._usual, narrow._weights_first, narrow._by_fours, narrow._one_by_one])
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 70), width=st.integers(1, 40), out=st.integers(1, 40), seed=st.integers(0, 99))
 def test_the_product_is_that_of_a_linear_layer(way: narrow.Way, rows: int, width: int, out: int, seed: int) -> None:
@@ -44,17 +44,20 @@ def test_the_product_is_that_of_a_linear_layer(way: narrow.Way, rows: int, width
             torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("way", [narrow._widened, narrow._widened_rows_first])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @settings(max_examples=60, deadline=None)
 @given(rows=st.integers(1, 300), width=st.integers(1, 40), out=st.integers(1, 40), block=st.integers(1, 400))
 def test_widened_weights_give_each_number_as_near_as_the_format_has_it(
-    dtype: torch.dtype, rows: int, width: int, out: int, block: int
+    way: narrow.Way, dtype: torch.dtype, rows: int, width: int, out: int, block: int
 ) -> None:
     draw = torch.Generator().manual_seed(rows)
     x, weight = (torch.randn(count, width, generator=draw).to(dtype) for count in (rows, out))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(narrow, "_BLOCK", block)
-        patch.setattr(narrow, "_ways", always(narrow._widened))
+        patch.setattr(narrow, "_BLOCK" if way is narrow._widened else "_SMALL", block)
+        patch.setattr(narrow, "_ways", always(way))
+        rows = rows if way is narrow._widened else min(rows, 64)
+        x = x[:rows]
         assert narrow.wins(min(rows, narrow.MOST), weight)
         bias = 3 * torch.randn(out, generator=draw).to(dtype)
         found = torch.cat([narrow.product(some, weight, bias) for some in torch.split(x, narrow.MOST)])
@@ -154,6 +157,19 @@ def test_the_fastest_must_win_by_a_margin_over_the_first(
 
     place, best = trial.fastest([lambda own=own: work(own) for own in seconds], margin)
     assert place == expected and best == pytest.approx(seconds[expected])
+
+
+def test_short_works_are_tried_for_longer_than_an_interruption_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, calls = [0.0], [0, 0]
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(trial, "_LEAST", 0.01)
+
+    def work(own: int) -> None:
+        calls[own] += 1
+        now[0] += 0.0004 if calls[own] < 9 else 0.0001 * (2 - own)  # the first eight times something else goes on
+
+    place, best = trial.fastest([lambda: work(0), lambda: work(1)], 1.1)
+    assert (place, best) == (1, pytest.approx(0.0001)) and calls[0] == calls[1] > 15
 
 
 def test_the_trial_holds_the_ways_against_each_other_on_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from longctx.backend.places import cache_folder, put
+from longctx.backend.trial import calmly
 
 Found = TypeVar("Found")
 _FORMAT = 1  # to be raised when a way to multiply comes, goes or changes
@@ -29,21 +30,22 @@ def kept(trial: str, about: str, attempt: Callable[[], Any], read: Callable[[Any
     """What ``attempt`` found when ``trial`` was first made here ``about`` this, as ``read`` understands it.
 
     ``attempt`` gives what JSON can hold. Of processes that try at the same time the first to be done is heard. A file
-    that is damaged or that ``read`` raises ValueError, KeyError or TypeError for is made anew; where the folder cannot
-    be written every process tries for itself.
+    that is damaged or that ``read`` raises ValueError, KeyError or TypeError for is made anew. What was found while the
+    machine was busy is not kept: it holds for this process. So it is where the folder cannot be written.
     """
     key = "; ".join((trial, about, f"{torch.get_num_threads()} threads", *_here()))
     path = cache_folder() / "trials" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     known = _load(path, key, read)
     if known is not None:
         return known[0]
-    made = attempt()
+    made, calm = calmly(attempt)
     known = _load(path, key, read)
-    if known is None:
+    if known is not None:
+        return known[0]
+    if calm:
         with suppress(OSError):  # the next process finds it again
             put(path, json.dumps({"of": key, "found": made}).encode())
-        return read(made)
-    return known[0]
+    return read(made)
 
 
 def _load(path: Path, key: str, read: Callable[[Any], Found]) -> tuple[Found] | None:

@@ -27,6 +27,7 @@ MOST = 256  # rows that are few
 COUNTS = (1, 2, 3, 4, 8, 12, 16, 24, 32, 48, 64)  # rows that are tried; others are as the next of these
 _CHUNK, _FEWER = 4, 12  # rows of ``_by_fours`` at a time, and at the most: more read the weights too often
 _BLOCK = 2**20  # numbers of the weights widened at a time: they stay in caches, and are enough for a product
+_SMALL = 2**17  # of them where the rows come first
 _FASTER = 1.05  # how many times as fast another way must be: each rounds in its own order
 _WEIGHTS = 2**22  # numbers in a matrix of the trial, at the most: rows of a larger one are left out
 _APART = 2**24  # numbers in all matrices of a trial: too many for a cache, as those of all layers are
@@ -88,18 +89,37 @@ def _by_fours(x: Tensor, weight: Tensor) -> Tensor:
     return torch.cat([_weights_first(part, weight) for part in torch.split(even, _CHUNK)])[: len(x)]
 
 
+def _one_by_one(x: Tensor, weight: Tensor) -> Tensor:
+    """Every row by itself, as a matrix times a vector: the library has other kernels for that."""
+    return torch.stack([torch.mv(weight, row) for row in x.unbind()])
+
+
 def _widened(x: Tensor, weight: Tensor) -> Tensor:
     """Weights first, a block of them at a time, in float32: what is added to it can be before it is rounded."""
-    out, width = weight.shape
-    wide, made = x.float().t(), torch.empty(out, len(x), dtype=torch.float32)
-    room = torch.empty(min(out, max(1, _BLOCK // width)), width, dtype=torch.float32)
-    for at in range(0, out, len(room)):
-        some = weight[at : at + len(room)]
-        torch.mm(room[: len(some)].copy_(some), wide, out=made[at : at + len(some)])
+    wide, made = x.float().t(), torch.empty(len(weight), len(x), dtype=torch.float32)
+    for place, some in _blocks(weight, _BLOCK):
+        torch.mm(some, wide, out=made[place])
     return made.t()
 
 
-_WAYS = {way.__name__: way for way in (_usual, _weights_first, _by_fours, _widened)}
+def _widened_rows_first(x: Tensor, weight: Tensor) -> Tensor:
+    """The same in the usual order, of smaller blocks: for so few rows the block itself is what must stay in caches."""
+    wide, made = x.float(), torch.empty(len(x), len(weight), dtype=torch.float32)
+    for place, some in _blocks(weight, _SMALL):
+        torch.mm(wide, some.t(), out=made[:, place])
+    return made
+
+
+def _blocks(weight: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor]]:
+    """Where ``numbers`` of ``weight`` [out, in] stand, and they in float32, which hold until the next are asked for."""
+    out, width = weight.shape
+    room = torch.empty(min(out, max(1, numbers // width)), width, dtype=torch.float32)
+    for at in range(0, out, len(room)):
+        some = weight[at : at + len(room)]
+        yield slice(at, at + len(some)), room[: len(some)].copy_(some)
+
+
+_WAYS = {way.__name__: way for way in (_usual, _weights_first, _by_fours, _one_by_one, _widened_rows_first, _widened)}
 
 
 def _shape(weight: Tensor) -> Shape:
@@ -117,7 +137,7 @@ def _trial(dtype: torch.dtype, out: int, width: int, threads: int) -> tuple[list
 
     The shape decides as much as the count; ``threads`` are those that there are.
     """
-    about = f"{dtype} weights [{out}, {width}], rows {COUNTS}"
+    about = f"{dtype} weights [{out}, {width}], rows {COUNTS}, ways {sorted(_WAYS)}"
     return kept("narrow", about, functools.partial(_tried, dtype, out, width), _understood)
 
 
@@ -139,6 +159,8 @@ def _tried(dtype: torch.dtype, out: int, width: int) -> list[tuple[str, float]]:
             # in half precision a product may pass the range that its sum with a bias is within
             *((_weights_first,) if dtype != torch.float16 else ()),
             *((_by_fours,) if rows <= _FEWER and dtype != torch.float16 else ()),
+            *((_one_by_one,) if rows <= _CHUNK and dtype != torch.float16 else ()),
+            *((_widened_rows_first,) if 1 < rows <= _FEWER and dtype != torch.float32 else ()),
             *((_widened,) if rows > 1 and dtype != torch.float32 else ()),
         )
         if [name for name, _ in found[-2:]] == [_widened.__name__] * 2:
