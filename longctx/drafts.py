@@ -124,13 +124,13 @@ class Stats:
     """Counts of one generation. ``drafted`` and ``accepted`` count tokens; by source, a shared token counts for each.
 
     ``rounds`` are the passes that gave tokens: the pieces of a long prompt before the last are not counted, nor are
-    passes made for their time, which is part of ``draft``. In a batch every prompt counts its own, and ``passes`` each
-    pass of the model once, however many prompts it was for. ``seconds`` has the phases ``setup`` (making drafters, and
-    what they ask the model once), ``prefill``, ``draft``, ``verify``, ``commit``. ``copied`` are the runs of new tokens
-    that were accepted as copies of the document (the prompt, where there was none): the first new token, the first
-    token of the document, and how many. ``cache_bytes`` are those of the keys, values and states that the generation
-    holds at its end, slots in reserve included. ``guarantee`` is what drafting leaves as it was; None where nobody has
-    said.
+    passes made for their time or to ask what follows which token, which are part of ``draft``. In a batch every prompt
+    counts its own, and ``passes`` each pass of the model once, however many prompts it was for. ``seconds`` has the
+    phases ``setup`` (making drafters), ``prefill``, ``draft``, ``verify``, ``commit``. ``copied`` are the runs of new
+    tokens that were accepted as copies of the document (the prompt, where there was none): the first new token, the
+    first token of the document, and how many. ``cache_bytes`` are those of the keys, values and states that the
+    generation holds at its end, slots in reserve included. ``guarantee`` is what drafting leaves as it was; None where
+    nobody has said.
     """
 
     rounds: int = 0

@@ -151,6 +151,7 @@ def speculative(
         number = secrets.randbits(63) if seed is None else seed
         requests: list[Decoding] = []
         told: list[list[str]] = []
+        turn = iter((True,))
         try:
             for index, (row, prompt) in enumerate(zip(input_ids.tolist(), prompts, strict=True)):
                 own = row_seed(number, index)
@@ -169,7 +170,7 @@ def speculative(
                     seed=own,
                     folded=folded,
                     alone=len(prompts) == 1,
-                    asking=index == 0,
+                    asking=lambda: next(turn, False),
                 )
                 requests.append(decoding)
                 told.append(own_warnings)
@@ -207,15 +208,15 @@ def begin(
     folded: NDArray[np.int32] | None = None,
     weights: NDArray[np.float32] | None = None,
     alone: bool = True,
-    asking: bool = True,
+    asking: Callable[[], bool] = lambda: True,
     progress: Progress | None = None,
 ) -> tuple[Decoding, list[str]]:
     """A request ready to run, and what is done otherwise than was asked; more of that may be told while it runs.
 
     ``copied`` is the document to draft from, ``seed`` that of drafters that draw, ``shown`` the prompt as processors
     see it, with its padding; ``folded`` and ``weights`` are what drafters may know of ids and places. A request
-    ``alone`` has passes for itself: it begins with what passes of the model were found to take, and adds to that. One
-    that is ``asking`` spends time on what follows which token; of a batch the first does it for all.
+    ``alone`` has passes for itself: it begins with what passes of the model were found to take, and adds to that. When
+    its answer is long it spends time on what follows which token if it is ``asking``: of a batch one does it for all.
     """
     started = time.perf_counter()
     target, reason = open_target(model, len(prompt) + min(max_new_tokens, _AHEAD), cache)
@@ -252,9 +253,9 @@ def begin(
 
 
 def _successors(
-    model: Any, warn: Callable[[str], None], progress: Progress | None, asking: bool, further: bool
+    model: Any, warn: Callable[[str], None], progress: Progress | None, asking: Callable[[], bool], further: bool
 ) -> Successors:
-    return successors(model, warn, progress) if asking and further else known_successors(model)
+    return successors(model, warn, progress) if further and asking() else known_successors(model)
 
 
 def _at_work(name: str, drafter: Drafter, source: DraftSource) -> Drafting:

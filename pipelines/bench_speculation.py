@@ -32,7 +32,8 @@ from .rows import Row, Rows, here_and_now
 
 IDENTITY = ("prompt", "method")
 LOOKUPS = ("5,2", "5,3", "10,2", "10,3", "20,2", "20,3")  # tokens drafted, longest n-gram matched
-_WARM = 24  # answers before the first that is timed
+_WARM, _LONG = 24, 24  # answers before the first that is timed, at the most, and their tokens
+_ASKED = 0.5  # seconds of drafting: so many are spent on it only where the model is asked what follows which token
 _PLAIN = ("hf", "none")  # methods that draft nothing, and should not
 _PASSAGE_CHARS = 1200
 _TASKS = {
@@ -133,8 +134,7 @@ def run_speculation(
     out.mkdir(parents=True, exist_ok=True)
     path = out / "speculation.jsonl"
     rows = Rows(path, IDENTITY, lambda row: made)
-    for _ in range(_WARM):  # what is tried once for every model, and what drafters ask it for a while
-        longctx.generate(reader.model, reader.tokenizer, [1, 2, 3], max_new_tokens=2)
+    _warm(reader)
     with rows.alone():
         for number in _left(rows, len(prompts), list(methods)):
             drawn = (names[0], seed + number) if temperature else ("hf", None)
@@ -143,6 +143,16 @@ def run_speculation(
             _say(f"prompt {number + 1} of {len(prompts)}")
         _refuse(rows)
     return path
+
+
+def _warm(reader: Any) -> None:
+    """Afterwards nothing is left that is tried once for a model or that drafters ask it in its first long answers."""
+    for _ in range(_WARM):
+        made = longctx.generate(
+            reader.model, reader.tokenizer, [1, 2, 3], max_new_tokens=_LONG, eos_token_id=None, controller="fixed"
+        )
+        if made.stats.seconds["draft"] < _ASKED:
+            return
 
 
 def _left(rows: Rows, prompts: int, methods: Sequence[str]) -> list[int]:

@@ -22,11 +22,12 @@ from longctx.backend import arithmetic
 def test_arithmetic_is_what_this_processor_is_quickest_at(
     dtype: torch.dtype, half: float, wide: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arithmetic, "_seconds", lambda tried: wide if tried == torch.float32 else half)
+    monkeypatch.setattr(arithmetic, "_seconds", lambda tried, threads: (wide, half))
     assert arithmetic.arithmetic(dtype, torch.device("cpu")) == expected
     assert arithmetic.arithmetic(dtype, torch.device("meta")) == dtype
 
 
 def test_what_a_product_takes_is_measured_and_kept() -> None:
-    taken = arithmetic._seconds(torch.float32)
-    assert 0 < taken < 10 and arithmetic._seconds(torch.float32) == taken
+    threads = torch.get_num_threads()
+    taken = arithmetic._seconds(torch.bfloat16, threads)
+    assert all(0 < seconds < 10 for seconds in taken) and arithmetic._seconds(torch.bfloat16, threads) == taken

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -23,13 +27,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "trials"
 
 
-def asked(found: Any, trial: str = "a", about: str = "b", times: list[Any] | None = None) -> float:
+def asked(
+    found: Any,
+    trial: str = "a",
+    about: str = "b",
+    times: list[Any] | None = None,
+    read: Callable[[Any], Any] = kept.taken,
+) -> Any:
     def attempt() -> Any:
         if times is not None:
             times.append(found)
         return found
 
-    return kept.kept(trial, about, attempt, float)
+    return kept.kept(trial, about, attempt, read)
 
 
 def test_the_first_finding_is_what_all_later_ones_are(folder: Path) -> None:
@@ -53,16 +63,30 @@ def test_another_number_of_threads_is_tried_anew(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["model name : another", "stepping : 8", "flags : avx512f amx_tile", "CPU part : 0xd4f", "vendor_id : B"]
+    "line",
+    [
+        "model name : another",
+        "model : 86",
+        "cpu family : 7",
+        "stepping : 8",
+        "flags : avx512f amx_tile",
+        "Features : fp sve",
+        "CPU part : 0xd4f",
+        "vendor_id : B",
+    ],
 )
 def test_another_processor_is_tried_anew(
     line: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = "processor : 0\nvendor_id : A\nmodel name : one\nstepping : 7\nflags : avx512f\nCPU part : 0xd40\n"
+    first = (
+        "processor : 0\nvendor_id : A\ncpu family : 6\nmodel : 85\nmodel name : one\nstepping : 7\nflags : avx512f\n"
+        "Features : fp\nCPU part : 0xd40\n"
+    )
     own, other = tmp_path / "own", tmp_path / "other"
     name = line.partition(":")[0]
     own.write_text(first)
-    other.write_text("".join(f"{line}\n" if old.startswith(name) else f"{old}\n" for old in first.splitlines()))
+    other.write_text("".join(f"{line}\n" if old.startswith(f"{name}:") else f"{old}\n" for old in first.splitlines()))
+    assert own.read_text() != other.read_text()
     here = kept._here
     monkeypatch.setattr(kept, "_here", lambda: here(own))
     assert asked(1.0) == 1.0
@@ -80,11 +104,14 @@ def test_what_is_no_fact_about_the_processor_does_not_part_its_cores(tmp_path: P
 
 
 def test_a_system_that_says_nothing_of_its_processor_is_told_by_its_name(tmp_path: Path) -> None:
-    here = kept._here(tmp_path / "nothing")
-    assert any(torch.__version__ in said for said in here) and len(here) == 3
+    library, system = kept._here(tmp_path / "nothing")[1:]
+    assert torch.__version__ in library and torch.backends.cpu.get_cpu_capability() in library
+    assert platform.system() in system and platform.machine() in system
 
 
-@pytest.mark.parametrize("damage", ["", "[", "[]", '{"found": 1.0}', '{"of": "another", "found": 1.0}', "\ufffe"])
+@pytest.mark.parametrize(
+    "damage", ["", "[", "[]", '{"found": 1.0}', '{"of": "another", "found": 1.0}', "\ufffe", "[" * 200_000]
+)
 def test_a_damaged_or_foreign_file_is_made_anew(damage: str, folder: Path) -> None:
     asked(1.0)
     (file,) = folder.iterdir()
@@ -96,9 +123,12 @@ def test_what_is_no_longer_understood_is_tried_anew(folder: Path) -> None:
     asked(1.0)
     (file,) = folder.iterdir()
     said = json.loads(file.read_text())
-    for found in ("word", None, [1.0]):
+    for found in ("word", None, [1.0], 10**400, 0.0, -1.0, float("nan"), float("inf"), True):
         file.write_text(json.dumps({**said, "found": found}))
-        assert asked(2.0) == 2.0
+        assert asked(2.0, read=kept.taken) == 2.0
+    for found in ("no", None, 0, 1):
+        file.write_text(json.dumps({**said, "found": found}))
+        assert asked(True, read=kept.said) is True
 
 
 def test_ways_that_are_no_more_are_tried_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +154,27 @@ def test_of_two_at_a_time_the_first_to_be_done_is_heard(folder: Path) -> None:
 
     assert kept.kept("a", "b", attempt, float) == 1.0
     assert asked(3.0) == 1.0
+
+
+def test_of_several_at_once_all_hear_the_same(folder: Path) -> None:
+    together = Barrier(4)
+
+    def attempt(own: float) -> float:
+        together.wait()
+        return own
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda own: kept.kept("a", "b", lambda: attempt(own), kept.taken), (1.0, 2.0, 3.0, 4.0)))
+    assert len(set(found)) == 1 and asked(9.0) == found[0]
+    assert not [file for file in folder.iterdir() if file.suffix == ".part"]
+
+
+def test_a_disk_without_second_names_keeps_it_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*names: Any) -> None:
+        raise PermissionError("no links")
+
+    monkeypatch.setattr(os, "link", refused)
+    assert asked(1.0) == 1.0 and asked(2.0) == 1.0
 
 
 @pytest.mark.parametrize(("own", "keeps"), [(1.0, True), (0.81, True), (0.79, False), (0.5, False)])
@@ -161,18 +212,36 @@ def test_where_nothing_can_be_written_every_process_tries(
     assert [asked(found, times=times) for found in (1.0, 2.0)] == [1.0, 2.0] == times
 
 
+def test_what_a_trial_is_about_stands_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    about: list[str] = []
+    for module, found in ((narrow, None), (arithmetic, (1.0, 1.0)), (products, True)):
+        monkeypatch.setattr(module, "kept", lambda *given, found=found: about.append(str(given[:2])) or found)
+    for dtype in (torch.bfloat16, torch.float16):
+        for out, width in ((3, 5), (5, 3), (3, 3)):
+            narrow._trial.__wrapped__(dtype, out, width, 1)
+        arithmetic._seconds.__wrapped__(dtype, 1)
+        products._faster.__wrapped__(dtype, 1)
+    assert len(set(about)) == len(about) == 10
+
+
+def test_of_several_processors_the_first_is_told(tmp_path: Path) -> None:
+    (tmp_path / "both").write_text("model name : fast\nflags : a b\n\nmodel name : slow\nflags : a\n")
+    assert {"model name fast", "flags a b"} < set(kept._here(tmp_path / "both"))
+
+
 def test_every_trial_that_decides_how_numbers_are_added_is_kept(folder: Path) -> None:
     """Another process takes the same ways, whatever it would have found."""
     weight = torch.ones(24, 40, dtype=torch.bfloat16)
     for found in (narrow._trial, arithmetic._seconds, products._faster):
         found.cache_clear()
     own = [narrow.seconds(rows, weight) for rows in narrow.COUNTS]
-    own += [arithmetic._seconds(torch.bfloat16), products._faster(torch.bfloat16)]
+    threads = torch.get_num_threads()
+    own += [*arithmetic._seconds(torch.bfloat16, threads), products._faster(torch.bfloat16, threads)]
     script = (
         "import json, torch; from longctx.backend import arithmetic, narrow, products\n"
-        f"torch.set_num_threads({torch.get_num_threads()}); weight = torch.ones(24, 40, dtype=torch.bfloat16)\n"
+        f"torch.set_num_threads({threads}); weight = torch.ones(24, 40, dtype=torch.bfloat16)\n"
         "found = [narrow.seconds(rows, weight) for rows in narrow.COUNTS]\n"
-        "found += [arithmetic._seconds(torch.bfloat16), products._faster(torch.bfloat16)]\n"
+        f"found += [*arithmetic._seconds(torch.bfloat16, {threads}), products._faster(torch.bfloat16, {threads})]\n"
         "print(json.dumps(found))"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

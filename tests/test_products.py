@@ -132,13 +132,13 @@ def test_it_is_taken_where_it_wins_by_a_fifth(
     monkeypatch.setenv("LONGCTX_CACHE", str(tmp_path))  # nothing was found before
     times = iter((ours, theirs))
     monkeypatch.setattr(trial, "seconds", lambda work: next(times))
-    assert products._faster.__wrapped__(torch.bfloat16) is expected
+    assert products._faster.__wrapped__(torch.bfloat16, 1) is expected
 
 
 def test_it_is_never_asked_of_other_formats_single_rows_other_devices_or_for_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(products, "_faster", lambda dtype: True)
+    monkeypatch.setattr(products, "_faster", lambda dtype, threads: True)
     half = torch.ones(1, 1, 2, 4, dtype=torch.bfloat16)
     assert not products.wins(half), "a gradient may be wanted"
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_it_is_never_asked_of_other_formats_single_rows_other_devices_or_for_gra
 
 
 def test_the_trial_measures_both() -> None:
-    assert products._faster(torch.bfloat16) in (True, False)
+    assert products._faster(torch.bfloat16, 2) in (True, False)
     assert 0 < trial.seconds(lambda: torch.ones(3)) < 10
 
 

@@ -244,6 +244,20 @@ def test_prompts_of_a_batch_ask_once(cache: Path, monkeypatch: pytest.MonkeyPatc
     assert len(asked) == 2
 
 
+def test_of_a_batch_the_first_prompt_with_a_long_answer_asks_for_all(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first prompt's answer is over with its first token."""
+    model, asked, ours = tiny.model("llama"), [], asking._asked
+    monkeypatch.setattr(asking, "_asked", lambda *given: asked.append(1) or ours(*given))
+    ids = torch.tensor([[3, 4, 5], [5, 4, 3], [9, 8, 7]])
+    end = int(model.generate(ids[:1], do_sample=False, max_new_tokens=1, eos_token_id=None)[0, -1])
+    made = longctx.generate(
+        model, TOKENIZER, ids, drafters=["recycling"], max_new_tokens=LONG, eos_token_id=end, pad_token_id=0
+    )
+    assert len(asked) == 1 and made.sequences.shape[1] == 3 + LONG
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 16])
 def test_a_short_answer_is_not_worth_asking_for(tokens: int, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = tiny.model("llama"), torch.tensor([[3, 4, 5]])

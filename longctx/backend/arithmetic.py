@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from longctx.backend.kept import kept
+from longctx.backend.kept import kept, taken
 from longctx.backend.trial import seconds
 
 _FASTER = 1.2  # how many times as fast another format must be: it costs a conversion of the weights
@@ -25,11 +26,24 @@ def arithmetic(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return dtype
-    return torch.float32 if _FASTER * _seconds(torch.float32) < _seconds(dtype) else dtype
+    wide, own = _seconds(dtype, torch.get_num_threads())
+    return torch.float32 if _FASTER * wide < own else dtype
 
 
-@functools.cache  # a fact about the processor
-def _seconds(dtype: torch.dtype) -> float:
-    """What one product of the size of a small layer took when it was first tried."""
-    rows, weight = torch.ones(_TRIAL // 2, _TRIAL, dtype=dtype), torch.ones(_TRIAL, _TRIAL, dtype=dtype)
-    return kept("arithmetic", f"{dtype}", lambda: seconds(lambda: F.linear(rows, weight)), float)
+@functools.cache  # a fact about the processor and the ``threads`` that there are
+def _seconds(dtype: torch.dtype, threads: int) -> tuple[float, float]:
+    """What one product of the size of a small layer took in float32 and in ``dtype`` when they were first tried."""
+
+    def attempt() -> list[float]:
+        return [seconds(functools.partial(F.linear, *_layer(tried))) for tried in (torch.float32, dtype)]
+
+    return kept("arithmetic", f"{dtype}", attempt, _understood)
+
+
+def _layer(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.ones(_TRIAL // 2, _TRIAL, dtype=dtype), torch.ones(_TRIAL, _TRIAL, dtype=dtype)
+
+
+def _understood(found: list[float]) -> tuple[float, float]:
+    wide, own = found
+    return taken(wide), taken(own)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ from longctx.backend.trial import calmly
 
 Found = TypeVar("Found")
 _FORMAT = 1  # to be raised when a way to multiply comes, goes or changes
+UNREAD = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of what is not what was written
 _TELLING = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features", "CPU part")
 
 
@@ -30,8 +32,8 @@ def kept(trial: str, about: str, attempt: Callable[[], Any], read: Callable[[Any
     """What ``attempt`` found when ``trial`` was first made here ``about`` this, as ``read`` understands it.
 
     ``attempt`` gives what JSON can hold. Of processes that try at the same time the first to be done is heard. A file
-    that is damaged or that ``read`` raises ValueError, KeyError or TypeError for is made anew. What was found while the
-    machine was busy is not kept: it holds for this process. So it is where the folder cannot be written.
+    that is damaged or that ``read`` raises one of ``UNREAD`` for is made anew. What was found while the machine was
+    busy is not kept: it holds for this process. So it is where the folder cannot be written.
     """
     key = "; ".join((trial, about, f"{torch.get_num_threads()} threads", *_here()))
     path = cache_folder() / "trials" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
@@ -40,19 +42,32 @@ def kept(trial: str, about: str, attempt: Callable[[], Any], read: Callable[[Any
         return known[0]
     made, calm = calmly(attempt)
     known = _load(path, key, read)
-    if known is not None:
-        return known[0]
-    if calm:
+    if known is None and calm:
         with suppress(OSError):  # the next process finds it again
-            put(path, json.dumps({"of": key, "found": made}).encode())
-    return read(made)
+            put(path, json.dumps({"of": key, "found": made}).encode(), first=not path.exists())
+        known = _load(path, key, read)
+    return read(made) if known is None else known[0]
+
+
+def taken(seconds: Any) -> float:
+    """What a trial took, as it was read. Raises ValueError or TypeError for what is no time."""
+    if not isinstance(seconds, float) or not 0 < seconds < math.inf:
+        raise ValueError(f"{seconds!r} is no time")
+    return seconds
+
+
+def said(found: Any) -> bool:
+    """What a trial decided, as it was read. Raises ValueError for what is neither yes nor no."""
+    if found is not True and found is not False:
+        raise ValueError(f"{found!r} is neither yes nor no")
+    return bool(found)
 
 
 def _load(path: Path, key: str, read: Callable[[Any], Found]) -> tuple[Found] | None:
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return (read(said["found"]),) if said["of"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return (read(held["found"]),) if held["of"] == key else None
+    except (OSError, *UNREAD):
         return None
 
 
@@ -60,8 +75,8 @@ def _load(path: Path, key: str, read: Callable[[Any], Found]) -> tuple[Found] | 
 def _here(about: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
     """What decides which way is the fastest, besides the work: two processors of one name differ by what they can."""
     lines = about.read_text(encoding="utf-8", errors="replace").splitlines() if about.is_file() else []
-    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
-    processor = [f"{name} {said[name]}" for name in _TELLING if name in said]
+    first = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    processor = [f"{name} {first[name]}" for name in _TELLING if name in first]
     return (
         f"format {_FORMAT}",
         f"torch {torch.__version__} {torch.backends.cpu.get_cpu_capability()}",

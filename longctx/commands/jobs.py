@@ -128,9 +128,7 @@ def bench(
 
 def _say_unused(settings: Settings, used: Sequence[str], screen: Screen) -> None:
     """Warn of what a configuration says and this job has no use for."""
-    default = dataclasses.asdict(Settings())
-    given = [name for name, value in dataclasses.asdict(settings).items() if value != default[name]]
-    if unused := [name for name in given if name not in used]:
+    if unused := [name for name in settings.set_otherwise() if name not in used]:
         screen.warn([f"not used here, though the configuration has it: {', '.join(unused)}."])
 
 

@@ -136,8 +136,7 @@ def _check_used(asked: Asked, settings: Settings) -> None:
     """Raises UsageError for a setting that no system under test would be given."""
     if settings.seed is not None:
         raise UsageError(f"seed={settings.seed} is not for needle, whose answers are greedy; --seeds draws the facts.")
-    given, usual = (dataclasses.asdict(one) for one in (settings, Settings()))
-    unused = [f"{key}={given[key]!r}" for key in _OF_ANSWERS if given[key] != usual[key]]
+    unused = [f"{key}={getattr(settings, key)!r}" for key in settings.set_otherwise() if key in _OF_ANSWERS]
     if unused and not asked.selectors:
         raise UsageError(
             f"{' and '.join(unused)}: for a --selector, such as all; --plain and --endpoint have no such setting."

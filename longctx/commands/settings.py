@@ -57,8 +57,13 @@ class Settings:
 
     def stack(self, usual: str = "auto") -> str | list[str]:
         """The drafters as Python takes them, ``usual`` where none are named: ``a+b:option=value`` is two of them."""
-        named = self.drafters or usual
+        named = usual if self.drafters is None else self.drafters
         return named if named in ("auto", "none") else [name.strip() for name in named.split("+")]
+
+    def set_otherwise(self) -> list[str]:
+        """The keys that have other values than the defaults. Drafters that are chosen automatically are none."""
+        default = dataclasses.asdict(Settings(drafters="auto" if self.drafters == "auto" else None))
+        return [key for key, value in dataclasses.asdict(self).items() if value != default[key]]
 
     def policy(self) -> str | None:
         """The KV policy by name; None where the cache is not bounded."""

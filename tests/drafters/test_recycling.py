@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -133,6 +134,23 @@ def test_the_model_is_asked_further_once_the_answer_is_long_and_what_it_says_is_
     assert asked == [False, True]
     at_work.observe(told((2,), [40], [-1], (0,), [named(10)]))
     assert at_work.propose(Budget(2, 1)).tokens.tolist() == [5, 6] and asked == [False, True], "once"
+
+
+def test_where_asking_fails_the_next_round_asks_again() -> None:
+    asked: list[bool] = []
+
+    def told_of(further: bool) -> Successors:
+        asked.append(further)
+        if len(asked) == 2:
+            raise RuntimeError("no memory")
+        return PRIOR
+
+    at_work = Recycling().begin(DraftSource(np.asarray([1], dtype=np.int32), VOCAB, successors=told_of))
+    for _ in range(16):
+        at_work.observe(told((1,), [40], [-1], (0,), [named(10)]))
+    with pytest.raises(RuntimeError):
+        at_work.propose(Budget(3, 2))
+    assert at_work.propose(Budget(3, 2)).tokens.tolist() == [3, 4] and asked == [False, True, True]
 
 
 def test_a_rejected_row_of_numbers_that_are_none_is_not_learned_from() -> None:
