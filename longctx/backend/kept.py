@@ -23,7 +23,7 @@ from longctx.backend.places import cache_folder, put
 from longctx.backend.trial import calmly
 
 Found = TypeVar("Found")
-_FORMAT = 1  # to be raised when a way to multiply comes, goes or changes
+_FORMAT = 1  # to be raised when what a trial holds against what changes
 UNREAD = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of what is not what was written
 _TELLING = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features", "CPU part")
 
@@ -50,7 +50,7 @@ def kept(trial: str, about: str, attempt: Callable[[], Any], read: Callable[[Any
 
 
 def taken(seconds: Any) -> float:
-    """What a trial took, as it was read. Raises ValueError or TypeError for what is no time."""
+    """What a trial took, as it was read. Raises ValueError for what is no time."""
     if not isinstance(seconds, float) or not 0 < seconds < math.inf:
         raise ValueError(f"{seconds!r} is no time")
     return seconds
