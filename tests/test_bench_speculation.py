@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import tiny
 import torch
 
 import longctx
+from longctx.drafts import Stats
 from longctx.errors import ArtifactError, UsageError
 from longctx.pipelines import bench_speculation as bench
 
@@ -199,6 +201,18 @@ def test_a_run_that_is_not_done_refuses_no_method(
         bench.run_speculation(str(folder), tmp_path, **asked)
     rows = rows_of(tmp_path / "speculation.jsonl")
     assert len(rows) == 4 and not any("refused" in row for row in rows)
+
+
+def test_the_bench_warms_until_an_answer_asks_the_model_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafting, asked = iter((1.0, 0.9, 0.01, 1.0)), list[int]()
+
+    def generate(*given: Any, max_new_tokens: int, **how: Any) -> Any:
+        asked.append(max_new_tokens)
+        return SimpleNamespace(stats=Stats(seconds={"draft": next(drafting)}))
+
+    monkeypatch.setattr(bench.longctx, "generate", generate)
+    bench._warm(SimpleNamespace(model=None, tokenizer=None))
+    assert len(asked) == 3 and min(asked) > 16, "shorter answers ask nothing in any case"
 
 
 def test_the_summary_is_a_mean_of_ratios_and_takes_the_best_setting_of_prompt_lookup() -> None:

@@ -7,7 +7,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -194,11 +193,6 @@ def test_what_was_found_on_a_busy_machine_is_not_kept(
     monkeypatch.setattr(trial.time, "thread_time", lambda: own * now[0])
     found = [kept.kept("a", "b", attempt, float) for _ in range(2)]
     assert found == ([2.0, 2.0] if keeps else [2.0, 4.0]) and folder.exists() is keeps
-
-
-def test_a_thread_that_waits_is_not_calm() -> None:
-    made, calm = trial.calmly(lambda: time.sleep(0.05) or 7)
-    assert made == 7 and not calm
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no such permissions")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from longctx.backend import lean, narrow, target, trial
+from longctx.backend import lean, narrow, target
 from longctx.backend.capability import alone_because, capability
 from longctx.backend.lean import Lean
 from longctx.backend.target import RowTarget, score_together
@@ -140,36 +140,6 @@ def test_nothing_is_tried_for_other_formats_devices_and_counts(monkeypatch: pyte
     assert not narrow.wins(narrow.MOST + 1, torch.ones(2, 2, dtype=torch.bfloat16))
     assert not narrow.wins(1, torch.ones(2, 2, dtype=torch.float64))
     assert not narrow.wins(1, torch.ones(2, 2, device="meta"))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "margin", "expected"),
-    [((2.0, 1.0, 3.0), 1.1, 1), ((1.05, 1.0), 1.1, 0), ((1.0, 2.0), 1.1, 0), ((1.2, 1.1, 1.0), 1.1, 2)],
-)
-def test_the_fastest_must_win_by_a_margin_over_the_first(
-    seconds: tuple[float, ...], margin: float, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
-
-    def work(own: float) -> None:
-        now[0] += own
-
-    place, best = trial.fastest([lambda own=own: work(own) for own in seconds], margin)
-    assert place == expected and best == pytest.approx(seconds[expected])
-
-
-def test_short_works_are_tried_for_longer_than_an_interruption_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
-    now, calls = [0.0], [0, 0]
-    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(trial, "_LEAST", 0.01)
-
-    def work(own: int) -> None:
-        calls[own] += 1
-        now[0] += 0.0004 if calls[own] < 9 else 0.0001 * (2 - own)  # the first eight times something else goes on
-
-    place, best = trial.fastest([lambda: work(0), lambda: work(1)], 1.1)
-    assert (place, best) == (1, pytest.approx(0.0001)) and calls[0] == calls[1] > 15
 
 
 def test_the_trial_holds_the_ways_against_each_other_on_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,6 +227,8 @@ def test_a_row_of_a_bounded_cache_says_what_asking_through_it_says(reader: Reade
 
 
 def test_drafters_stand_in_the_row_and_tell_no_rows_apart(reader: Reader, tmp_path: Path) -> None:
+    (unasked,) = made(reader, tmp_path / "usual", grid(depths=1), [selecting(reader)])
+    assert unasked["facts"]["drafters"] == "none", "drafts follow the clock"
     plain = made(reader, tmp_path, grid(depths=2), [selecting(reader, drafters=[])])
     again = made(reader, tmp_path, grid(depths=2), [selecting(reader, drafters=["document", "ngram"])])
     assert again == plain and {json.dumps(row["facts"]["drafters"]) for row in plain} == {"[]"}

@@ -36,6 +36,7 @@ def silent(warning: str) -> None:
 def forget() -> None:
     """As in a new process."""
     asking._KNOWN.clear()
+    asking._NAMES.clear()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma2", "gpt_neox"])
@@ -228,6 +229,20 @@ def test_what_was_asked_with_other_weights_is_asked_again(first: float, cache: P
         file.unlink()
     np.testing.assert_array_equal(successors(model, silent, None, WHOLE).tokens, found.tokens)
     assert len(found.tokens) == 20
+
+
+def test_where_nothing_is_known_weights_are_read_once_and_the_file_is_looked_for_again(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, other = tiny.model("llama"), tiny.model("llama")
+    read, ours = [], asking.model_fingerprint
+    monkeypatch.setattr(asking, "model_fingerprint", lambda given: read.append(given) or ours(given))
+    for _ in range(3):
+        assert len(known_successors(model).tokens) == 0
+    assert len(read) == 1
+    found = successors(other, silent, None, WHOLE)  # as another process would
+    np.testing.assert_array_equal(known_successors(model).tokens, found.tokens)
+    assert [given is model for given in read] == [True, False]
 
 
 def test_prompts_of_a_batch_ask_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,7 @@ def _blocks(weight: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor]]:
         yield slice(at, at + len(some)), room[: len(some)].copy_(some)
 
 
+# by the names that findings are kept under; which of them are tried for how many rows says ``_tried``
 _WAYS = {way.__name__: way for way in (_usual, _weights_first, _by_fours, _one_by_one, _widened_rows_first, _widened)}
 
 

@@ -57,6 +57,7 @@ _NOTHING = Successors(np.empty((0, 1), dtype=np.int32), np.empty((0, 1), dtype=n
 
 # a memo, not state: the same model always says the same
 _KNOWN: WeakKeyDictionary[PreTrainedModel, Known] = WeakKeyDictionary()
+_NAMES: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()  # fingerprints, by stamp
 
 
 def known_successors(model: PreTrainedModel) -> Successors:
@@ -67,7 +68,9 @@ def known_successors(model: PreTrainedModel) -> Successors:
     with turn():
         found = _KNOWN.get(model)
         if found is None or found.of != now:
-            kept = _load(_path(model))
+            if model not in _NAMES or _NAMES[model][0] != now:
+                _NAMES[model] = now, model_fingerprint(model)
+            kept = _load(_path(_NAMES[model][1]))
             if kept is None:
                 return _NOTHING
             found = _KNOWN[model] = replace(kept, of=now)
@@ -102,8 +105,8 @@ def _in_memory(model: PreTrainedModel) -> bool:
     return not any(parameter.is_meta for parameter in model.parameters())
 
 
-def _path(model: PreTrainedModel) -> Path:
-    return cache_folder() / "successors" / f"{model_fingerprint(model)[:32]}.bin"
+def _path(fingerprint: str) -> Path:
+    return cache_folder() / "successors" / f"{fingerprint[:32]}.bin"
 
 
 def _further(
@@ -115,7 +118,7 @@ def _further(
     enough: float,
 ) -> Known:
     """What is known after ``seconds`` more of asking, or by the file if that is all."""
-    path = _path(model)
+    path = _path(model_fingerprint(model))
     if known is not None and known.path != path:
         known = None  # the weights have changed
     kept = _load(path)
