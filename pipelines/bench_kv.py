@@ -44,6 +44,7 @@ def run_kv(
     sample: int = 150,
     shortest: int = 4_000,
     longest: int = 16_000,
+    documents: int = 0,
     needles: int = 20,
     task: str = "number",
     seeds: Sequence[int] = (0, 1),
@@ -61,15 +62,19 @@ def run_kv(
     Quality: ``source`` is "needles" (``needles`` facts of ``task`` in one text, or in one each where a text holds one,
     for each of ``contexts`` and ``seeds``; ``text`` is the haystack), "xquad" (paragraphs from ``data``), or a suite of
     ``longctx eval``: ``sample`` questions, drawn by ``seed``, of its documents in ``data`` of ``shortest`` to
-    ``longest`` tokens. ``audit`` k reads all keys too in every k-th pass, to measure what the bound of the unread share
-    is worth. Without ``chat`` the model goes on from the text and the question, as a base model does.
+    ``longest`` tokens, or of so many ``documents`` drawn of these. ``audit`` k reads all keys too in every k-th pass,
+    to measure what the bound of the unread share is worth. Without ``chat`` the model goes on from the text and the
+    question, as a base model does.
     """
     counts = dict(
         rounds=rounds, repeats=repeats, steps=steps, sample=sample, needles=needles, max_new_tokens=max_new_tokens
     )
-    if min(*counts.values(), *contexts) < 1 or not contexts:
+    if min(*counts.values(), *contexts) < 1 or not contexts or documents < 0:
         given = ", ".join(f"{name}={value}" for name, value in counts.items())
-        raise BadOption(f"contexts={tuple(contexts)}, {given} must all be at least 1, and contexts name some length.")
+        raise BadOption(
+            f"contexts={tuple(contexts)}, {given} must all be at least 1, contexts name some length, and "
+            f"documents={documents} is a number of them, or 0 for all."
+        )
     for policy in policies:
         if policy != kv_speed.STOCK or source:
             plugins.resolve("kv", policy)
@@ -110,7 +115,7 @@ def run_kv(
             drawn = kv_sources.paragraphs(reader.tokenizer, folder, contexts, sample, seed)
         else:
             with_what |= {"shortest": shortest, "longest": longest}
-            drawn = kv_sources.suite(reader.tokenizer, source, data, sample, seed, shortest, longest)
+            drawn = kv_sources.suite(reader.tokenizer, source, data, sample, seed, shortest, longest, documents)
         chosen = tuple(dict.fromkeys((kv_quality.FULL, *(policies or kv_quality.POLICIES))))
         bench = kv_quality.Bench(reader.model, reader.tokenizer, chosen, max_new_tokens, audit, chat)
         _quality(run, path, bench, drawn, with_what)

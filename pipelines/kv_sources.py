@@ -131,14 +131,18 @@ def paragraphs(tokenizer: Any, folder: Path, lengths: Sequence[int], sample: int
 
 
 def suite(
-    tokenizer: Any, name: str, folder: Path, sample: int, seed: int, shortest: int, longest: int
+    tokenizer: Any, name: str, folder: Path, sample: int, seed: int, shortest: int, longest: int, documents: int = 0
 ) -> Iterator[Source]:
-    """``sample`` questions drawn of a suite's documents of ``shortest`` to ``longest`` tokens."""
+    """``sample`` questions drawn of a suite's documents of ``shortest`` to ``longest`` tokens; 0 ``documents``: of all.
+
+    The documents come in an order drawn by ``seed``, so that what was asked by any moment is a sample too.
+    """
     counts = counter(tokenizer)
     within = [c for c in read_cases(name, folder) if shortest <= tokens_of(c.text, counts) <= longest]
     if not within:
         raise UsageError(f"{folder} has no document of {name} with {shortest:,} to {longest:,} tokens.")
-    for case in draw(within, sample, seed):
+    random.Random(seed).shuffle(within)
+    for case in draw(within[: documents or None], sample, seed):
         yield _source(case)
 
 

@@ -223,6 +223,21 @@ def test_suites_give_documents_of_the_lengths_asked_for(tmp_path: Path) -> None:
         list(kv_sources.suite(tokenizer, "freeform", tmp_path, 9, 7, 5000, 6000))
 
 
+def test_some_documents_of_a_suite_are_drawn_with_all_their_questions(tmp_path: Path) -> None:
+    asked = [{"question": f"what {number}?", "answer": "room"} for number in range(3)]
+    rows = [{"document": f"room {count} " * 30, **question} for count in range(6) for question in asked]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def drawn(documents: int, seed: int) -> list[str]:
+        found = kv_sources.suite(tiny.tokenizer(), "freeform", tmp_path, 99, seed, 1, 9000, documents)
+        return [f"{source.text[:6]} {len(source.questions)}" for source in found]
+
+    every = drawn(0, 7)
+    assert sorted(every) == [f"room {count} 3" for count in range(6)] and every != sorted(every)
+    assert drawn(2, 7) == every[:2]  # more documents hold the fewer
+    assert len({tuple(drawn(2, seed)) for seed in range(9)}) > 3
+
+
 @pytest.mark.parametrize(
     ("template", "turns", "last"), [("base", 0, "Answer:"), ("system", 2, "assistant"), ("no_system", 1, "model")]
 )
