@@ -12,6 +12,7 @@ import torch
 
 from longctx.backend import narrow, slots
 from longctx.backend.parts import causal_part, fold, merge, part
+from longctx.backend.roads import Road
 from longctx.backend.rows import Rows
 from longctx.backend.target import RowTarget, StockTarget, score_together
 from longctx.errors import CacheError
@@ -274,18 +275,18 @@ def test_a_long_prompt_goes_by_the_faster_format(monkeypatch: pytest.MonkeyPatch
     model = tiny.model("qwen2", dtype=torch.bfloat16, num_hidden_layers=2)
     tokens = [3 + i * 7 % 50 for i in range(700)]
     caches, laws = [], []
-    lean = RowTarget.by_lean
+    lean = Road.logits
     monkeypatch.setattr(narrow, "_ways", lambda *_: [narrow._usual] * len(narrow.COUNTS))
     for fastest in (torch.float32, torch.bfloat16):
         roads: list[bool] = []
 
-        def noted(self: RowTarget, *given: Any, roads: list[bool] = roads) -> Any:
+        def noted(self: Road, *given: Any, roads: list[bool] = roads) -> Any:
             found = lean(self, *given)
             roads.append(found is not None)
             return found
 
-        monkeypatch.setattr(RowTarget, "by_lean", noted)
-        for module in ("lean", "target"):
+        monkeypatch.setattr(Road, "logits", noted)
+        for module in ("lean", "roads"):
             monkeypatch.setattr(f"longctx.backend.{module}.arithmetic", lambda *_, fastest=fastest: fastest)
         target = RowTarget(model, 800)
         said = []

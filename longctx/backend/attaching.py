@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from longctx.backend.attention import HELD, installed
@@ -32,6 +33,25 @@ def attached(model: PreTrainedModel) -> Iterator[None]:
             behind.remove()
 
 
+@contextmanager
+def announced(model: PreTrainedModel, cache: BoundedCache, ids: Tensor) -> Iterator[bool]:
+    """Inside, a pass over ``ids`` [1, tokens] behind ``cache`` may go to the layers of ``model`` without the model.
+
+    False, and no pass may, where ``model`` is not the one that the cache's context is attached to. Raises CacheError
+    where the ids do not go on from the cache, and ModelError where a layer did not attend to it.
+    """
+    known = not cache.is_closed and _announce in model._forward_pre_hooks.values()
+    if known:
+        _check(cache, {}, ids)
+        cache.announce(None)
+    try:
+        yield known
+    finally:
+        cache.is_announced = False
+    if known:
+        _all_attended(model, cache)
+
+
 def _announce(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
     cache = given.get("past_key_values")
     if type(cache) is not BoundedCache or cache.is_closed:
@@ -47,7 +67,12 @@ def _conclude(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, An
     if cache is None:
         return
     cache.is_announced = False
-    if cache.waiting and out is not None:
+    if out is not None:
+        _all_attended(model, cache)
+
+
+def _all_attended(model: torch.nn.Module, cache: BoundedCache) -> None:
+    if cache.waiting:
         raise ModelError(
             f"layers {cache.waiting} of {type(model).__name__} do not attend through the attention interface."
         )

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from longctx.backend.attaching import attached
 from longctx.backend.attention import TAP
+from longctx.backend.behind import Behind
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.compressing import kinds, settled, stored
 from longctx.backend.forks import Context, Held
@@ -34,12 +35,12 @@ def grow(
         _Growing(number, window, turn, len(ids))
         for number, (window, turn) in enumerate(zip(windows(model.config), turns(model, found), strict=True))
     ]
-    context = Context(0, tuple(layer.empty() for layer in growing), policy)
+    context, behind = Context(0, tuple(layer.empty() for layer in growing), policy), Behind(model)
     for at in range(0, len(ids), policy.window):
         piece = ids[at : at + policy.window]
         queries, cache = Queries(len(piece), model.dtype), BoundedCache(context)
         with torch.inference_mode(), attached(model):
-            _pass(model, piece, at, cache, queries)
+            _pass(model, behind, piece, at, cache, queries)
             layers = tuple(layer.grown(context, cache, queries, budget) for layer in growing)
         context = Context(at + len(piece), layers, policy)
         if progress is not None:
@@ -47,10 +48,13 @@ def grow(
     return Context(context.tokens, settled(context.layers, policy), policy)
 
 
-def _pass(model: PreTrainedModel, piece: Sequence[int], at: int, cache: BoundedCache, queries: Queries) -> None:
-    positions = torch.arange(at, at + len(piece), device=model.device)[None]
-    ids = torch.tensor([list(piece)], device=model.device)
-    model(ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1, **{TAP: queries})
+def _pass(
+    model: PreTrainedModel, behind: Behind, piece: Sequence[int], at: int, cache: BoundedCache, queries: Queries
+) -> None:
+    positions = torch.arange(at, at + len(piece), device=model.device)
+    if behind.shorter(piece, positions, 1, cache, **{TAP: queries}) is None:
+        ids, extra = torch.tensor([list(piece)], device=model.device), {TAP: queries}
+        model(ids, position_ids=positions[None], past_key_values=cache, use_cache=True, logits_to_keep=1, **extra)
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from longctx.backend.attaching import attached
 from longctx.backend.attention import TAP, Seen
+from longctx.backend.behind import Behind
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.forks import Context
 
@@ -47,10 +48,12 @@ def said(model: PreTrainedModel, context: Context, token: int) -> Queries:
     """
     most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 0
     steps = STEPS if context.tokens + STEPS <= most or not most else max(0, most - context.tokens)
-    queries, cache = Queries(STEPS, model.dtype), BoundedCache(context)
+    queries, cache, behind = Queries(STEPS, model.dtype), BoundedCache(context), Behind(model)
     with attached(model):
-        for _ in range(steps):
-            ids = torch.tensor([[token]], device=model.device)
-            out = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **{TAP: queries})
-            token = int(out.logits[0, -1].argmax())
+        for at in range(context.tokens, context.tokens + steps):
+            logits = behind.shorter([token], torch.tensor([at], device=model.device), 1, cache, **{TAP: queries})
+            if logits is None:
+                ids = torch.tensor([[token]], device=model.device)
+                logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **{TAP: queries}).logits[0]
+            token = int(logits[-1].argmax())
     return queries

@@ -22,12 +22,11 @@ def modules_of(model: nn.Module) -> list[nn.Module]:
 
 
 def hooked(modules: Iterable[nn.Module]) -> str:
-    """What makes calling one of ``modules`` do more than its class says; empty where nothing does."""
-    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in modules):
-        return "modules of the model carry hooks or a forward of their own"
-    if nn.modules.module._global_forward_hooks or nn.modules.module._global_forward_pre_hooks:
-        return "hooks are set for all modules there are"
-    return ""
+    """What makes calling one of ``modules`` do more than its class says; empty where nothing does.
+
+    As with ``hooks_of``, this library's own hooks do not count.
+    """
+    return "modules of the model carry hooks or a forward of their own, or all modules do" if hooks_of(modules) else ""
 
 
 def hooks_of(modules: Iterable[nn.Module]) -> tuple[object, ...]:

@@ -17,19 +17,14 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from longctx.backend.alone import alone
-from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import PACK, ROWS, installed
 from longctx.backend.borrowed import held, size
-from longctx.backend.narrow import FORMATS, MOST
 from longctx.backend.packs import PackCache
-from longctx.backend.passes import Passes
+from longctx.backend.roads import Road
 from longctx.backend.rows import Rows
 from longctx.backend.slots import SlotCache
 from longctx.drafts import Kind
 from longctx.errors import CacheError, ModelError
-
-_NEVER = (False,) * (MOST + 1)  # for every count of few rows
-_SAMPLE = 48  # tokens with which the roads are compared
 
 
 class RowTarget:
@@ -46,19 +41,14 @@ class RowTarget:
         config = model.config.get_text_config(decoder=True)
         self.vocabulary = int(config.vocab_size)
         self.length = 0
-        # prompts read in a wider format are kept in the model's own; everything else is kept as it comes
-        self._wider = lean and arithmetic(model.dtype, model.device) != model.dtype
         self._model, self._pending = model, 0
-        self._passes: Passes | None = None
-        # whether the lean layers are the faster road for so many rows; None: to be tried
-        tried = lean and model.device.type == "cpu" and model.dtype in FORMATS
-        self._few: Sequence[bool] | None = None if tried else _NEVER
-        self.products: Mapping[int, float] = {}
-        self._cache = SlotCache(config, reserve, model.dtype if self._wider else None)
-        self._extra = extra or {}
+        self.road = Road(model, lean)
+        # prompts read in a wider format are kept in the model's own; everything else is kept as it comes
+        self._cache = SlotCache(config, reserve, model.dtype if self.road.wider else None)
+        self.extra = extra or {}
         self._fixed = _arguments(model)
         self._fixed["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool)  # keeps the model from making one
-        self._fixed |= self._extra
+        self._fixed |= self.extra
 
     @property
     def cache(self) -> SlotCache:
@@ -69,6 +59,11 @@ class RowTarget:
     def cache_bytes(self) -> int:
         """Of its keys and values, the slots in reserve included."""
         return size(self._cache)
+
+    @property
+    def products(self) -> Mapping[int, float]:
+        """Seconds that the products of a pass took by its rows, once they were tried."""
+        return self.road.products
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -88,8 +83,8 @@ class RowTarget:
         settled = False
         try:
             with torch.inference_mode():
-                width = self.length + len(tokens)
-                logits = self.by_lean(tokens, rows.positions, wanted, width, self._cache, {ROWS: rows}, rows.is_chain)
+                width, seen = self.length + len(tokens), {ROWS: rows} | self.extra
+                logits = self.road.logits(tokens, rows.positions, wanted, width, self._cache, seen, rows.is_chain)
                 if logits is None:
                     extra = {**self._fixed, ROWS: rows, "past_key_values": self._cache}
                     with installed(self._model):
@@ -99,45 +94,6 @@ class RowTarget:
             if not settled:
                 self.rollback()
         return logits
-
-    def _may_be_lean(self, rows: int, chain: bool) -> bool:
-        """Whether the lean layers, which round otherwise than the model's own, may be the faster road.
-
-        They are for a long piece of the prompt where the processor is slow in the model's own format, and for a few
-        rows where it is slow to multiply so many in the usual way.
-        """
-        if rows <= MOST:
-            return self._few is None or self._few[rows]
-        return self._few is None or (chain and self._wider)
-
-    def by_lean(
-        self,
-        tokens: Sequence[int],
-        positions: Tensor,
-        wanted: int,
-        width: int,
-        cache: Any,
-        seen: dict[str, Any],
-        chain: bool = False,
-    ) -> Tensor | None:
-        """Logits [wanted, vocab] of ``tokens`` behind ``cache`` by the lean layers, whose attention gets ``seen``.
-
-        No row sees more than ``width`` tokens. None where the model is not built of them, or its own road is as fast.
-        """
-        if not self._may_be_lean(len(tokens), chain):
-            return None
-        with alone(self._model):
-            if self._passes is None:
-                self._passes = Passes(self._model, tokens[:_SAMPLE])
-            lean = self._passes.lean(width)
-            if self._few is None:  # tried with the prompt: passes that are timed have no trial in them
-                self._few, self.products = (_NEVER, {}) if lean is None else (lean.faster(), lean.products())
-            if lean is None or not self._may_be_lean(len(tokens), chain):
-                return None
-            ids = torch.tensor([list(tokens)], device=self._model.device)
-            kept = list(range(len(tokens) - wanted, len(tokens)))
-            dtype = self._model.dtype if len(tokens) <= MOST else None
-            return lean.run(ids, cache, None, kept, positions[None], None, seen | self._extra, dtype)[0]
 
     def commit(self, rows: Sequence[int]) -> None:
         """Afterwards the cache holds the pending ``rows``, a path in order, and no others."""
@@ -165,7 +121,7 @@ def score_together(
         positions = torch.cat([own.positions for own in rows])
         with torch.inference_mode():
             width = max(target.length + own.count for (target, *_), own in zip(asked, rows, strict=True))
-            logits = first.by_lean(every, positions, len(every), width, pack, {PACK: pack})
+            logits = first.road.logits(every, positions, len(every), width, pack, {PACK: pack} | first.extra)
             if logits is None:
                 extra = {**first.arguments, PACK: pack, "past_key_values": pack}
                 with installed(model):
@@ -223,11 +179,15 @@ class StockTarget:
         settled = False
         try:
             with torch.inference_mode(), alone(self._model):
-                out = _pass(self._model, tokens, positions, wanted, self._fixed)
+                logits = self._scored(tokens, positions, wanted)
             settled = True
         finally:
             if not settled and self.rows != "off":
                 self._restore()
+        return logits
+
+    def _scored(self, tokens: Sequence[int], positions: Tensor, wanted: int) -> Tensor:
+        out = _pass(self._model, tokens, positions, wanted, self._fixed)
         if self._cache is None:
             self._cache = self._fixed[self._name] = getattr(out, self._name)
         logits: Tensor = out.logits[0, -wanted:]

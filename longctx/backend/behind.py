@@ -1,0 +1,51 @@
+"""Passes that the library itself makes over a compressed context, by the shorter road where there is one.
+
+Owns the arguments of such a pass. What a user's own ``model.generate`` does with the same cache goes through the model;
+these are for reading a context through its policy, for measuring one, and for answers. Knows no method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from longctx.backend.attaching import announced
+from longctx.backend.attention import HELD
+from longctx.backend.bounded import BoundedCache
+from longctx.backend.roads import Road
+from longctx.backend.target import StockTarget
+
+
+class Behind:
+    """Passes of one row over ``model`` while a context is attached to it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model, self._road = model, Road(model)
+
+    def shorter(
+        self, tokens: Sequence[int], positions: Tensor, wanted: int, cache: BoundedCache, **extra: Any
+    ) -> Tensor | None:
+        """Logits [wanted, vocab] of the last of ``tokens`` at ``positions`` [tokens]; None: no road is shorter."""
+        if cache.kept:
+            return None
+        with announced(self._model, cache, torch.tensor([list(tokens)])) as known:
+            if not known:
+                return None
+            width = int(positions[-1]) + 1
+            return self._road.logits(tokens, positions, wanted, width, cache, {HELD: cache, **extra})
+
+
+class BoundedTarget(StockTarget):
+    """Decodes token by token behind a context that is attached to ``model``."""
+
+    def __init__(self, model: PreTrainedModel, cache: BoundedCache) -> None:
+        super().__init__(model, "off", cache)
+        self._behind, self._held = Behind(model), cache
+
+    def _scored(self, tokens: Sequence[int], positions: Tensor, wanted: int) -> Tensor:
+        found = self._behind.shorter(tokens, positions, wanted, self._held)
+        return super()._scored(tokens, positions, wanted) if found is None else found

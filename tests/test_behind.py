@@ -1,0 +1,139 @@
+"""The library's own passes over a compressed context: by the shorter road, and what it must not pass by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from contexts import CONTEXT, IDS, SQUEEZED
+
+import longctx.kv
+from longctx.backend.attaching import announced
+from longctx.backend.attention import NAME
+from longctx.backend.behind import BoundedTarget
+from longctx.backend.bounded import BoundedCache
+from longctx.backend.lean import Lean
+from longctx.backend.narrow import MOST
+from longctx.errors import CacheError, ModelError
+
+BEHIND = IDS[0, CONTEXT:].tolist()
+POLICIES = ["full", SQUEEZED, "quest:budget=40,page=4", "lm_infinite:budget=24,sinks=2,window=16"]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows of each pass that went by the lean layers, which are the faster ones here for any number."""
+    found: list[int] = []
+    run = Lean.run
+
+    def noted(self: Lean, ids: torch.Tensor, cache: Any, *given: Any) -> torch.Tensor:
+        if type(cache) is BoundedCache:
+            found.append(ids.shape[1])
+        return run(self, ids, cache, *given)
+
+    monkeypatch.setattr(Lean, "run", noted)
+    monkeypatch.setattr(Lean, "faster", lambda self: [True] * (MOST + 1))
+    return found
+
+
+def said(model: Any, context: longctx.kv.CompressedContext, audit_every: int = 0) -> tuple[torch.Tensor, Any]:
+    """Logits behind a question and behind each of four tokens after it, decoded as answers are; and the report."""
+    with context.attached(model, audit_every=audit_every) as cache:
+        target = BoundedTarget(model, cache)
+        logits = []
+        for tokens in (BEHIND[:16], *([token] for token in BEHIND[16:])):
+            logits.append(target.score(tokens, range(-1, len(tokens) - 1), 1))
+            target.commit(range(len(tokens)))
+        return torch.cat(logits), cache.report()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_answers_behind_a_context_are_what_the_models_own_passes_say(
+    family: str, policy: str, passes: list[int]
+) -> None:
+    model = tiny.model(family)
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], policy)
+    passes.clear()
+    found, report = said(model, context, audit_every=2)
+    assert passes == [16, 1, 1, 1, 1]
+    with context.attached(model, audit_every=2) as cache, torch.inference_mode():
+        expected = [
+            model(torch.tensor([tokens]), past_key_values=cache, use_cache=True).logits[0, -1:]
+            for tokens in (BEHIND[:16], *([token] for token in BEHIND[16:]))
+        ]
+        assert passes == [16, 1, 1, 1, 1]  # a user's own passes are the model's
+        other = cache.report()
+    assert torch.allclose(found, torch.cat(expected), atol=1e-5)
+    counted = {name: value for name, value in asdict(report).items() if value is not None}
+    assert counted == pytest.approx({name: getattr(other, name) for name in counted}, rel=1e-3)
+
+
+def test_a_context_is_read_and_measured_by_the_shorter_road_too(passes: list[int]) -> None:
+    model = tiny.model("llama")
+    grown = longctx.kv.compress(model, IDS[:, :CONTEXT], POLICIES[-1])
+    assert passes == [16] * 4 + [6]
+    shorter = said(model, grown)[0]
+    passes.clear()
+    squeezed = longctx.kv.compress(model, IDS[:, :CONTEXT], SQUEEZED)
+    assert passes == [1] * 16  # the tokens that its estimates are measured on
+    hook = model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    passes.clear()
+    assert torch.allclose(
+        said(model, longctx.kv.compress(model, IDS[:, :CONTEXT], POLICIES[-1]))[0], shorter, atol=1e-5
+    )
+    again = longctx.kv.compress(model, IDS[:, :CONTEXT], SQUEEZED)
+    assert passes == []
+    hook.remove()
+    for one, other in zip(squeezed._context.layers, again._context.layers, strict=True):
+        assert one.slack is not None and other.slack is not None and torch.allclose(one.slack, other.slack, atol=1e-3)
+
+
+def test_what_a_user_hooks_onto_the_model_is_not_passed_by(passes: list[int]) -> None:
+    model = tiny.model("llama")
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], "full")
+    before = said(model, context)[0]
+    passes.clear()
+    hook = model.model.layers[1].mlp.register_forward_hook(lambda module, given, out: 2 * out)
+    assert not torch.allclose(said(model, context)[0], before, atol=1e-3)
+    assert passes == []
+    hook.remove()
+    assert torch.allclose(said(model, context)[0], before, atol=1e-6) and passes == [16, 1, 1, 1, 1]
+
+
+def test_no_pass_goes_to_another_model_or_behind_what_is_closed_or_broken(passes: list[int]) -> None:
+    model, other = tiny.model("llama"), tiny.model("llama", seed=5)
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], SQUEEZED)
+
+    def score(model: Any, cache: Any, tokens: Sequence[int] = (5, 6)) -> None:
+        BoundedTarget(model, cache).score(tokens, range(-1, len(tokens) - 1), 1)
+
+    passes.clear()
+    with context.attached(model) as cache:
+        with pytest.raises(CacheError, match="did not come through the model"):
+            score(other, cache)
+        score(model, cache)
+        assert passes == [2] and not cache.is_announced
+        cache._forks[0].crop(-1)  # as a pass that failed halfway leaves it
+        with pytest.raises(CacheError, match="failed halfway"):
+            score(model, cache)
+    with pytest.raises(CacheError, match="after its context was closed"):
+        score(model, cache)
+    assert passes == [2] and model.config._attn_implementation != NAME
+
+
+def test_a_layer_that_attends_elsewhere_is_named() -> None:
+    model = tiny.model("llama")
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], SQUEEZED)
+    with (
+        context.attached(model) as cache,
+        pytest.raises(ModelError, match=r"layers \[1\] of LlamaForCausalLM do not attend"),
+        announced(model, cache, IDS[:, :2]) as known,
+    ):
+        assert known
+        states = torch.zeros(1, model.config.num_key_value_heads, 2, model.config.head_dim)
+        cache.update(states, states, 1)
