@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .paired import interval
+from .paired import by_document, interval
 from .rows import Row, read, where_and_when
 
 PAGE = "kv.md"
+_WHOLE = ", of documents drawn with all their questions"
 
 
 def write_report(results: Path) -> Path:
@@ -118,7 +119,7 @@ def quality(rows: Sequence[Row]) -> list[str]:
 
 def _losses(title: str, rows: Sequence[Row]) -> list[str]:
     by = {policy: {_asked(row): row for row in own if "score" in row} for policy, own in _by(rows, "policy").items()}
-    full = by.get("full", {})
+    full, drawn = by.get("full", {}), False
     lines = [
         f"\n### {title}\n",
         "| policy | questions | keys read, share | look-up, MiB | score | lost against full | loss, nats a token "
@@ -132,18 +133,21 @@ def _losses(title: str, rows: Sequence[Row]) -> list[str]:
             lines.append(f"| {policy} | 0 | | | | | | | {refused} |")
             continue
         scores, whole = ([100 * group[key]["score"] for key in both] for group in (own, full))
-        losses = [own[key]["loss"] for key in both]
+        losses, documents = [own[key]["loss"] for key in both], [document for document, _ in both]
+        drawn |= by_document(documents)
         same = sum(own[key]["same"] for key in both) / len(both)
         lines.append(
             f"| {policy} | {len(both)} | {100 * _mean(own[key]['read_share'] for key in both):.1f} % | "
             f"{_mean(own[key]['lookup_bytes'] for key in both) / 2**20:.1f} | {_mean(scores):.1f} | "
-            f"{_between(whole, scores, '.1f')} | {_between(losses, [0.0] * len(losses), '.3f')} | "
+            f"{_between(whole, scores, documents, '.1f')} | "
+            f"{_between(losses, [0.0] * len(losses), documents, '.3f')} | "
             f"{100 * same:.0f} % | {refused} |"
         )
     said = (
         "Scores in points. What is lost is the full cache's score less the policy's, and the loss is that of the full "
-        "cache's own greedy answer, token by token; both with paired 95 % intervals. A share counts the keys read "
-        "exactly over those of the text, in the mean over layers, KV heads and passes. Look-up: bytes of the indices."
+        f"cache's own greedy answer, token by token; both with paired 95 % intervals{_WHOLE if drawn else ''}. A share "
+        "counts the keys read exactly over those of the text, in the mean over layers, KV heads and passes. Look-up: "
+        "bytes of the indices."
     )
     return [*lines, "", said + "\n"]
 
@@ -187,8 +191,8 @@ def _asked(row: Row) -> tuple[str, str]:
     return row["document"], row["question"]
 
 
-def _between(first: Sequence[float], second: Sequence[float], form: str) -> str:
-    low, high = interval(first, second)
+def _between(first: Sequence[float], second: Sequence[float], documents: Sequence[str], form: str) -> str:
+    low, high = interval(first, second, documents=documents)
     mean = _mean(a - b for a, b in zip(first, second, strict=True))
     return f"{mean:{form}} ({low:{form}} to {high:{form}})"
 

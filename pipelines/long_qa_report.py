@@ -143,16 +143,16 @@ def _pairs(rows: Sequence[Row], heading: str = "###") -> list[str]:
     return [
         *lines,
         "",
-        "Paired bootstrap over questions, 4,000 draws; McNemar's exact test on the questions whose score is right or "
-        "wrong. Questions about one document are not independent of one another: with few documents both say too much."
-        "\n",
+        "Paired bootstrap, 4,000 draws; McNemar's exact test on the questions whose score is right or wrong. Questions "
+        "about one document are not independent of one another: of ten documents or more the intervals draw whole "
+        "documents, of fewer they say too much, and the test does of any.\n",
     ]
 
 
 def _compared(both: Sequence[tuple[Row, Row]]) -> str:
     """Means, difference and interval of two systems, and McNemar's counts where answers are right or wrong."""
     first, second = [a["score"] for a, _ in both], [b["score"] for _, b in both]
-    low, high = interval(first, second)
+    low, high = interval(first, second, documents=[a["document"] for a, _ in both])
     difference = 100 * (float(np.mean(first)) - float(np.mean(second)))
     cells = [_mean(first), _mean(second), f"{difference:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"]
     right = [(a["score"], b["score"]) for a, b in both if not a["graded"]]
