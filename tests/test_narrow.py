@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from longctx.backend import lean, narrow, target
+from longctx.backend import lean, narrow, roads
 from longctx.backend.capability import alone_because, capability
 from longctx.backend.lean import Lean
 from longctx.backend.target import RowTarget, score_together
+from longctx.kernels import few_rows
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 PROMPT = [7, 300, 41, 5, 220, 99, 18, 77]
@@ -92,6 +93,7 @@ def test_widened_weights_win_with_more_rows_where_they_win_with_those_tried(
 
 
 def test_once_widened_weights_win_twice_nothing_else_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(few_rows, "suits", lambda weight: False)
     tried: list[tuple[int, int]] = []
 
     def last(works: Any, margin: float) -> tuple[int, float]:
@@ -142,15 +144,44 @@ def test_nothing_is_tried_for_other_formats_devices_and_counts(monkeypatch: pyte
     assert not narrow.wins(1, torch.ones(2, 2, device="meta"))
 
 
-def test_the_trial_holds_the_ways_against_each_other_on_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiles", [False, True])
+@pytest.mark.parametrize("dtype", narrow.FORMATS)
+def test_the_trial_holds_the_ways_against_each_other_on_the_same_weights(
+    dtype: torch.dtype, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held: list[list[torch.Tensor]] = []
-    monkeypatch.setattr(
-        narrow, "fastest", lambda works, margin: held.append([work() for work in works]) or (len(works) - 1, 1.0)
-    )
-    ways = dict(zip(narrow.COUNTS, narrow._understood(narrow._tried(torch.float32, 16, 64))[0], strict=True))
-    assert ways[12] is narrow._by_fours and ways[16] is narrow._weights_first
+    monkeypatch.setattr(few_rows, "suits", lambda weight: compiles and weight.shape == (16, 64))
+    monkeypatch.setattr(narrow, "fastest", lambda works, margin: held.append([work() for work in works]) or (0, 1.0))
+    narrow._tried(dtype, 16, 64)
     for rows, made in zip(narrow.COUNTS, held, strict=True):
         assert all(one.shape == (rows, 16) and bool((one == 64).all()) for one in made)
+    kernels = [
+        len(made) - (rows > 12 and dtype != torch.float32) for rows, made in zip(narrow.COUNTS, held, strict=True)
+    ]
+    library = 1 if dtype == torch.float16 else 2
+    assert [n == library + 3 for n in kernels if compiles] == [rows <= 32 for rows in narrow.COUNTS if compiles]
+
+
+def test_what_the_kernel_wins_it_is_given_and_what_it_cannot_have_goes_the_usual_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def last(works: Any, margin: float) -> tuple[int, float]:
+        return (len(works) - 1 if len(works[0]()) <= 12 else 0), 1.0
+
+    monkeypatch.setattr(narrow, "fastest", last)
+    if not few_rows.suits(torch.ones(16, 64)):
+        pytest.skip("no kernel here")
+    ways = narrow._understood(narrow._tried(torch.bfloat16, 16, 64))[0]
+    assert ways[0] is narrow._compiled_by_fours and ways[6] is narrow._usual
+    monkeypatch.setattr(narrow, "_ways", lambda *given: ways)
+    weight, bias = torch.randn(64, 16).bfloat16(), torch.randn(16).bfloat16()
+    x = torch.randn(5, 64).bfloat16()
+    assert not weight.t().is_contiguous()
+    for own in (weight.t().contiguous(), weight.t()):
+        found = narrow.product(x, own, bias)
+        exact = x.double() @ own.double().t() + bias
+        assert found.dtype == torch.bfloat16
+        assert bool(((found.double() - exact).abs() <= 0.02 * exact.abs() + 0.02).all())
 
 
 def test_what_products_take_is_that_of_their_shapes_and_grows_with_weights_tried_in_part(
@@ -215,7 +246,7 @@ def test_trees_are_verified_by_it_with_the_models_own_numbers(
 
 def test_few_rows_are_multiplied_in_the_weights_own_format(runs: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Where many rows are faster in a wider one, a few do not pay for the conversion."""
-    for module in (lean, target):
+    for module in (lean, roads):
         monkeypatch.setattr(module, "arithmetic", lambda *_: torch.float32)
     model = tiny.model("qwen2", dtype=torch.bfloat16)
     formats: set[torch.dtype] = set()

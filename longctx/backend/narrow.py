@@ -4,8 +4,9 @@ Owns the ways to that product and the trial that decides between them. PyTorch's
 single row goes through one thread on some processors, and from two or four rows on a kernel made for many is taken,
 which on others costs what sixteen rows do. A product that begins with the weights does neither, and may take as long
 for sixteen rows as for two. Where a processor has no instructions for a format of 16 bits, each row of its products
-costs as much as four in float32, and from some twelve rows on it pays to widen the weights. Knows no layer and no
-model, and makes nothing that gradients could be taken of.
+costs as much as four in float32, and from some twelve rows on it pays to widen the weights; where a kernel can be
+compiled, weights are widened while they are multiplied. Knows no layer and no model, and makes nothing that gradients
+could be taken of.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from longctx.backend.kept import kept, taken
 from longctx.backend.trial import fastest
+from longctx.kernels import few_rows
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # in which there is more than one way, on a CPU
 MOST = 256  # rows that are few
@@ -29,7 +31,9 @@ _CHUNK, _FEWER = 4, 12  # rows of ``_by_fours`` at a time, and at the most: more
 _BLOCK = 2**20  # numbers of the weights widened at a time: they stay in caches, and are enough for a product
 _SMALL = 2**17  # of them where the rows come first
 _FASTER = 1.05  # how many times as fast another way must be: each rounds in its own order
+_COMPILED = 32  # rows up to which the kernel is tried: what it does for each is more than a product of many does
 _WEIGHTS = 2**22  # numbers in a matrix of the trial, at the most: rows of a larger one are left out
+_SIDES = 4  # of which that number of rows is a multiple, as the rows of most weights are
 _APART = 2**24  # numbers in all matrices of a trial: too many for a cache, as those of all layers are
 _MATRICES = 64  # of them, at the most
 
@@ -119,13 +123,29 @@ def _blocks(weight: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor]]:
         yield slice(at, at + len(some)), room[: len(some)].copy_(some)
 
 
-# by the names that findings are kept under; which of them are tried for how many rows says ``_tried``
-_WAYS = {way.__name__: way for way in (_usual, _weights_first, _by_fours, _one_by_one, _widened_rows_first, _widened)}
+def _compiled(x: Tensor, weight: Tensor, together: int = 1) -> Tensor:
+    """By the kernel. Weights that it cannot have, though others of their shape could be, go the usual way."""
+    return few_rows.product(x, weight, together) if few_rows.suits(weight) else _usual(x, weight)
+
+
+def _compiled_by_twos(x: Tensor, weight: Tensor) -> Tensor:
+    return _compiled(x, weight, 2)
+
+
+def _compiled_by_fours(x: Tensor, weight: Tensor) -> Tensor:
+    return _compiled(x, weight, 4)
+
+
+_KERNELS: tuple[Way, ...] = (_compiled, _compiled_by_twos, _compiled_by_fours)
+_LIBRARY: tuple[Way, ...] = (_usual, _weights_first, _by_fours, _one_by_one, _widened_rows_first, _widened)
+# by the names that findings are kept under; which of them are tried for how many rows says ``_candidates``
+_WAYS = {way.__name__: way for way in (*_LIBRARY, *_KERNELS)}
 
 
 def _shape(weight: Tensor) -> Shape:
     out, width = weight.shape
-    return weight.dtype, min(out, max(1, _WEIGHTS // width)), width, torch.get_num_threads()
+    most = max(1, _WEIGHTS // width)
+    return weight.dtype, min(out, most - most % _SIDES or most), width, torch.get_num_threads()
 
 
 def _ways(dtype: torch.dtype, out: int, width: int, threads: int) -> list[Way]:
@@ -151,24 +171,34 @@ def _understood(found: list[tuple[str, float]]) -> tuple[list[Way], list[float]]
 def _tried(dtype: torch.dtype, out: int, width: int) -> list[tuple[str, float]]:
     """The name of the fastest way for every count of rows, and the seconds it took."""
     some = max(2, min(_MATRICES, _APART // (out * width)))
-    weights = itertools.cycle(torch.ones(some, out, width, dtype=dtype, device="cpu").unbind())
+    matrices = torch.ones(some, out, width, dtype=dtype, device="cpu").unbind()
+    weights, compiles = itertools.cycle(matrices), few_rows.suits(matrices[0])
     found = list[tuple[str, float]]()
     for rows in COUNTS:
         x = torch.ones(rows, width, dtype=dtype, device="cpu")
-        ways: tuple[Way, ...] = (
-            _usual,
-            # in half precision a product may pass the range that its sum with a bias is within
-            *((_weights_first,) if dtype != torch.float16 else ()),
-            *((_by_fours,) if rows <= _FEWER and dtype != torch.float16 else ()),
-            *((_one_by_one,) if rows <= _CHUNK and dtype != torch.float16 else ()),
-            *((_widened_rows_first,) if 1 < rows <= _FEWER and dtype != torch.float32 else ()),
-            *((_widened,) if rows > 1 and dtype != torch.float32 else ()),
-        )
+        ways = _candidates(rows, dtype, compiles)
         if [name for name, _ in found[-2:]] == [_widened.__name__] * 2:
             ways = (_widened,)  # what it adds to the product is the same for any number of rows
         place, best = fastest([functools.partial(_with_next, way, x, weights) for way in ways], _FASTER)
         found.append((ways[place].__name__, best))
     return found
+
+
+def _candidates(rows: int, dtype: torch.dtype, compiles: bool) -> tuple[Way, ...]:
+    """What is worth trying for ``rows`` rows. Where the kernel compiles it takes the place of all that imitates it."""
+    # in half precision a product may pass the range that its sum with a bias is within
+    first = () if dtype == torch.float16 else (_weights_first,)
+    widened = (_widened,) if rows > 1 and dtype != torch.float32 else ()
+    if compiles and rows <= _COMPILED:
+        return _usual, *first, *_KERNELS, *(widened if rows > _FEWER else ())
+    return (
+        _usual,
+        *first,
+        *((_by_fours,) if first and rows <= _FEWER else ()),
+        *((_one_by_one,) if first and rows <= _CHUNK else ()),
+        *((_widened_rows_first,) if widened and rows <= _FEWER else ()),
+        *widened,
+    )
 
 
 def _with_next(way: Way, x: Tensor, weights: Iterator[Tensor]) -> Tensor:
