@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from longctx.backend.anatomy import Layer, Unlike, layer_of, norm_of, plain
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import TAP, Tap, attend
-from longctx.backend.narrow import COUNTS, MOST, product, seconds, wins
+from longctx.backend.narrow import COUNTS, MOST, product, seconds, widens, wins
 from longctx.backend.stamps import hooked, modules_of, stamp
 
 _ROWS = 512  # rows worked on at a time: enough for the products, few enough for what is between them to stay in caches
@@ -103,16 +103,18 @@ class Lean:
     ) -> Tensor:
         """Logits of the tokens ``keep``, [batch, kept, vocab]; arguments as in ``Passes.run``.
 
-        ``extra`` travels to the attention function of every layer. ``dtype`` is the format of the products; None: the
-        fastest for many rows. A few do not pay for a conversion of the weights.
+        ``extra`` travels to the attention function of every layer. ``dtype`` is the format of the weights and of
+        attention; None: the one that is fastest for many rows. A few do not pay for a conversion of the weights, and
+        what is between their products is in the format that these come in.
         """
+        dtype, few = dtype or self.dtype, ids.numel() <= MOST
         x = self.decoder.embed_tokens(ids)
-        x = x.to(self.dtype if dtype is None else dtype)
+        x = x.to(torch.float32 if few and widens(ids.numel(), self.layers[0].linear["gate_proj"].weight) else dtype)
         places = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
         cos, sin = self.decoder.rotary_emb(x, places)
         turn = cos[:, None], sin[:, None]
         mask = None if valid is None else _visible(valid, ids.shape[1])
-        weights = _Weights(x.dtype, few=ids.numel() <= MOST)
+        weights = _Weights(dtype, few)
         for index, layer in enumerate(self.layers):
             x = self._one(layer, index, x, turn, cache, mask, weights, {TAP: tap, **extra})
         kept = self.final(x[:, keep].float())
@@ -154,9 +156,10 @@ class Lean:
         q, k, v = (state.view(batch, tokens, -1, layer.head_dim).transpose(1, 2) for state in states.values())
         if layer.head_norms is not None:
             q, k = layer.head_norms[0](q), layer.head_norms[1](k)
-        keys, values = cache.update(_turned(k, *turn), v, index)
-        out, _ = attend(layer.attention, _turned(q, *turn), keys, values, mask, scaling=layer.scaling, **seen)
-        weights.add(rows, "o_proj", out.view(len(rows), -1))
+        q, k, v = (state.to(weights.dtype) for state in (_turned(q, *turn), _turned(k, *turn), v))
+        keys, values = cache.update(k, v, index)
+        out, _ = attend(layer.attention, q, keys, values, mask, scaling=layer.scaling, **seen)
+        weights.add(rows, "o_proj", out.view(len(rows), -1).to(x.dtype))
         for part in torch.split(rows, _ROWS):
             h = layer.between(part)
             gated = layer.act(weights.product("gate_proj", h)).mul_(weights.product("up_proj", h))
@@ -201,7 +204,7 @@ class _Weights:
     def product(self, name: str, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The layer's output for ``x`` [rows, in]; without ``out`` it holds until the next product of that name."""
         weight, bias = self._now[name]
-        if self._few and wins(len(x), weight):
+        if self._few and (x.dtype != self.dtype or wins(x.shape[0], weight)):
             made = product(x, weight, bias)
             return made if out is None else out.copy_(made)
         if out is None:
@@ -214,7 +217,7 @@ class _Weights:
     def add(self, x: Tensor, name: str, y: Tensor) -> None:
         """Adds the product of ``y`` to ``x`` in place, both [rows, width]."""
         weight, bias = self._now[name]
-        if self._few and wins(len(x), weight):
+        if self._few and (x.dtype != self.dtype or wins(x.shape[0], weight)):
             x.add_(product(y, weight))
         else:
             x.addmm_(y, weight.t())

@@ -52,12 +52,20 @@ def wins(rows: int, weight: Tensor) -> bool:
     return _way(rows, weight) is not _usual
 
 
+def widens(rows: int, weight: Tensor) -> bool:
+    """Whether ``product`` makes its sums of weights of 16 bits in float32, and rounds them only if the rows are."""
+    return weight.dtype != torch.float32 and _way(rows, weight) in _WIDENING
+
+
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x`` [rows, in] by the transposed ``weight`` [out, in], up to rounding what ``F.linear`` gives."""
-    way = _way(len(x), weight)
+    """``x`` [rows, in] by the transposed ``weight`` [out, in], up to rounding what ``F.linear`` gives, as ``x`` is.
+
+    Rows may be in float32 where the weights are in a narrower format.
+    """
+    way = _way(x.shape[0], weight)
     if way is _usual:
-        return F.linear(x, weight, bias)
-    made = way(x, weight)
+        return F.linear(x.to(weight.dtype), weight, bias).to(x.dtype)
+    made = way(x if way in _WIDENING else x.to(weight.dtype), weight)
     return (made if bias is None else made + bias).to(x.dtype)
 
 
@@ -68,9 +76,10 @@ def seconds(rows: int, weight: Tensor) -> float:
 
 
 def _way(rows: int, weight: Tensor) -> Way:
-    if not 0 < rows <= MOST or weight.device.type != "cpu" or weight.dtype not in FORMATS:
+    dtype = weight.dtype
+    if not 0 < rows <= MOST or not weight.is_cpu or dtype not in FORMATS:
         return _usual
-    if rows > COUNTS[-1] and weight.dtype == torch.float32:
+    if rows > COUNTS[-1] and dtype == torch.float32:
         return _usual
     ways = _ways(*_shape(weight))
     if rows <= COUNTS[-1]:
@@ -140,6 +149,7 @@ _KERNELS: tuple[Way, ...] = (_compiled, _compiled_by_twos, _compiled_by_fours)
 _LIBRARY: tuple[Way, ...] = (_usual, _weights_first, _by_fours, _one_by_one, _widened_rows_first, _widened)
 # by the names that findings are kept under; which of them are tried for how many rows says ``_candidates``
 _WAYS = {way.__name__: way for way in (*_LIBRARY, *_KERNELS)}
+_WIDENING = frozenset((*_KERNELS, _widened, _widened_rows_first))  # rows may be wider, and their products are
 
 
 def _shape(weight: Tensor) -> Shape:

@@ -41,9 +41,14 @@ def suits(weight: Tensor) -> bool:
     That is on a CPU, of one of three formats and a width in whole vectors, with llvmlite installed, and with PyTorch's
     threads within reach if it has more than one: on Linux they are.
     """
-    if weight.device.type != "cpu" or weight.dtype not in _FORMATS or not weight.is_contiguous() or not _installed():
-        return False
-    return not weight.shape[1] % _lanes() and (torch.get_num_threads() == 1 or _team() is not None)
+    return (
+        weight.is_cpu
+        and weight.is_contiguous()
+        and weight.dtype in _FORMATS
+        and _installed()
+        and not weight.shape[1] % _lanes()
+        and (torch.get_num_threads() == 1 or _team() is not None)
+    )
 
 
 def reference(x: Tensor, weight: Tensor) -> Tensor:
