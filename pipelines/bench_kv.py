@@ -80,6 +80,8 @@ def run_kv(
             plugins.resolve("kv", policy)
     for policy in () if source else policies or kv_speed.POLICIES:
         kv_speed.slots(policy, min(contexts))  # a budget too small for the shortest is known before hours of work
+    if documents and source in ("", kv_sources.NEEDLES, kv_sources.PARAGRAPHS):
+        raise BadOption(f"documents={documents} are drawn of a suite's, and source={source!r} is none.")
     if tile and (tile % contexts[-1] or source):
         raise BadOption(f"tile={tile} must be a multiple of the last context, {contexts[-1]}, and is for speed alone.")
     reader = longctx.Reader.from_pretrained(model, dtype=dtype, encoder=None, calibration=None)
@@ -114,7 +116,7 @@ def run_kv(
             folder = data / source if (data / source).is_dir() else data
             drawn = kv_sources.paragraphs(reader.tokenizer, folder, contexts, sample, seed)
         else:
-            with_what |= {"shortest": shortest, "longest": longest}
+            with_what |= {"shortest": shortest, "longest": longest, **({"documents": documents} if documents else {})}
             drawn = kv_sources.suite(reader.tokenizer, source, data, sample, seed, shortest, longest, documents)
         chosen = tuple(dict.fromkeys((kv_quality.FULL, *(policies or kv_quality.POLICIES))))
         bench = kv_quality.Bench(reader.model, reader.tokenizer, chosen, max_new_tokens, audit, chat)

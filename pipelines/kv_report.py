@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .paired import by_document, interval
+from .paired import interval
 from .rows import Row, read, where_and_when
 
 PAGE = "kv.md"
-_WHOLE = ", of documents drawn with all their questions"
 
 
 def write_report(results: Path) -> Path:
@@ -119,7 +118,7 @@ def quality(rows: Sequence[Row]) -> list[str]:
 
 def _losses(title: str, rows: Sequence[Row]) -> list[str]:
     by = {policy: {_asked(row): row for row in own if "score" in row} for policy, own in _by(rows, "policy").items()}
-    full, drawn = by.get("full", {}), False
+    full = by.get("full", {})
     lines = [
         f"\n### {title}\n",
         "| policy | questions | keys read, share | look-up, MiB | score | lost against full | loss, nats a token "
@@ -134,7 +133,6 @@ def _losses(title: str, rows: Sequence[Row]) -> list[str]:
             continue
         scores, whole = ([100 * group[key]["score"] for key in both] for group in (own, full))
         losses, documents = [own[key]["loss"] for key in both], [document for document, _ in both]
-        drawn |= by_document(documents)
         same = sum(own[key]["same"] for key in both) / len(both)
         lines.append(
             f"| {policy} | {len(both)} | {100 * _mean(own[key]['read_share'] for key in both):.1f} % | "
@@ -145,9 +143,9 @@ def _losses(title: str, rows: Sequence[Row]) -> list[str]:
         )
     said = (
         "Scores in points. What is lost is the full cache's score less the policy's, and the loss is that of the full "
-        f"cache's own greedy answer, token by token; both with paired 95 % intervals{_WHOLE if drawn else ''}. A share "
-        "counts the keys read exactly over those of the text, in the mean over layers, KV heads and passes. Look-up: "
-        "bytes of the indices."
+        "cache's own greedy answer, token by token. Both have paired 95 % intervals, of whole documents where a row "
+        "has five or more and several questions of some, of questions elsewhere. A share counts the keys read exactly "
+        "over those of the text, in the mean over layers, KV heads and passes. Look-up: bytes of the indices."
     )
     return [*lines, "", said + "\n"]
 

@@ -141,8 +141,11 @@ def suite(
     within = [c for c in read_cases(name, folder) if shortest <= tokens_of(c.text, counts) <= longest]
     if not within:
         raise UsageError(f"{folder} has no document of {name} with {shortest:,} to {longest:,} tokens.")
-    random.Random(seed).shuffle(within)
-    for case in draw(within[: documents or None], sample, seed):
+    order = list(range(len(within)))
+    random.Random(seed).shuffle(order)
+    chosen = [within[place] for place in sorted(order[: documents or None])]
+    place = {within[number].name: at for at, number in enumerate(order)}
+    for case in sorted(draw(chosen, sample, seed), key=lambda case: place[case.name]):
         yield _source(case)
 
 

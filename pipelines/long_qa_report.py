@@ -144,8 +144,8 @@ def _pairs(rows: Sequence[Row], heading: str = "###") -> list[str]:
         *lines,
         "",
         "Paired bootstrap, 4,000 draws; McNemar's exact test on the questions whose score is right or wrong. Questions "
-        "about one document are not independent of one another: of ten documents or more the intervals draw whole "
-        "documents, of fewer they say too much, and the test does of any.\n",
+        "about one document are not independent of one another: of five documents or more the intervals draw whole "
+        "documents, which for few of them is still too narrow; of fewer they say too much, and the test does of any.\n",
     ]
 
 

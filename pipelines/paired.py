@@ -13,7 +13,7 @@ from math import comb
 import numpy as np
 
 _DRAWS = 4000
-_ENOUGH = 10  # documents that are drawn as wholes: fewer would tell little of how documents differ
+_ENOUGH = 5  # documents that are drawn as wholes: fewer would tell next to nothing of how documents differ
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,7 +208,7 @@ def test_where_nothing_can_be_written_every_process_tries(
 
 def test_what_a_trial_is_about_stands_in_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     about: list[str] = []
-    for module, found in ((narrow, None), (arithmetic, (1.0, 1.0)), (products, True)):
+    for module, found in ((narrow, ([], [])), (arithmetic, (1.0, 1.0)), (products, True)):
         monkeypatch.setattr(module, "kept", lambda *given, found=found: about.append(str(given[:2])) or found)
     for dtype in (torch.bfloat16, torch.float16):
         for out, width in ((3, 5), (5, 3), (3, 3)):

@@ -52,7 +52,7 @@ def test_documents_are_drawn_as_wholes_where_there_are_enough() -> None:
     assert (low, high) == pytest.approx(one, abs=1e-9)
     alone = paired.interval(effects[documents], zeros)
     assert alone[1] - alone[0] < (high - low) / 4
-    few = [f"{number % 9}" for number in documents.tolist()]
+    few = [f"{number % 4}" for number in documents.tolist()]
     assert paired.interval(effects[documents], zeros, documents=few) == alone
     assert not paired.by_document(range(12)) and paired.by_document(documents.tolist())
     with pytest.raises(ValueError, match="2 documents of 3 questions"):

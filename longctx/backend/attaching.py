@@ -37,8 +37,8 @@ def attached(model: PreTrainedModel) -> Iterator[None]:
 def announced(model: PreTrainedModel, cache: BoundedCache, ids: Tensor) -> Iterator[bool]:
     """Inside, a pass over ``ids`` [1, tokens] behind ``cache`` may go to the layers of ``model`` without the model.
 
-    False, and no pass may, where ``model`` is not the one that the cache's context is attached to. Raises CacheError
-    where the ids do not go on from the cache, and ModelError where a layer did not attend to it.
+    False, and no pass may, where no context is attached to ``model`` or the cache is closed: the model's own pass says
+    so then. Raises CacheError where the ids do not go on from the cache, and ModelError where a layer did not attend.
     """
     known = not cache.is_closed and _announce in model._forward_pre_hooks.values()
     if known:

@@ -21,7 +21,7 @@ from longctx.backend.target import StockTarget
 
 
 class Behind:
-    """Passes of one row over ``model`` while a context is attached to it."""
+    """Passes over ``model``, a batch of one, while a context is attached to it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model, self._road = model, Road(model)
@@ -30,7 +30,7 @@ class Behind:
         self, tokens: Sequence[int], positions: Tensor, wanted: int, cache: BoundedCache, **extra: Any
     ) -> Tensor | None:
         """Logits [wanted, vocab] of the last of ``tokens`` at ``positions`` [tokens]; None: no road is shorter."""
-        if cache.kept:
+        if cache.kept or not self._road.may(len(tokens)):
             return None
         with announced(self._model, cache, torch.tensor([list(tokens)])) as known:
             if not known:

@@ -31,9 +31,9 @@ _CHUNK, _FEWER = 4, 12  # rows of ``_by_fours`` at a time, and at the most: more
 _BLOCK = 2**20  # numbers of the weights widened at a time: they stay in caches, and are enough for a product
 _SMALL = 2**17  # of them where the rows come first
 _FASTER = 1.05  # how many times as fast another way must be: each rounds in its own order
-_COMPILED = 32  # rows up to which the kernel is tried: what it does for each is more than a product of many does
+_SHORT = 32  # rows up to which the kernel is tried: what it does for each is more than a product of many does
 _WEIGHTS = 2**22  # numbers in a matrix of the trial, at the most: rows of a larger one are left out
-_SIDES = 4  # of which that number of rows is a multiple, as the rows of most weights are
+_SIDES = 4  # rows of weights that the kernel takes side by side, at the most
 _APART = 2**24  # numbers in all matrices of a trial: too many for a cache, as those of all layers are
 _MATRICES = 64  # of them, at the most
 
@@ -47,7 +47,7 @@ Shape = tuple[torch.dtype, int, int, int]
 def wins(rows: int, weight: Tensor) -> bool:
     """Whether ``product`` takes another way than the usual one for ``rows`` rows and ``weight`` [out, in].
 
-    Found by trying, in up to a second when it is first asked for weights of that shape.
+    Found by trying, in up to two seconds when it is first asked for weights of that shape.
     """
     return _way(rows, weight) is not _usual
 
@@ -109,7 +109,7 @@ def _one_by_one(x: Tensor, weight: Tensor) -> Tensor:
 
 def _widened(x: Tensor, weight: Tensor) -> Tensor:
     """Weights first, a block of them at a time, in float32: what is added to it can be before it is rounded."""
-    wide, made = x.float().t(), torch.empty(len(weight), len(x), dtype=torch.float32)
+    wide, made = x.float().t(), torch.empty(len(weight), len(x), dtype=torch.float32, device="cpu")
     for place, some in _blocks(weight, _BLOCK):
         torch.mm(some, wide, out=made[place])
     return made.t()
@@ -117,7 +117,7 @@ def _widened(x: Tensor, weight: Tensor) -> Tensor:
 
 def _widened_rows_first(x: Tensor, weight: Tensor) -> Tensor:
     """The same in the usual order, of smaller blocks: for so few rows the block itself is what must stay in caches."""
-    wide, made = x.float(), torch.empty(len(x), len(weight), dtype=torch.float32)
+    wide, made = x.float(), torch.empty(len(x), len(weight), dtype=torch.float32, device="cpu")
     for place, some in _blocks(weight, _SMALL):
         torch.mm(wide, some.t(), out=made[:, place])
     return made
@@ -126,26 +126,26 @@ def _widened_rows_first(x: Tensor, weight: Tensor) -> Tensor:
 def _blocks(weight: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor]]:
     """Where ``numbers`` of ``weight`` [out, in] stand, and they in float32, which hold until the next are asked for."""
     out, width = weight.shape
-    room = torch.empty(min(out, max(1, numbers // width)), width, dtype=torch.float32)
+    room = torch.empty(min(out, max(1, numbers // width)), width, dtype=torch.float32, device="cpu")
     for at in range(0, out, len(room)):
         some = weight[at : at + len(room)]
         yield slice(at, at + len(some)), room[: len(some)].copy_(some)
 
 
-def _compiled(x: Tensor, weight: Tensor, together: int = 1) -> Tensor:
-    """By the kernel. Weights that it cannot have, though others of their shape could be, go the usual way."""
-    return few_rows.product(x, weight, together) if few_rows.suits(weight) else _usual(x, weight)
+def _kernel(x: Tensor, weight: Tensor, together: int = 1) -> Tensor:
+    """By the kernel. Weights that do not suit it, though others of their shape did, go the usual way."""
+    return few_rows.product(x, weight, together) if few_rows.suits(weight) else _usual(x.to(weight.dtype), weight)
 
 
-def _compiled_by_twos(x: Tensor, weight: Tensor) -> Tensor:
-    return _compiled(x, weight, 2)
+def _kernel_by_twos(x: Tensor, weight: Tensor) -> Tensor:
+    return _kernel(x, weight, 2)
 
 
-def _compiled_by_fours(x: Tensor, weight: Tensor) -> Tensor:
-    return _compiled(x, weight, 4)
+def _kernel_by_fours(x: Tensor, weight: Tensor) -> Tensor:
+    return _kernel(x, weight, 4)
 
 
-_KERNELS: tuple[Way, ...] = (_compiled, _compiled_by_twos, _compiled_by_fours)
+_KERNELS: dict[Way, int] = {_kernel: 1, _kernel_by_twos: 2, _kernel_by_fours: 4}  # and the rows side by side
 _LIBRARY: tuple[Way, ...] = (_usual, _weights_first, _by_fours, _one_by_one, _widened_rows_first, _widened)
 # by the names that findings are kept under; which of them are tried for how many rows says ``_candidates``
 _WAYS = {way.__name__: way for way in (*_LIBRARY, *_KERNELS)}
@@ -155,7 +155,8 @@ _WIDENING = frozenset((*_KERNELS, _widened, _widened_rows_first))  # rows may be
 def _shape(weight: Tensor) -> Shape:
     out, width = weight.shape
     most = max(1, _WEIGHTS // width)
-    return weight.dtype, min(out, most - most % _SIDES or most), width, torch.get_num_threads()
+    whole = most - most % _SIDES + out % _SIDES  # what goes side by side with what depends on what is left over
+    return weight.dtype, min(out, whole or most), width, torch.get_num_threads()
 
 
 def _ways(dtype: torch.dtype, out: int, width: int, threads: int) -> list[Way]:
@@ -168,8 +169,11 @@ def _trial(dtype: torch.dtype, out: int, width: int, threads: int) -> tuple[list
 
     The shape decides as much as the count; ``threads`` are those that there are.
     """
-    about = f"{dtype} weights [{out}, {width}], rows {COUNTS}, ways {sorted(_WAYS)}"
-    return kept("narrow", about, functools.partial(_tried, dtype, out, width), _understood)
+    kernel = few_rows.version(dtype, width)
+    about = f"{dtype} weights [{out}, {width}], rows {COUNTS}, ways {sorted(_WAYS)}, kernel by {kernel or 'none'}"
+    ways, times = kept("narrow", about, functools.partial(_tried, dtype, out, width), _understood)
+    few_rows.ready(dtype, width, {_KERNELS[way] for way in ways if way in _KERNELS})
+    return ways, times
 
 
 def _understood(found: list[tuple[str, float]]) -> tuple[list[Way], list[float]]:
@@ -199,7 +203,7 @@ def _candidates(rows: int, dtype: torch.dtype, compiles: bool) -> tuple[Way, ...
     # in half precision a product may pass the range that its sum with a bias is within
     first = () if dtype == torch.float16 else (_weights_first,)
     widened = (_widened,) if rows > 1 and dtype != torch.float32 else ()
-    if compiles and rows <= _COMPILED:
+    if compiles and rows <= _SHORT:
         return _usual, *first, *_KERNELS, *(widened if rows > _FEWER else ())
     return (
         _usual,

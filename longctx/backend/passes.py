@@ -35,13 +35,15 @@ class Passes:
     """Runs passes over ``model``. ``why_not`` is why the last one took the model's own forward; empty: it did not.
 
     ``sample`` are tokens of text to compare the roads with, which is done once for the weights of a model, and not
-    before there are enough: rounding is at its worst in tokens that are no text (docs/log.md).
+    before there are enough: rounding is at its worst in tokens that are no text (docs/log.md). ``undecided``: the last
+    pass had too few.
     """
 
     def __init__(self, model: PreTrainedModel, sample: Sequence[int]) -> None:
         self.model = model
         self._sample = list(sample)
         self.why_not = ""
+        self.undecided = False
         self._lean: Lean | None = None
         config = model.config.get_text_config(decoder=True)
         self._layers = int(config.num_hidden_layers)
@@ -96,6 +98,7 @@ class Passes:
 
     def lean(self, width: int) -> Lean | None:
         """The lean layers for rows of ``width`` slots, or None with the reason in ``why_not``."""
+        self.undecided = False
         try:
             if self._lean is None or not self._lean.holds(self.model):
                 self._lean = Lean(self.model)
@@ -104,7 +107,8 @@ class Passes:
                 raise Unlike(f"layers see no more than {self._slides} tokens back")
             of, differs = _DIFFERS.get(self.model, (None, ""))
             if of != lean.stamp:
-                if len(set(self._sample)) < _DISTINCT:
+                self.undecided = len(set(self._sample)) < _DISTINCT
+                if self.undecided:
                     raise Unlike(f"{len(set(self._sample))} different tokens are too few to compare the roads with")
                 differs = self._compared(lean)
                 _DIFFERS[self.model] = lean.stamp, differs

@@ -47,27 +47,28 @@ class Road:
         No row sees more than ``width`` tokens. ``long``: more than a few rows may go here too, whose states come in the
         format that is the fastest. None where the model is not built of them, or its own road is as fast.
         """
-        if not self._may(len(tokens), long):
+        if not self.may(len(tokens), long):
             return None
         with alone(self._model):
-            if self._passes is None:
+            if self._passes is None or self._passes.undecided:
                 self._passes = Passes(self._model, tokens[:_SAMPLE])
             lean = self._passes.lean(width)
-            if self._few is None:  # tried with the prompt: passes that are timed have no trial in them
+            if self._few is None and not self._passes.undecided:
+                # tried with the prompt: passes that are timed have no trial in them
                 self._few, self.products = (_NEVER, {}) if lean is None else (lean.faster(), lean.products())
-            if lean is None or not self._may(len(tokens), long):
+            if lean is None or not self.may(len(tokens), long):
                 return None
             ids = torch.tensor([list(tokens)], device=self._model.device)
             kept = list(range(len(tokens) - wanted, len(tokens)))
             dtype = self._model.dtype if len(tokens) <= MOST else None
             return lean.run(ids, cache, None, kept, positions[None], None, seen, dtype)[0]
 
-    def _may(self, rows: int, long: bool) -> bool:
+    def may(self, rows: int, long: bool = False) -> bool:
         """Whether the lean layers, which round otherwise than the model's own, may be the faster road.
 
         They are for a long piece of the prompt where the processor is slow in the model's own format, and for a few
-        rows where it is slow to multiply so many in the usual way.
+        rows where it is slow to multiply so many in the usual way. Until that was tried they may be for any.
         """
-        if rows <= MOST:
-            return self._few is None or self._few[rows]
-        return long and (self._few is None or self.wider)
+        if self._few is None:
+            return True
+        return self._few[rows] if rows <= MOST else long and self.wider

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MOST = 8  # rows whose sums are kept in registers at a time; more come in turns, over weights that are still in a cache
+_TILE = 8  # rows whose sums are kept in registers at a time; more come in turns, over weights that are still in a cache
 _NEAR = 2**17  # numbers of the weights that go to all rows before the next ones are read
 _FORMATS = {  # how LLVM calls what is stored, and the steps from a vector ``of`` it ``to`` one of float32
     torch.float32: ("float", ("{to} = bitcast <{n} x float> {of} to <{n} x float>",)),
@@ -32,23 +31,23 @@ _FORMATS = {  # how LLVM calls what is stored, and the steps from a vector ``of`
         ),
     ),
 }
-_MAPS = Path("/proc/self/maps")  # where Linux says which libraries a process has
+_TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # through which its threads are reached, on Linux
 
 
 def suits(weight: Tensor) -> bool:
-    """Whether ``product`` can be had here for ``weight`` [out, in].
+    """Whether ``product`` can be had here for ``weight`` [out, in]: on a CPU, contiguous, and of some ``version``."""
+    return weight.is_cpu and weight.is_contiguous() and bool(version(weight.dtype, weight.shape[1]))
 
-    That is on a CPU, of one of three formats and a width in whole vectors, with llvmlite installed, and with PyTorch's
-    threads within reach if it has more than one: on Linux they are.
+
+def version(dtype: torch.dtype, width: int) -> str:
+    """Which compiler ``product`` is had from for weights of a format and a width; empty where it is not.
+
+    That takes one of three formats and a width in whole vectors, an llvmlite that works, and, if PyTorch has more than
+    one thread, its OpenMP within reach.
     """
-    return (
-        weight.is_cpu
-        and weight.is_contiguous()
-        and weight.dtype in _FORMATS
-        and _installed()
-        and not weight.shape[1] % _lanes()
-        and (torch.get_num_threads() == 1 or _team() is not None)
-    )
+    if dtype not in _FORMATS or not (compiler := _compiler(dtype)) or width % _lanes():
+        return ""
+    return compiler if torch.get_num_threads() == 1 or _team() is not None else ""
 
 
 def reference(x: Tensor, weight: Tensor) -> Tensor:
@@ -60,14 +59,20 @@ def product(x: Tensor, weight: Tensor, together: int = 1) -> Tensor:
     """``x`` [rows, in] by the transposed ``weight`` [out, in], float32 [rows, out]; sums are made in float32.
 
     ``together`` rows of the weights go side by side, where they are divisible by that: what they share is loaded once,
-    and the memory is read in as many places. ``suits`` must have said yes to the weights.
+    and the memory is read in as many places. Raises ValueError for other shapes, and for weights that do not suit.
     """
+    if x.ndim != 2 or not x.is_cpu or x.shape[1] != weight.shape[1] or not suits(weight):
+        raise ValueError(
+            f"x {tuple(x.shape)} on {x.device}, weight {tuple(weight.shape)} of {weight.dtype} on {weight.device}: it "
+            "takes contiguous weights and rows as wide as they are, on a CPU, where suits() says yes."
+        )
     wide, (out, width) = x.float().contiguous(), weight.shape
-    made, side = torch.empty(len(x), out, dtype=torch.float32), together if out % together == 0 else 1
+    made = torch.empty(len(x), out, dtype=torch.float32, device="cpu")
+    side = together if out % together == 0 else 1
     run, team = _compiled(weight.dtype, width, side), None if torch.get_num_threads() == 1 else _team()
     block = max(1, _NEAR // width // side) * side
     asked = (0, 0) if team is None else team[1:]
-    given = (ctypes.c_int64 * 8)(wide.data_ptr(), weight.data_ptr(), made.data_ptr(), len(x), out, block, *asked)
+    given = _given(wide, weight, made, block, asked)
     if team is None:
         run(ctypes.addressof(given))
     else:
@@ -75,24 +80,48 @@ def product(x: Tensor, weight: Tensor, together: int = 1) -> Tensor:
     return made
 
 
+def ready(dtype: torch.dtype, width: int, sides: Iterable[int]) -> None:
+    """Afterwards ``product`` compiles nothing for weights like these with so many rows side by side."""
+    for side in sides:
+        _compiled(dtype, width, side)
+
+
 @functools.cache  # a fact about the process
-def _installed() -> bool:
-    return importlib.util.find_spec("llvmlite") is not None
+def _compiler(dtype: torch.dtype) -> str:
+    """The version of an llvmlite that compiles the kernel for a format here, and rightly; empty where none does."""
+    try:
+        import llvmlite
+        import llvmlite.binding as llvm
+
+        llvm.check_jit_execution()
+        features = llvm.get_host_cpu_features()
+        if dtype == torch.float16 and llvm.get_process_triple().startswith("x86_64") and not features.get("f16c"):
+            return ""  # would be widened by a function that need not be there
+        run = _compiled(dtype, _lanes(), 1)
+    except (ImportError, OSError, RuntimeError):
+        return ""
+    x, weight = (torch.arange(1, count * _lanes() + 1, device="cpu").view(count, -1).to(dtype) for count in (2, 3))
+    wide, made = x.float(), torch.zeros(2, 3, device="cpu")
+    given = _given(wide, weight, made, 3, (0, 0))  # held, as all that it points to, for as long as the code runs
+    run(ctypes.addressof(given))
+    return f"llvmlite {llvmlite.__version__}" if torch.allclose(made, reference(x, weight)) else ""
+
+
+def _given(x: Tensor, weight: Tensor, made: Tensor, block: int, asked: tuple[int, int]) -> Any:
+    """The eight numbers that the machine code is told."""
+    return (ctypes.c_int64 * 8)(
+        x.data_ptr(), weight.data_ptr(), made.data_ptr(), len(x), len(weight), block, *asked
+    )  # fmt: skip
 
 
 @functools.cache  # a fact about the process
 def _team() -> tuple[Callable[..., Any], int, int] | None:
     """What runs a function on PyTorch's threads, and the addresses of what tells one its number, and how many run."""
     try:
-        lines = _MAPS.read_text().splitlines()
-    except OSError:
+        library = ctypes.CDLL(str(_TORCH))  # which is loaded, and finds what its own OpenMP has
+        run, told = library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
+    except (OSError, AttributeError):
         return None
-    paths = dict.fromkeys(line.split(maxsplit=5)[5] for line in lines if "libgomp" in line.rpartition("/")[2])
-    own = [path for path in paths if Path(path).parent == Path(torch.__file__).parent / "lib"]
-    if len(own or paths) != 1:  # which of several is PyTorch's is not known
-        return None
-    library = ctypes.CDLL((own or list(paths))[0])
-    run, told = library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
     run.restype, run.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
     number, count = (ctypes.cast(one, ctypes.c_void_p).value or 0 for one in told)
     return run, number, count
@@ -132,7 +161,7 @@ def _code(widening: tuple[str, tuple[str, ...]], width: int, side: int, lanes: i
         f"declare {vector} @llvm.fma.v{lanes}f32({vector}, {vector}, {vector})",
         f"declare float @llvm.vector.reduce.fadd.v{lanes}f32(float, {vector})",
     ]
-    tiles = [_tile(widening, rows, width, side, lanes) for rows in range(1, MOST + 1)]
+    tiles = [_tile(widening, rows, width, side, lanes) for rows in range(1, _TILE + 1)]
     return "\n".join([*heads, *tiles, _run(width, side)])
 
 
@@ -140,7 +169,7 @@ def _tile(widening: tuple[str, tuple[str, ...]], rows: int, width: int, side: in
     """Sums of ``rows`` rows of x and the rows of weights from ``low`` to ``high``, each written to its place in out."""
     stored, steps = widening
     vector, sums, sixteens = f"<{lanes} x float>", rows * side, ", ".join(["i32 16"] * lanes)
-    turns = max(n for n in (1, 2, 4, 8) if n == 1 or (n * sums <= MOST and not width // lanes % n))
+    turns = max(n for n in (1, 2, 4, 8) if n == 1 or (n * sums <= _TILE and not width // lanes % n))
     lines = [
         f"define internal void @tile{rows}(ptr %x, ptr %w, ptr %out, i64 %stride, i64 %low, i64 %high) {{",
         "entry:",
@@ -241,19 +270,19 @@ def _run(width: int, side: int) -> str:
         "  %e = select i1 %over, i64 %high, i64 %far",
         "  br label %turns",
         "turns:",
-        f"  %r = phi i64 [ 0, %some ], {', '.join(f'[ %r{n}, %do{n} ]' for n in range(1, MOST + 1))}",
+        f"  %r = phi i64 [ 0, %some ], {', '.join(f'[ %r{n}, %do{n} ]' for n in range(1, _TILE + 1))}",
         "  %rest = sub i64 %rows, %r",
-        f"  %many = icmp sgt i64 %rest, {MOST}",
-        f"  %now = select i1 %many, i64 {MOST}, i64 %rest",
+        f"  %many = icmp sgt i64 %rest, {_TILE}",
+        f"  %now = select i1 %many, i64 {_TILE}, i64 %rest",
         f"  %xi = mul i64 %r, {width}",
         "  %xnow = getelementptr float, ptr %x, i64 %xi",
         "  %oi = mul i64 %r, %stride",
         "  %onow = getelementptr float, ptr %out, i64 %oi",
         "  switch i64 %now, label %blocked [",
-        *(f"    i64 {n}, label %do{n}" for n in range(1, MOST + 1)),
+        *(f"    i64 {n}, label %do{n}" for n in range(1, _TILE + 1)),
         "  ]",
     ]
-    for n in range(1, MOST + 1):
+    for n in range(1, _TILE + 1):
         lines += [
             f"do{n}:",
             f"  call void @tile{n}(ptr %xnow, ptr %w, ptr %onow, i64 %stride, i64 %b, i64 %e)",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes.util
+import sys
 import threading
 from pathlib import Path
 
@@ -54,15 +56,38 @@ def test_rows_need_not_be_contiguous_and_every_number_of_a_format_keeps_its_wort
     info = torch.finfo(dtype)
     special = [0.0, 1.0, -1.5, info.max, info.min, info.smallest_normal, torch.inf, -torch.inf, torch.nan]
     weight[range(len(special)), range(len(special))] = torch.tensor(special).to(dtype)
-    x = torch.eye(64, dtype=dtype).t()[: len(special)]
-    with_nan = few_rows.product(x[:, :].clone(), weight)
+    found = few_rows.product(torch.eye(64, dtype=dtype)[: len(special)], weight)
     for place, value in enumerate(special):
         own = float(torch.tensor(value).to(dtype))
-        found = float(with_nan[place, place])
-        assert found == own or found != found and own != own
-    assert torch.equal(
-        few_rows.product(torch.ones(64, 5, dtype=dtype).t(), torch.ones_like(weight)), torch.full((5, 16), 64.0)
-    )
+        assert float(found[place, place]) == own or (own != own and bool(found[place, place].isnan()))
+    draw = torch.Generator().manual_seed(0)
+    x, plain = torch.randn(64, 10, generator=draw).to(dtype).t(), torch.randn(16, 64, generator=draw).to(dtype)
+    for rows in (x, x[::2], x[3:]):
+        torch.testing.assert_close(few_rows.product(rows, plain), few_rows.reference(rows, plain), rtol=1e-5, atol=1e-4)
+
+
+@needed
+@pytest.mark.parametrize("together", [1, 2, 4])
+def test_nothing_is_read_or_written_beside_what_is_given(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between numbers that are none, weights and rows give clean sums, and what stands about the sums stays."""
+    rows, width, out, guard = 11, 48, 20, 64
+
+    def within(count: int, length: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        room = torch.full((count * length + 2 * guard,), torch.nan, dtype=dtype)
+        return room, room[guard:-guard].view(count, length)
+
+    _, x = within(rows, width, torch.float32)
+    _, weight = within(out, width, torch.bfloat16)
+    room, made = within(rows, out, torch.float32)
+    x.normal_()
+    weight.normal_()
+    empty = torch.empty
+    monkeypatch.setattr(few_rows.torch, "empty", lambda *shape, **given: made)
+    found = few_rows.product(x, weight, together)
+    monkeypatch.setattr(few_rows.torch, "empty", empty)
+    assert found is made
+    torch.testing.assert_close(found, few_rows.reference(x, weight), rtol=1e-5, atol=1e-4)
+    assert bool(room[:guard].isnan().all()) and bool(room[-guard:].isnan().all())
 
 
 @needed
@@ -106,29 +131,56 @@ def test_a_team_that_is_smaller_than_asked_for_does_the_whole_work(monkeypatch: 
     assert sizes == [2]
 
 
-def test_what_it_cannot_multiply_it_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+@needed
+def test_what_it_cannot_multiply_it_refuses() -> None:
     weight = torch.ones(16, 64)
-    assert not few_rows.suits(weight.double()) and not few_rows.suits(weight.to("meta"))
-    assert not few_rows.suits(weight[:, :40].contiguous()) or few_rows._lanes() == 8
-    assert not few_rows.suits(weight[:, :37].contiguous()) and not few_rows.suits(torch.ones(64, 16).t())
-    monkeypatch.setattr(few_rows, "_installed", lambda: False)
-    assert not few_rows.suits(weight)
+    lanes = few_rows._lanes()
+    for other in (weight.double(), weight.to("meta"), weight.t()[:16], torch.ones(16, lanes + 1), torch.ones(16, 7)):
+        assert not few_rows.suits(other)
+        with pytest.raises(ValueError, match="on a CPU, where suits"):
+            few_rows.product(torch.ones(2, other.shape[1]), other)
+    for x in (torch.ones(2, 32), torch.ones(64), torch.ones(1, 2, 64), torch.ones(2, 64, device="meta")):
+        with pytest.raises(ValueError, match="rows as wide as they are"):
+            few_rows.product(x, weight)
 
 
+@needed
+def test_a_default_device_changes_nothing() -> None:
+    x, weight = torch.randn(3, 64), torch.randn(20, 64)
+    with torch.device("meta"):
+        found = few_rows.product(x, weight)
+    assert torch.equal(found, few_rows.product(x, weight))
+
+
+def test_without_a_compiler_that_works_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = few_rows._compiler.__wrapped__
+    monkeypatch.setattr(few_rows, "_compiler", find)
+    monkeypatch.setitem(sys.modules, "llvmlite", None)
+    assert find(torch.float32) == "" and not few_rows.suits(torch.ones(16, 64))
+
+
+@needed
+def test_a_compiler_that_multiplies_wrongly_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    find, code = few_rows._compiler.__wrapped__, few_rows._code
+    assert find(torch.float32).startswith("llvmlite ")
+    monkeypatch.setattr(few_rows, "_compiled", few_rows._compiled.__wrapped__)
+    monkeypatch.setattr(
+        few_rows, "_code", lambda *given: code(*given).replace("%first = mul i64 %o,", "%first = mul i64 0,")
+    )
+    assert find(torch.float32) == ""
+
+
+@needed
 def test_threads_that_cannot_be_reached_are_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(few_rows, "_installed", lambda: True)
-    monkeypatch.setattr(few_rows, "_lanes", lambda: 16)
     find = few_rows._team.__wrapped__
     monkeypatch.setattr(few_rows, "_team", find)
     weight, before = torch.ones(16, 64), torch.get_num_threads()
-    monkeypatch.setattr(few_rows, "_MAPS", tmp_path / "maps")
+    (tmp_path / "torn.so").write_bytes(b"no library")
     try:
-        for text in (None, "", "7f00-7f01 r-xp 0 00:01 9 /a/libgomp.so.1\n7f02-7f03 r-xp 0 00:01 9 /b/libgomp.so.1\n"):
-            if text is not None:
-                (tmp_path / "maps").write_text(text)
-            assert find() is None
+        for path in (tmp_path / "missing.so", tmp_path / "torn.so", ctypes.util.find_library("m") or "libm.so.6"):
+            monkeypatch.setattr(few_rows, "_TORCH", path)
             torch.set_num_threads(2)
-            assert not few_rows.suits(weight)
+            assert find() is None and not few_rows.suits(weight)
             torch.set_num_threads(1)
             assert few_rows.suits(weight)
     finally:
