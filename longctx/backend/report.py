@@ -24,6 +24,7 @@ from longctx.backend.lean import Lean
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
 from longctx.errors import LongctxError, ModelError
+from longctx.kernels import few_rows
 from longctx.protocols import Progress
 
 
@@ -123,6 +124,7 @@ def report(
             "answers with citations": why_not_asked,
             "reads by segments (auto, infiniretri, xl3m)": why_not_asked or _why_not(lambda: _read(model, tokenizer)),
             "reads by lean layers (faster)": why_not_lean,
+            "decodes by a compiled kernel (faster)": why_not_lean or _why_no_kernel(model, target),
             "reads a bounded cache (kv policies)": _why_not(lambda: _compress(model)),
             "embeds text (auto, dense)": encoder,
         },
@@ -160,6 +162,15 @@ def _compress(model: PreTrainedModel) -> None:
     kinds(model)
     with installed(model):
         pass
+
+
+def _why_no_kernel(model: PreTrainedModel, device: torch.device) -> str:
+    if device.type != "cpu":
+        return f"it is for a CPU, and the model is on {device}"
+    width = int(model.config.get_text_config(decoder=True).hidden_size)
+    if few_rows.version(model.dtype, width):
+        return ""
+    return f"llvmlite does not work here, PyTorch's threads are out of reach, or {width} is no multiple of 16"
 
 
 def _why_not(attempt: Callable[[], None]) -> str:
