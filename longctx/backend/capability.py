@@ -29,7 +29,6 @@ from longctx.protocols import Target
 
 _PREFIX = 6
 _PARENTS = (-1, 0, 1, 1, 0, 4, 2, -1, 7, 7, 8, 5)  # a tree of twelve rows behind the prefix, its first row the anchor
-_BORROWED = "the caller's {} cannot take tokens back"
 _KEPT = (0, 4, 5)  # a path through it that is not its first rows
 WIDE, HALF = 1e-3, 0.1  # how far logits may be apart, as a share of their size, in float32 and in half precision
 
@@ -67,12 +66,11 @@ def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tupl
         if found.rows == "tree":
             return RowTarget(model, reserve), ""
         return StockTarget(model, found.rows), found.reason
-    if type(cache) is BoundedCache:
-        return BoundedTarget(model, cache), _BORROWED.format("BoundedCache")
     # quantised layers call themselves croppable, but forget only what they have not quantised yet
     if type(cache) is DynamicCache and cache.is_croppable and found.rows != "off":
         return StockTarget(model, "chain", cache), "the cache is the caller's"
-    return StockTarget(model, "off", cache), _BORROWED.format(type(cache).__name__)
+    target = BoundedTarget(model, cache) if type(cache) is BoundedCache else StockTarget(model, "off", cache)
+    return target, f"the caller's {type(cache).__name__} cannot take tokens back"
 
 
 def _tried(model: PreTrainedModel) -> Capability:

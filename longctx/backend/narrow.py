@@ -133,8 +133,8 @@ def _blocks(weight: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor]]:
 
 
 def _kernel(x: Tensor, weight: Tensor, together: int = 1) -> Tensor:
-    """By the kernel. Weights that do not suit it, though others of their shape did, go the usual way."""
-    return few_rows.product(x, weight, together) if few_rows.suits(weight) else _usual(x.to(weight.dtype), weight)
+    """By the kernel, which suits the shape if it was tried. Weights that are not contiguous go the usual way."""
+    return few_rows.product(x, weight, together) if weight.is_contiguous() else _usual(x.to(weight.dtype), weight)
 
 
 def _kernel_by_twos(x: Tensor, weight: Tensor) -> Tensor:

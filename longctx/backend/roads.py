@@ -39,9 +39,15 @@ class Road:
         self._few: Sequence[bool] | None = None if tried else _NEVER
 
     def logits(
-        self, tokens: Sequence[int], positions: Tensor, wanted: int, width: int, cache: Any, seen: dict[str, Any],
+        self,
+        tokens: Sequence[int],
+        positions: Tensor,
+        wanted: int,
+        width: int,
+        cache: Any,
+        seen: dict[str, Any],
         long: bool = False,
-    ) -> Tensor | None:  # fmt: skip
+    ) -> Tensor | None:
         """Logits [wanted, vocab] of ``tokens`` at ``positions`` [tokens] behind ``cache``; attention gets ``seen``.
 
         No row sees more than ``width`` tokens. ``long``: more than a few rows may go here too, whose states come in the

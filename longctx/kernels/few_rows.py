@@ -109,9 +109,7 @@ def _compiler(dtype: torch.dtype) -> str:
 
 def _given(x: Tensor, weight: Tensor, made: Tensor, block: int, asked: tuple[int, int]) -> Any:
     """The eight numbers that the machine code is told."""
-    return (ctypes.c_int64 * 8)(
-        x.data_ptr(), weight.data_ptr(), made.data_ptr(), len(x), len(weight), block, *asked
-    )  # fmt: skip
+    return (ctypes.c_int64 * 8)(x.data_ptr(), weight.data_ptr(), made.data_ptr(), len(x), len(weight), block, *asked)
 
 
 @functools.cache  # a fact about the process
