@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longctx.kernels import few_rows
+from longctx.kernels import few_rows, machine
 
 needed = pytest.mark.skipif(not few_rows.suits(torch.ones(16, 64)), reason="no kernel can be had here")
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -111,7 +111,7 @@ def test_threads_of_ones_own_may_multiply_at_once() -> None:
 @needed
 def test_a_team_that_is_smaller_than_asked_for_does_the_whole_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where threads are limited, or the caller is itself one of a team."""
-    team = few_rows._team()
+    team = machine.team()
     if team is None:
         pytest.skip("no threads to ask")
     sizes: list[int] = []
@@ -120,7 +120,7 @@ def test_a_team_that_is_smaller_than_asked_for_does_the_whole_work(monkeypatch: 
         sizes.append(threads)
         team[0](run, given, 1, flags)
 
-    monkeypatch.setattr(few_rows, "_team", lambda: (smaller, *team[1:]))
+    monkeypatch.setattr(machine, "team", lambda: (smaller, *team[1:]))
     x, weight, before = torch.randn(3, 64), torch.randn(40, 64), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -134,7 +134,7 @@ def test_a_team_that_is_smaller_than_asked_for_does_the_whole_work(monkeypatch: 
 @needed
 def test_what_it_cannot_multiply_it_refuses() -> None:
     weight = torch.ones(16, 64)
-    lanes = few_rows._lanes()
+    lanes = machine.lanes()
     for other in (weight.double(), weight.to("meta"), weight.t()[:16], torch.ones(16, lanes + 1), torch.ones(16, 7)):
         assert not few_rows.suits(other)
         with pytest.raises(ValueError, match="on a CPU, where suits"):
@@ -155,6 +155,7 @@ def test_a_default_device_changes_nothing() -> None:
 def test_without_a_compiler_that_works_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     find = few_rows._compiler.__wrapped__
     monkeypatch.setattr(few_rows, "_compiler", find)
+    monkeypatch.setattr(machine, "compiler", machine.compiler.__wrapped__)
     monkeypatch.setitem(sys.modules, "llvmlite", None)
     assert find(torch.float32) == "" and not few_rows.suits(torch.ones(16, 64))
 
@@ -164,21 +165,20 @@ def test_a_compiler_that_multiplies_wrongly_is_none(monkeypatch: pytest.MonkeyPa
     find, code = few_rows._compiler.__wrapped__, few_rows._code
     assert find(torch.float32).startswith("llvmlite ")
     monkeypatch.setattr(few_rows, "_compiled", few_rows._compiled.__wrapped__)
-    monkeypatch.setattr(
-        few_rows, "_code", lambda *given: code(*given).replace("%first = mul i64 %o,", "%first = mul i64 0,")
-    )
+    wrong = ("fadd.v{0}f32(float 0.0".format(machine.lanes()), "fadd.v{0}f32(float 1.0".format(machine.lanes()))
+    monkeypatch.setattr(few_rows, "_code", lambda *given: code(*given).replace(*wrong))
     assert find(torch.float32) == ""
 
 
 @needed
 def test_threads_that_cannot_be_reached_are_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    find = few_rows._team.__wrapped__
-    monkeypatch.setattr(few_rows, "_team", find)
+    find = machine.team.__wrapped__
+    monkeypatch.setattr(machine, "team", find)
     weight, before = torch.ones(16, 64), torch.get_num_threads()
     (tmp_path / "torn.so").write_bytes(b"no library")
     try:
         for path in (tmp_path / "missing.so", tmp_path / "torn.so", ctypes.util.find_library("m") or "libm.so.6"):
-            monkeypatch.setattr(few_rows, "_TORCH", path)
+            monkeypatch.setattr(machine, "_TORCH", path)
             torch.set_num_threads(2)
             assert find() is None and not few_rows.suits(weight)
             torch.set_num_threads(1)

@@ -1,0 +1,247 @@
+"""Writes loops over vectors of float32 as LLVM reads them.
+
+Owns names, blocks and the steps that kernels share: widening, exponentials, sums of a vector. Knows no kernel.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+FORMATS = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "i16"}  # how LLVM calls what is stored
+_LEAST = -87.0  # below it an exponential is no normal number
+
+
+@dataclass(slots=True)
+class Turn:
+    """What a loop's body sees: its index and what is carried; ``next`` is to be filled with what the next turn sees."""
+
+    index: str
+    now: dict[str, str]
+    next: dict[str, str] = field(default_factory=dict)
+
+
+class Loops:
+    """Code with vectors of ``lanes`` numbers. A value is the name of what a line gives, or a number as LLVM writes it.
+
+    Lengths and indices are ``i64``. A pointer has no kind; what is read through it has.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes, self.vector, self.whole = lanes, f"<{lanes} x float>", f"<{lanes} x i32>"
+        v, n = self.vector, lanes
+        self._lines = [
+            f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})",
+            f"declare {v} @llvm.rint.v{n}f32({v})",
+            f"declare {v} @llvm.maxnum.v{n}f32({v}, {v})",
+            "declare float @llvm.maxnum.f32(float, float)",
+            f"declare float @llvm.vector.reduce.fadd.v{n}f32(float, {v})",
+            f"declare float @llvm.vector.reduce.fmax.v{n}f32({v})",
+            "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
+        ]
+        self._count, self._label = 0, ""
+
+    def text(self) -> str:
+        """All that was written."""
+        return "\n".join(self._lines)
+
+    def do(self, line: str) -> None:
+        self._lines.append(f"  {line}")
+
+    def op(self, line: str) -> str:
+        """Writes a line that gives a value, and returns its name."""
+        self._count += 1
+        self.do(f"%t{self._count} = {line}")
+        return f"%t{self._count}"
+
+    def label(self) -> str:
+        """A name for a block that is still to be written."""
+        self._count += 1
+        return f"b{self._count}"
+
+    def at(self, label: str) -> None:
+        """What follows belongs to the block ``label``."""
+        self._lines.append(f"{label}:")
+        self._label = label
+
+    def here(self) -> str:
+        """The block that is being written."""
+        return self._label
+
+    @contextmanager
+    def function(self, head: str) -> Iterator[None]:
+        self._lines.append(f"define {head} {{")
+        self.at("entry")
+        yield
+        self._lines += ["  ret void", "}"]
+
+    @contextmanager
+    def loop(self, low: object, high: object, step: int = 1, **carried: tuple[str, str]) -> Iterator[Turn]:
+        """Its body for every index from ``low`` to before ``high``.
+
+        ``carried`` are names with a kind and a first value. Behind the loop ``now`` holds the last ones.
+        """
+        entry, head, body, done = self._label, self.label(), self.label(), self.label()
+        self.do(f"br label %{head}")
+        self.at(head)
+        place = len(self._lines)
+        turn = Turn(f"%{head}.i", {name: f"%{head}.{name}" for name in carried})
+        more = self.op(f"icmp slt i64 {turn.index}, {high}")
+        self.do(f"br i1 {more}, label %{body}, label %{done}")
+        self.at(body)
+        yield turn
+        following = self.op(f"add i64 {turn.index}, {step}")
+        latch = self._label
+        self.do(f"br label %{head}")
+        seen = [(turn.index, "i64", str(low), following)]
+        seen += [(turn.now[name], kind, first, turn.next[name]) for name, (kind, first) in carried.items()]
+        self._lines[place:place] = [
+            f"  {name} = phi {kind} [ {first}, %{entry} ], [ {later}, %{latch} ]" for name, kind, first, later in seen
+        ]
+        self.at(done)
+
+    def choose(self, which: str, count: int, calls: Sequence[str]) -> None:
+        """Does the line of ``calls`` that ``which``, from 1 to ``count``, says; none for other numbers."""
+        end, labels = self.label(), [self.label() for _ in range(count)]
+        cases = " ".join(f"i64 {number}, label %{name}" for number, name in enumerate(labels, 1))
+        self.do(f"switch i64 {which}, label %{end} [ {cases} ]")
+        for name, call in zip(labels, calls, strict=True):
+            self.at(name)
+            self.do(call)
+            self.do(f"br label %{end}")
+        self.at(end)
+
+    def told(self, names: Sequence[str]) -> dict[str, str]:
+        """The numbers that the function of ``%given`` is told: those whose names are in capitals are no pointers."""
+        kinds = {name: "i64" if name.isupper() else "ptr" for name in names}
+        return {name: self.load(kind, "%given", place, of="i64") for place, (name, kind) in enumerate(kinds.items())}
+
+    def share(self, number: str, count: str, units: str) -> tuple[str, str]:
+        """This thread's part of ``units``, from and to before; ``number`` and ``count`` point to who says which."""
+        ask, known, entry = self.label(), self.label(), self._label
+        self.do(f"br i1 {self.op(f'icmp eq ptr {number}, null')}, label %{known}, label %{ask}")
+        self.at(ask)
+        told = self.op(f"zext i32 {self.op(f'call i32 {number}()')} to i64")
+        all_ = self.op(f"zext i32 {self.op(f'call i32 {count}()')} to i64")  # may be fewer than were asked for
+        self.do(f"br label %{known}")
+        self.at(known)
+        mine = self.op(f"phi i64 [ 0, %{entry} ], [ {told}, %{ask} ]")
+        of = self.op(f"phi i64 [ 1, %{entry} ], [ {all_}, %{ask} ]")
+        low, high = (self.op(f"mul i64 {units}, {one}") for one in (mine, self.add(mine, 1)))
+        return self.op(f"sdiv i64 {low}, {of}"), self.op(f"sdiv i64 {high}, {of}")
+
+    def add(self, one: object, other: object) -> str:
+        return self.op(f"add i64 {one}, {other}")
+
+    def mul(self, one: object, other: object) -> str:
+        return self.op(f"mul i64 {one}, {other}")
+
+    def least(self, one: object, other: object) -> str:
+        return self.op(f"select i1 {self.op(f'icmp slt i64 {one}, {other}')}, i64 {one}, i64 {other}")
+
+    def place(self, kind: str, base: str, index: object) -> str:
+        """The address of the ``index``th of ``kind`` behind ``base``."""
+        return self.op(f"getelementptr {kind}, ptr {base}, i64 {index}")
+
+    def load(self, kind: str, base: str, index: object = 0, of: str = "") -> str:
+        """``kind`` at the ``index``th of ``of`` behind ``base``, which is as ``kind`` where that is not named."""
+        return self.op(f"load {kind}, ptr {self.place(of or kind, base, index)}, align 2")
+
+    def store(self, kind: str, value: str, base: str, index: object = 0, of: str = "") -> None:
+        self.do(f"store {kind} {value}, ptr {self.place(of or kind, base, index)}, align 2")
+
+    def number(self, value: float) -> str:
+        """A number of float32 as LLVM writes it."""
+        (narrow,) = struct.unpack("<f", struct.pack("<f", value))
+        return f"0x{struct.unpack('<Q', struct.pack('<d', narrow))[0]:016X}"
+
+    def constant(self, value: float) -> str:
+        """A vector of one number."""
+        return f"<{', '.join([f'float {self.number(value)}'] * self.lanes)}>"
+
+    def integers(self, values: Sequence[int]) -> str:
+        return f"<{', '.join(f'i32 {value}' for value in values)}>"
+
+    def splat(self, value: str, kind: str = "float") -> str:
+        """A vector of one value."""
+        one = self.op(f"insertelement <{self.lanes} x {kind}> poison, {kind} {value}, i64 0")
+        none = f"<{self.lanes} x {kind}> poison"
+        return self.op(f"shufflevector <{self.lanes} x {kind}> {one}, {none}, {self.whole} zeroinitializer")
+
+    def vec(self, name: str, one: str, other: str) -> str:
+        """The operation ``name`` on two vectors."""
+        return self.op(f"{name} {self.vector} {one}, {other}")
+
+    def fma(self, one: str, other: str, added: str) -> str:
+        """One times other, and ``added`` to it."""
+        v = self.vector
+        return self.op(f"call {v} @llvm.fma.v{self.lanes}f32({v} {one}, {v} {other}, {v} {added})")
+
+    def greater(self, one: str, other: str) -> str:
+        v = self.vector
+        return self.op(f"call {v} @llvm.maxnum.v{self.lanes}f32({v} {one}, {v} {other})")
+
+    def select(self, mask: str, one: str, other: str) -> str:
+        v = self.vector
+        return self.op(f"select <{self.lanes} x i1> {mask}, {v} {one}, {v} {other}")
+
+    def sum(self, value: str) -> str:
+        """The sum of a vector's numbers."""
+        return self.op(
+            f"call reassoc float @llvm.vector.reduce.fadd.v{self.lanes}f32(float 0.0, {self.vector} {value})"
+        )
+
+    def most(self, value: str) -> str:
+        """The largest of a vector's numbers."""
+        return self.op(f"call float @llvm.vector.reduce.fmax.v{self.lanes}f32({self.vector} {value})")
+
+    def exp(self, x: str) -> str:
+        """The exponential of numbers that are not above 0, to seven digits; what is far below counts as -87."""
+        v = self.vector
+        # a comparison that fails keeps what is no number
+        x = self.select(self.op(f"fcmp olt {v} {x}, {self.constant(_LEAST)}"), self.constant(_LEAST), x)
+        n = self.op(f"call {v} @llvm.rint.v{self.lanes}f32({v} {self.vec('fmul', x, self.constant(1 / math.log(2)))})")
+        high = 0.693359375  # ln 2 in two parts, of which the first has few digits
+        rest = self.fma(n, self.constant(high - math.log(2)), self.fma(n, self.constant(-high), x))
+        found = self.constant(1 / math.factorial(7))
+        for k in range(6, -1, -1):
+            found = self.fma(found, rest, self.constant(1 / math.factorial(k)))
+        exponent = self.op(f"add {self.whole} {self.op(f'fptosi {v} {n} to {self.whole}')}, {self._same(127)}")
+        scale = self.op(f"bitcast {self.whole} {self.op(f'shl {self.whole} {exponent}, {self._same(23)}')} to {v}")
+        return self.vec("fmul", found, scale)
+
+    def wide(self, stored: str, base: str, index: object) -> str:
+        """The vector at the ``index``th number of the format ``stored`` behind ``base``, in float32."""
+        raw = self.load(f"<{self.lanes} x {stored}>", base, index, of=stored)
+        if stored == "float":
+            return raw
+        if stored == "half":
+            return self.op(f"fpext <{self.lanes} x half> {raw} to {self.vector}")
+        bits = self.op(f"zext <{self.lanes} x i16> {raw} to {self.whole}")
+        return self.op(f"bitcast {self.whole} {self.op(f'shl {self.whole} {bits}, {self._same(16)}')} to {self.vector}")
+
+    def turned(self, rows: Sequence[str]) -> list[str]:
+        """As many vectors as each has numbers, with rows for columns."""
+        found, n, apart = list(rows), self.lanes, self.lanes // 2
+        while apart:
+            for i in range(n):
+                if i & apart:
+                    continue
+                one, other = found[i], found[i | apart]
+                low = [p if not p & apart else n + p - apart for p in range(n)]
+                high = [p + apart if not p & apart else n + p for p in range(n)]
+                found[i], found[i | apart] = (self._shuffled(one, other, order) for order in (low, high))
+            apart //= 2
+        return found
+
+    def _shuffled(self, one: str, other: str, order: Sequence[int]) -> str:
+        v = self.vector
+        return self.op(f"shufflevector {v} {one}, {v} {other}, {self.whole} {self.integers(order)}")
+
+    def _same(self, value: int) -> str:
+        return self.integers([value] * self.lanes)

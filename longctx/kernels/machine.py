@@ -1,0 +1,91 @@
+"""Machine code for the processor at hand, made by llvmlite, and PyTorch's own threads to run it.
+
+Owns the compilation and the threads: those of PyTorch's OpenMP, for those of a second pool would wait for the first
+one's, which go on turning for a while. Knows no kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # through which its threads are reached, on Linux
+
+
+@functools.cache  # a fact about the process
+def compiler(dtype: torch.dtype) -> str:
+    """The version of an llvmlite that compiles for this processor and numbers of ``dtype``; empty where none does."""
+    try:
+        import llvmlite
+        import llvmlite.binding as llvm
+
+        llvm.check_jit_execution()
+        features = llvm.get_host_cpu_features()
+        if dtype == torch.float16 and llvm.get_process_triple().startswith("x86_64") and not features.get("f16c"):
+            return ""  # would be widened by a function that need not be there
+    except (ImportError, OSError, RuntimeError):
+        return ""
+    return f"llvmlite {llvmlite.__version__}"
+
+
+@functools.cache  # a fact about the processor
+def lanes() -> int:
+    """Numbers of float32 in a vector of this processor, or in two where it has short ones."""
+    import llvmlite.binding as llvm
+
+    return 16 if llvm.get_host_cpu_features().get("avx512f") else 8
+
+
+def compiled(code: str) -> Any:
+    """The function ``run`` of ``code`` as machine code; its one argument is the address of what ``run`` below gives."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(
+        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=3
+    )
+    module = llvm.parse_assembly(code)
+    module.verify()
+    engine = llvm.create_mcjit_compiler(module, machine)
+    engine.finalize_object()
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(engine.get_function_address("run"))
+    function.engine = engine  # type: ignore[attr-defined]  # which owns the code
+    return function
+
+
+def threads() -> int:
+    """How many threads run a kernel: as many as PyTorch has, and none where those are out of reach."""
+    count = torch.get_num_threads()
+    return count if count == 1 or team() is not None else 0
+
+
+def run(function: Any, given: Sequence[int], alone: bool = False) -> None:
+    """Has every thread do its share, or this one all of it: told the numbers ``given`` and what says which it is.
+
+    Memory that is pointed to must be held by the caller.
+    """
+    found = None if alone or torch.get_num_threads() == 1 else team()
+    numbers = (ctypes.c_int64 * (len(given) + 2))(*given, *((0, 0) if found is None else found[1:]))
+    if found is None:
+        function(ctypes.addressof(numbers))
+    else:
+        found[0](function, ctypes.addressof(numbers), torch.get_num_threads(), 0)
+
+
+@functools.cache  # a fact about the process
+def team() -> tuple[Callable[..., Any], int, int] | None:
+    """What runs a function on PyTorch's threads, and the addresses of what tells one its number, and how many run."""
+    try:
+        library = ctypes.CDLL(str(_TORCH))  # which is loaded, and finds what its own OpenMP has
+        begin, told = library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
+    except (OSError, AttributeError):
+        return None
+    begin.restype, begin.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    number, count = (ctypes.cast(one, ctypes.c_void_p).value or 0 for one in told)
+    return begin, number, count
