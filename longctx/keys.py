@@ -96,14 +96,22 @@ class Unread:
 class Choice:
     """The slots that one pass reads, for every KV head.
 
-    ``slots`` None: all that are stored. ``read`` marks the real ones, where KV heads read different numbers of slots.
-    ``places`` are the positions where the chosen keys shall seem to stand; None: where they are.
+    ``slots`` None: all that are stored. Where KV heads read different numbers of slots, ``counts`` says how many, which
+    are each head's first; behind them stands any slot. ``places`` are the positions where the chosen keys shall seem to
+    stand; None: where they are.
     """
 
     slots: Tensor | None = None  # long [batch, kv_heads, chosen]
-    read: Tensor | None = None  # bool [batch, kv_heads, chosen]
+    counts: Tensor | None = None  # long [batch, kv_heads]
     unread: Unread | None = None
     places: Tensor | None = None  # long [batch, kv_heads, chosen]
+
+    @property
+    def read(self) -> Tensor | None:
+        """Which of the slots are real, bool [batch, kv_heads, chosen]; None: all."""
+        if self.slots is None or self.counts is None:
+            return None
+        return self.slots.new_ones(self.slots.shape[-1]).cumsum(-1) <= self.counts.unsqueeze(-1)
 
 
 EVERYTHING = Choice()

@@ -84,9 +84,9 @@ def test_any_choice_is_plain_attention_over_the_chosen_and_the_new(
     sinks = tensors(heads, seed=seed + 5) if with_sinks else None
     # every KV head of every row of the batch reads some slots, at least one
     order = torch.rand(batch, KV_HEADS, slots, generator=generator).argsort(-1)
-    read = torch.rand(batch, KV_HEADS, slots, generator=generator) < 0.5
-    read[..., 0] = True
-    Fixed.choice = Choice(order, read)
+    counts = torch.randint(1, slots + 1, (batch, KV_HEADS), generator=generator)
+    read = torch.arange(slots) < counts[..., None]
+    Fixed.choice = Choice(order, counts)
     context = Context(slots, (Held(keys, values, Index(slots, slots)),), Fixed())
     layer = Bounded(0, context.layers[0], context, Meter(slots))
     layer.update(key, value)

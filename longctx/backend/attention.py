@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
-from longctx.backend import products
+from longctx.backend import products, quick
 from longctx.backend.alone import answering, turn
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.packs import PackCache
@@ -177,13 +177,15 @@ def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scal
     batch, heads, length, dim = query.shape
     kv_heads = key.shape[1]
     groups = heads // kv_heads
-    if groups == 1:
+    if groups == 1 and mask is not None:
         return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
     if mask is not None:
         mask = mask.expand(batch, mask.shape[1], length, mask.shape[-1])
         per_head = mask.shape[1] > 1
         mask = mask.reshape(batch, kv_heads, groups * length, -1) if per_head else mask.repeat(1, 1, groups, 1)
     rows = query.reshape(batch, kv_heads, groups * length, dim)
+    if mask is None and not dropout and (found := quick.over(rows, key, value, scale)) is not None:
+        return found[0].to(query.dtype).view(batch, heads, length, -1)
     out = F.scaled_dot_product_attention(rows, key, value, mask, dropout, scale=scale)
     return out.reshape(batch, heads, length, -1)
 

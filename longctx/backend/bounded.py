@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from longctx.backend import quick
 from longctx.backend.blocks import BLOCK, apart, beside, seen, spans, together, weights
 from longctx.backend.forks import Context, Fork, Held, Window
 from longctx.backend.meter import Meter
@@ -263,6 +264,10 @@ def _read(held: Held, choice: Choice, asked: Asked) -> Part:
         return Part(
             out.view(kv_heads, batch, rows, -1).transpose(0, 1), log.view(kv_heads, batch, rows).transpose(0, 1)
         )
+    if choice.places is None and softcap is None:
+        found = quick.named(folded, held.keys[None], held.values[None], scale, choice.slots, choice.counts)
+        if found is not None:
+            return Part(*found)
     keys, values = _gathered(held.keys, choice.slots), _gathered(held.values, choice.slots)
     if choice.places is not None:
         assert held.turn is not None and held.index is not None

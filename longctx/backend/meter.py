@@ -37,9 +37,8 @@ class Meter:
         if choice.slots is None:
             self._read += blocks * slots
         else:
-            batch, kv_heads, most = choice.slots.shape
-            mean = most if choice.read is None else int(choice.read.sum()) / (batch * kv_heads)
-            self._read += blocks * mean
+            most = choice.slots.shape[-1]
+            self._read += blocks * (most if choice.counts is None else float(choice.counts.float().mean()))
         self._calls += blocks
         known = torch.logaddexp(read.log, new.log)
         if choice.unread is not None:

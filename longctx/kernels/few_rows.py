@@ -101,19 +101,18 @@ def _code(dtype: torch.dtype, width: int, side: int, lanes: int) -> str:
         _tile(code, FORMATS[dtype], rows, width, side)
     with code.function("void @run(ptr %given)"):
         told = code.told(_TOLD)
-        low, high = code.share(told["number"], told["count"], code.op(f"sdiv i64 {told['STRIDE']}, {side}"))
+        low, high = code.share(told["number"], told["count"], code.div(told["STRIDE"], side))
         first, last = code.mul(low, side), code.mul(high, side)
         # the step of a loop is a number of the code, and that of the blocks is not
-        length = code.op(f"sub i64 {last}, {first}")
-        blocks = code.op(f"sdiv i64 {code.add(length, code.add(told['BLOCK'], -1))}, {told['BLOCK']}")
+        blocks = code.div(code.add(code.sub(last, first), code.add(told["BLOCK"], -1)), told["BLOCK"])
         with code.loop(0, blocks) as block:
             begin = code.add(first, code.mul(block.index, told["BLOCK"]))
-            end = code.least(code.add(begin, told["BLOCK"]), last)
+            end = code.least_of(code.add(begin, told["BLOCK"]), last)
             with code.loop(0, told["ROWS"], _TILE) as row:
                 x = code.place("float", told["x"], code.mul(row.index, width))
                 out = code.place("float", told["out"], code.mul(row.index, told["STRIDE"]))
                 given = f"ptr {x}, ptr {told['w']}, ptr {out}, i64 {told['STRIDE']}, i64 {begin}, i64 {end}"
-                rest = code.least(code.op(f"sub i64 {told['ROWS']}, {row.index}"), _TILE)
+                rest = code.least_of(code.sub(told["ROWS"], row.index), _TILE)
                 code.choose(rest, _TILE, [f"call void @tile{count}({given})" for count in range(1, _TILE + 1)])
     return code.text()
 
@@ -130,7 +129,7 @@ def _tile(code: Loops, stored: str, rows: int, width: int, side: int) -> None:
         first = code.mul(outer.index, width)
         weights = [code.place(stored, "%w", code.add(first, s * width)) for s in range(side)]
         sums_ = {f"a{turn}.{row}.{s}": (vector, "zeroinitializer") for turn in range(turns) for row, s in places}
-        with code.loop(0, width, turns * lanes, **sums_) as inner:
+        with code.loop(0, width, turns * lanes, sums_) as inner:
             for turn in range(turns):
                 at = code.add(inner.index, turn * lanes)
                 wide = [code.wide(stored, weight, at) for weight in weights]

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 
 FORMATS = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "i16"}  # how LLVM calls what is stored
+_NOTHING: Mapping[str, tuple[str, str]] = MappingProxyType({})
+_LINE = 64  # bytes that come from memory together
 _LEAST = -87.0  # below it an exponential is no normal number
 
 
@@ -42,6 +45,7 @@ class Loops:
             "declare float @llvm.maxnum.f32(float, float)",
             f"declare float @llvm.vector.reduce.fadd.v{n}f32(float, {v})",
             f"declare float @llvm.vector.reduce.fmax.v{n}f32({v})",
+            f"declare {v} @llvm.masked.load.v{n}f32.p0(ptr, i32, <{n} x i1>, {v})",
             "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
         ]
         self._count, self._label = 0, ""
@@ -69,10 +73,6 @@ class Loops:
         self._lines.append(f"{label}:")
         self._label = label
 
-    def here(self) -> str:
-        """The block that is being written."""
-        return self._label
-
     @contextmanager
     def function(self, head: str) -> Iterator[None]:
         self._lines.append(f"define {head} {{")
@@ -81,10 +81,12 @@ class Loops:
         self._lines += ["  ret void", "}"]
 
     @contextmanager
-    def loop(self, low: object, high: object, step: int = 1, **carried: tuple[str, str]) -> Iterator[Turn]:
+    def loop(
+        self, low: object, high: object, step: int = 1, carried: Mapping[str, tuple[str, str]] = _NOTHING
+    ) -> Iterator[Turn]:
         """Its body for every index from ``low`` to before ``high``.
 
-        ``carried`` are names with a kind and a first value. Behind the loop ``now`` holds the last ones.
+        ``carried`` has a kind and a first value by name. Behind the loop ``now`` holds the last ones.
         """
         entry, head, body, done = self._label, self.label(), self.label(), self.label()
         self.do(f"br label %{head}")
@@ -116,6 +118,20 @@ class Loops:
             self.do(f"br label %{end}")
         self.at(end)
 
+    def unless(self, condition: str, value: str, other: Callable[[], str]) -> str:
+        """The length ``value`` where a condition holds, and what ``other`` writes where it does not."""
+        more, done, entry = self.label(), self.label(), self._label
+        self.do(f"br i1 {condition}, label %{done}, label %{more}")
+        self.at(more)
+        made, left = other(), self._label
+        self.do(f"br label %{done}")
+        self.at(done)
+        return self.op(f"phi i64 [ {value}, %{entry} ], [ {made}, %{left} ]")
+
+    def null(self, pointer: str) -> str:
+        """Whether a pointer points nowhere."""
+        return self.op(f"icmp eq ptr {pointer}, null")
+
     def told(self, names: Sequence[str]) -> dict[str, str]:
         """The numbers that the function of ``%given`` is told: those whose names are in capitals are no pointers."""
         kinds = {name: "i64" if name.isupper() else "ptr" for name in names}
@@ -123,17 +139,14 @@ class Loops:
 
     def share(self, number: str, count: str, units: str) -> tuple[str, str]:
         """This thread's part of ``units``, from and to before; ``number`` and ``count`` point to who says which."""
-        ask, known, entry = self.label(), self.label(), self._label
-        self.do(f"br i1 {self.op(f'icmp eq ptr {number}, null')}, label %{known}, label %{ask}")
-        self.at(ask)
-        told = self.op(f"zext i32 {self.op(f'call i32 {number}()')} to i64")
-        all_ = self.op(f"zext i32 {self.op(f'call i32 {count}()')} to i64")  # may be fewer than were asked for
-        self.do(f"br label %{known}")
-        self.at(known)
-        mine = self.op(f"phi i64 [ 0, %{entry} ], [ {told}, %{ask} ]")
-        of = self.op(f"phi i64 [ 1, %{entry} ], [ {all_}, %{ask} ]")
+        # the team may be smaller than was asked for
+        mine = self.unless(self.null(number), "0", lambda: self._asked(number))
+        of = self.unless(self.null(count), "1", lambda: self._asked(count))
         low, high = (self.op(f"mul i64 {units}, {one}") for one in (mine, self.add(mine, 1)))
-        return self.op(f"sdiv i64 {low}, {of}"), self.op(f"sdiv i64 {high}, {of}")
+        return self.div(low, of), self.div(high, of)
+
+    def _asked(self, function: str) -> str:
+        return self.op(f"zext i32 {self.op(f'call i32 {function}()')} to i64")
 
     def add(self, one: object, other: object) -> str:
         return self.op(f"add i64 {one}, {other}")
@@ -141,8 +154,20 @@ class Loops:
     def mul(self, one: object, other: object) -> str:
         return self.op(f"mul i64 {one}, {other}")
 
-    def least(self, one: object, other: object) -> str:
+    def sub(self, one: object, other: object) -> str:
+        return self.op(f"sub i64 {one}, {other}")
+
+    def div(self, one: object, other: object) -> str:
+        return self.op(f"sdiv i64 {one}, {other}")
+
+    def rem(self, one: object, other: object) -> str:
+        return self.op(f"srem i64 {one}, {other}")
+
+    def least_of(self, one: object, other: object) -> str:
         return self.op(f"select i1 {self.op(f'icmp slt i64 {one}, {other}')}, i64 {one}, i64 {other}")
+
+    def most_of(self, one: object, other: object) -> str:
+        return self.op(f"select i1 {self.op(f'icmp sgt i64 {one}, {other}')}, i64 {one}, i64 {other}")
 
     def place(self, kind: str, base: str, index: object) -> str:
         """The address of the ``index``th of ``kind`` behind ``base``."""
@@ -196,7 +221,7 @@ class Loops:
             f"call reassoc float @llvm.vector.reduce.fadd.v{self.lanes}f32(float 0.0, {self.vector} {value})"
         )
 
-    def most(self, value: str) -> str:
+    def highest(self, value: str) -> str:
         """The largest of a vector's numbers."""
         return self.op(f"call float @llvm.vector.reduce.fmax.v{self.lanes}f32({self.vector} {value})")
 
@@ -224,6 +249,14 @@ class Loops:
             return self.op(f"fpext <{self.lanes} x half> {raw} to {self.vector}")
         bits = self.op(f"zext <{self.lanes} x i16> {raw} to {self.whole}")
         return self.op(f"bitcast {self.whole} {self.op(f'shl {self.whole} {bits}, {self._same(16)}')} to {self.vector}")
+
+    def line(self, stored: str) -> int:
+        """How many numbers of the format ``stored`` come from memory together."""
+        return _LINE // {"float": 4, "half": 2, "i16": 2}[stored]
+
+    def ask(self, place: str) -> None:
+        """Has the memory send what is at ``place``, which need not be anything."""
+        self.do(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
 
     def turned(self, rows: Sequence[str]) -> list[str]:
         """As many vectors as each has numbers, with rows for columns."""

@@ -90,7 +90,8 @@ def visited(own: Mapping[str, Tensor], asked: Asked, least: int = 0) -> Look:
     held = sizes.expand_as(likely).gather(-1, order)
     half = torch.arange(likely.shape[-1], device=order.device) < (likely.shape[-1] + 1) // 2
     taken = torch.zeros_like(likely, dtype=torch.bool).scatter(-1, order, half | (held.cumsum(-1) - held < least))
-    which, real = _ranges.members(taken, own["group_starts"][None], own["group_counts"][None])
+    which, count = _ranges.members(taken, own["group_starts"][None], own["group_counts"][None])
+    real = torch.arange(which.shape[-1], device=which.device) < count[..., None]
     found = {name: _at(own[name], which) for name in _SCORED}
     found["sizes"], found["logs"] = found["sizes"].masked_fill(~real, 0), found["logs"].masked_fill(~real, _NONE)
     shares, others = softmax(masses.masked_fill(taken[:, :, None], LOWEST))

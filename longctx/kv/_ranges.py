@@ -12,8 +12,8 @@ from torch import Tensor
 def members(taken: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """The slots of the ranges that are ``taken`` [batch, kv_heads, ranges], in ascending ranges.
 
-    ``starts`` and ``lengths`` are long [batch or 1, kv_heads, ranges]. Returns slots long and a bool mask of the real
-    ones, both [batch, kv_heads, most]; the others are slot 0.
+    ``starts`` and ``lengths`` are long [batch or 1, kv_heads, ranges]. Returns slots long [batch, kv_heads, most] and
+    how many of them are real, the first ones, long [batch, kv_heads]; the others are slot 0.
     """
     length = lengths.masked_fill(~taken, 0)
     stops = length.cumsum(-1)
@@ -23,15 +23,12 @@ def members(taken: Tensor, starts: Tensor, lengths: Tensor) -> tuple[Tensor, Ten
     # a slot belongs to the range behind all those that ended before it
     ended = stops.new_zeros(*taken.shape[:2], most + 1).scatter_add_(-1, stops, torch.ones_like(stops))
     which = ended[..., :most].cumsum(-1).clamp_max_(taken.shape[-1] - 1)
-    read = column < counts
-    return ((starts - stops + length).gather(-1, which) + column).masked_fill_(~read, 0), read
+    return ((starts - stops + length).gather(-1, which) + column).masked_fill_(column >= counts, 0), counts[..., 0]
 
 
-def behind(forced: Tensor, slots: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
-    """``forced`` slots [forced] in front of everyone's choice."""
-    batch, kv_heads, _ = slots.shape
-    first = forced.expand(batch, kv_heads, -1)
-    return torch.cat((first, slots), 2), torch.cat((torch.ones_like(first, dtype=torch.bool), read), 2)
+def behind(forced: Tensor, slots: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """``forced`` slots [forced] in front of everyone's choice, and how many there are with them."""
+    return torch.cat((forced.expand(*slots.shape[:2], -1), slots), 2), counts + len(forced)
 
 
 def ends(slots: int, sinks: int, recent: int, device: torch.device) -> Tensor:

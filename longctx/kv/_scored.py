@@ -98,8 +98,8 @@ class Scored:
         if look.whole(taken):
             return EVERYTHING
         forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
-        slots, read = _ranges.behind(forced, *_ranges.members(taken, look.starts, look.sizes))
-        return Choice(slots, read, look.left(taken, *look.orders(asked, own["centre"])))
+        slots, counts = _ranges.behind(forced, *_ranges.members(taken, look.starts, look.sizes))
+        return Choice(slots, counts, look.left(taken, *look.orders(asked, own["centre"])))
 
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         found = math.ceil(self.clusters * tokens)

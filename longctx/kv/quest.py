@@ -84,8 +84,8 @@ class Quest:
     def _pages(self, pages: Tensor, forced: Tensor, last: int) -> Choice:
         slots = (self.sinks + pages * self.page).unsqueeze(-1) + torch.arange(self.page, device=pages.device)
         flat = slots.flatten(2)
-        read = flat < last  # the last page may be short
-        return Choice(*_ranges.behind(forced, flat.clamp_max(last - 1), read))
+        # pages ascend, and the last one may be short
+        return Choice(*_ranges.behind(forced, flat.clamp_max(last - 1), (flat < last).sum(-1)))
 
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         return -(-tokens // self.page) * kv_heads * 2 * dim * itemsize

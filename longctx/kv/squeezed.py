@@ -16,7 +16,7 @@ from torch import Tensor
 
 from longctx.errors import BadOption
 from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys
-from longctx.kv import _budget, _clusterers, _clusters, _looks, _ranges
+from longctx.kv import _budget, _clusterers, _clusters, _looks, _quickly, _ranges
 from longctx.kv._scores import LOWEST, grouped, pooled, scores
 
 _OFTEN = 4  # keys of a cluster among the likeliest: they are small, and a few more are looked at than will be read
@@ -126,6 +126,8 @@ class Squeezed:
         return [replace(index, tensors={**index.tensors, "threshold": threshold}) for index in indices]
 
     def choose(self, index: Index, asked: Asked) -> Choice:
+        if self._is_plain and (quick := _quickly.choice(index, asked, self.sinks, self.recent)) is not None:
+            return quick
         own = index.tensors
         look = _looks.visited(own, asked, self._floor) if self.levels == 2 else _looks.every(own)
         first, second = look.orders(asked, own["centre"])
@@ -143,9 +145,13 @@ class Squeezed:
             taken = self._taken(likely, look.sizes, before, index.budget - len(forced))
         if look.whole(taken):
             return EVERYTHING
-        slots, read = _ranges.members(taken, look.starts, look.sizes)
-        slots, read = _ranges.behind(forced, slots, read)
-        return Choice(slots, read, look.left(taken, first, second, says=self.mode != "paper"))
+        slots, counts = _ranges.behind(forced, *_ranges.members(taken, look.starts, look.sizes))
+        return Choice(slots, counts, look.left(taken, first, second, says=self.mode != "paper"))
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether clusters are read by their likelihood until the budget is full, and by nothing else."""
+        return self.mode == "top-p" and self.levels == 1 and self.mass == 1
 
     @property
     def _floor(self) -> int:

@@ -165,8 +165,7 @@ def test_a_compiler_that_multiplies_wrongly_is_none(monkeypatch: pytest.MonkeyPa
     find, code = few_rows._compiler.__wrapped__, few_rows._code
     assert find(torch.float32).startswith("llvmlite ")
     monkeypatch.setattr(few_rows, "_compiled", few_rows._compiled.__wrapped__)
-    wrong = ("fadd.v{0}f32(float 0.0".format(machine.lanes()), "fadd.v{0}f32(float 1.0".format(machine.lanes()))
-    monkeypatch.setattr(few_rows, "_code", lambda *given: code(*given).replace(*wrong))
+    monkeypatch.setattr(few_rows, "_code", lambda *given: code(*given).replace("(float 0.0,", "(float 1.0,"))
     assert find(torch.float32) == ""
 
 

@@ -198,7 +198,8 @@ def test_a_floor_reads_on_where_the_mass_is_reached_at_once() -> None:
 def test_ranges_become_their_slots(lengths: list[list[int]], taken: list[list[bool]]) -> None:
     length, wanted = torch.tensor(lengths)[None], torch.tensor(taken).view(2, 2, 7)
     starts = length.cumsum(-1) - length
-    slots, read = _ranges.members(wanted, starts, length)
+    slots, counts = _ranges.members(wanted, starts, length)
+    read = torch.arange(slots.shape[2]) < counts[..., None]
     for row in range(2):
         for head in range(2):
             ranges = zip(wanted[row, head].tolist(), starts[0, head].tolist(), lengths[head], strict=True)

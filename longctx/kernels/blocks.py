@@ -1,0 +1,114 @@
+"""Blocks of keys as kernels work on them: widened, turned, and multiplied by a few rows.
+
+Owns these steps as code. A block has as many keys as two vectors have numbers. Knows no kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from longctx.kernels.loops import Loops, Turn
+
+TILE = 8  # rows that are worked on at a time
+CHUNK = 2  # vectors of a row's output that are summed in registers at a time
+Ahead = tuple[str, str] | None
+
+
+def turn(code: Loops, stored: str, width: int, where: Callable[[str], str], room: str) -> None:
+    """A block of keys in float32 with a row for each dimension, into ``room``; ``where`` writes a key's address."""
+    lanes = code.lanes
+    with code.loop(0, 2 * lanes, lanes) as group, code.loop(0, width, lanes) as part:
+        rows = [code.wide(stored, where(code.add(group.index, own)), part.index) for own in range(lanes)]
+        for own, column in enumerate(code.turned(rows)):
+            place = code.add(code.mul(code.add(part.index, own), 2 * lanes), group.index)
+            code.store(code.vector, column, room, place, of="float")
+
+
+def logits(
+    code: Loops, rows: int, width: int, query: str, keys: str, onto: list[list[str]] | None = None, ahead: Ahead = None
+) -> list[list[str]]:
+    """Two vectors a row of ``query``: its products with ``keys``, which stand with a row for each dimension.
+
+    With ``onto``, half the squares of the query's numbers by variances in place of keys are added to that. What is
+    ``ahead``, a format and an address, is asked for meanwhile: as many numbers as the block has.
+    """
+    lanes, halves = code.lanes, range(2)
+    first = onto or [["zeroinitializer"] * 2] * rows
+    carried = {f"s{row}.{half}": (code.vector, first[row][half]) for row in range(rows) for half in halves}
+    with code.loop(0, width, carried=carried) as at:
+        wide = [code.wide("float", keys, code.add(code.mul(at.index, 2 * lanes), half * lanes)) for half in halves]
+        if ahead is not None:
+            stored, base = ahead
+            for line in range(0, 2 * lanes, code.line(stored)):
+                code.ask(code.place(stored, base, code.add(code.mul(at.index, 2 * lanes), line)))
+        for row in range(rows):
+            number = code.load("float", query, code.add(at.index, row * width))
+            if onto is not None:
+                number = code.op(f"fmul float {code.op(f'fmul float {number}, {number}')}, 0.5")
+            for half in halves:
+                at.next[f"s{row}.{half}"] = code.fma(wide[half], code.splat(number), at.now[f"s{row}.{half}"])
+    return [[at.now[f"s{row}.{half}"] for half in halves] for row in range(rows)]
+
+
+def real(code: Loops, left: str) -> list[str]:
+    """Which of a block's keys there are, where ``left`` or all are: two masks."""
+    count = code.splat(code.op(f"trunc i64 {left} to i32"), "i32")
+    lanes = [code.integers(range(half * code.lanes, (half + 1) * code.lanes)) for half in range(2)]
+    return [code.op(f"icmp slt {code.whole} {own}, {count}") for own in lanes]
+
+
+def added(code: Loops, base: str, masks: list[str]) -> list[str]:
+    """The numbers at ``base`` for a block's keys, of which only what the ``masks`` show is read."""
+    v, n = code.vector, code.lanes
+    places = [code.place("float", base, half * n) for half in range(2)]
+    return [
+        code.op(f"call {v} @llvm.masked.load.v{n}f32.p0(ptr {place}, i32 4, <{n} x i1> {mask}, {v} zeroinitializer)")
+        for place, mask in zip(places, masks, strict=True)
+    ]
+
+
+def addresses(
+    code: Loops, stored: str, first: str, last: str, given: str, slots: str, bases: list[str], strides: tuple[str, str],
+    places: list[str], start: str,
+) -> None:  # fmt: skip
+    """Where the keys and values of a block from ``first`` on are, into ``places`` from ``start`` on.
+
+    Behind the ``last`` one, that of the last: nothing is read that is not there.
+    """
+    end = code.add(last, -1)
+    with code.loop(0, 2 * code.lanes) as at:
+        which = code.most_of(code.least_of(code.add(first, at.index), end), 0)
+        which = code.unless(code.null(given), which, functools.partial(code.load, "i64", slots, which))
+        for base, stride, place in zip(bases, strides, places, strict=True):
+            address = code.place(stored, base, code.mul(which, stride))
+            code.store("ptr", address, place, code.add(start, at.index))
+
+
+def values(code: Loops, stored: str, parts: range, width: int, fades: list[str], there: str) -> None:
+    """Adds the values of a block, by their weights, to some vectors of every row's output."""
+    lanes, vector = code.lanes, code.vector
+    places = {f"a{row}.{part}": row * width + part * lanes for row in range(len(fades)) for part in parts}
+    carried = {
+        name: (vector, code.vec("fmul", code.wide("float", "%out", place), fades[int(name[1:].split(".")[0])]))
+        for name, place in places.items()
+    }
+    with code.loop(0, there, carried=carried) as at:
+        value = code.load("ptr", "%values", at.index)
+        wide = {part: code.wide(stored, value, part * lanes) for part in parts}
+        if not parts[0]:
+            _next(code, stored, width, at)
+        for row in range(len(fades)):
+            weight = code.splat(code.load("float", "%weights", code.add(at.index, 2 * row * lanes)))
+            for part in parts:
+                at.next[f"a{row}.{part}"] = code.fma(wide[part], weight, at.now[f"a{row}.{part}"])
+    for name, place in places.items():
+        code.store(vector, at.now[name], "%out", place, of="float")
+
+
+def _next(code: Loops, stored: str, width: int, at: Turn) -> None:
+    """Has the memory send a key and a value of the next block."""
+    for name in ("%next_keys", "%next_values"):
+        base = code.load("ptr", name, at.index)
+        for line in range(0, width, code.line(stored)):
+            code.ask(code.place(stored, base, line))

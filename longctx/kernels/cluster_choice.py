@@ -1,0 +1,229 @@
+"""Which clusters are read within a budget, and what the others would say, on a CPU.
+
+Owns the machine code. A pass chooses anew in every layer; of some forty operations on a few thousand numbers most of
+the time is their beginning. Each KV head is one thread's work. Knows no policy.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from longctx.kernels import blocks, few_queries, machine, ranges
+from longctx.kernels.loops import FORMATS, Loops
+
+_TOLD = (
+    "first", "second", "known", "weights", "sizes", "starts", "says", "slots", "counts", "left", "worth", "out", "sums",
+    "rest", "top", "base", "total", "HEADS", "ROWS", "CLUSTERS", "PADDED", "SETS", "MOST", "ROOM", "number", "count",
+)  # fmt: skip
+
+
+class Chosen(NamedTuple):
+    """What is read, and what is thought of the rest; of a KV head that reads everything the last three say nothing."""
+
+    counts: Tensor  # long [batch, kv_heads], the slots of the clusters that are read
+    left: Tensor  # float32 [batch, kv_heads, clusters], 1 for those that are not read
+    out: Tensor  # float32 [batch, kv_heads, rows, dim], what these say by their means
+    log: Tensor  # float32 [batch, kv_heads, rows], the logarithm of their mass by their first masses
+    wide: Tensor  # the same by their second
+
+
+def suits(says: Tensor) -> bool:
+    """Whether ``choose`` can be had for ``says`` [kv_heads, clusters, dim]."""
+    return says.is_contiguous() and few_queries.suits(says[None], says[None])
+
+
+def reference(
+    masses: Tensor, known: Tensor, weights: Tensor, sizes: Tensor, starts: Tensor, says: Tensor, slots: Tensor
+) -> Chosen:
+    """What ``choose`` gives, up to the order of its sums."""
+    first, second = masses[..., : sizes.shape[1]]
+    wide = second.double()  # clusters that are as likely as each other come out so
+    norm = torch.logaddexp(wide.logsumexp(-1), known.double())
+    worth = (((wide - norm[..., None]).exp() * weights[..., None]).sum(2) / sizes.clamp_min(1)).float()
+    order = worth.argsort(dim=-1, descending=True, stable=True)
+    within = sizes.expand_as(worth).gather(-1, order).cumsum(-1) <= slots.shape[2]
+    taken = torch.zeros_like(within).scatter(-1, order, within)
+    for one, head in torch.cartesian_prod(*(torch.arange(n) for n in slots.shape[:2])).tolist():
+        inside = [
+            range(start, start + size) for start, size in zip(starts[head].tolist(), sizes[head].tolist(), strict=True)
+        ]
+        own = [slot for which in taken[one, head].nonzero().flatten().tolist() for slot in inside[which]]
+        slots[one, head, : len(own)] = torch.tensor(own, dtype=torch.long)
+    left = (~taken).float()
+    some, others = (mass.masked_fill(taken[:, :, None], few_queries.LOWEST) for mass in (first, second))
+    out = some.softmax(-1) @ says.float()
+    return Chosen((sizes * taken).sum(-1), left, out, some.logsumexp(-1), others.logsumexp(-1))
+
+
+def choose(
+    masses: Tensor, known: Tensor, weights: Tensor, sizes: Tensor, starts: Tensor, says: Tensor, slots: Tensor
+) -> Chosen:
+    """Writes the slots of the likeliest clusters into ``slots`` as long as there is room for all of a cluster.
+
+    How likely a key of a cluster is says its share in the second of ``masses``, as ``clusters.masses`` gives them,
+    beside what is ``known``, the logarithm of the mass of other keys, float32 [batch, kv_heads, rows]: summed over the
+    rows by ``weights``, float32 [batch, kv_heads, rows], and divided by ``sizes``. Of those as likely as each other the
+    first are read. ``sizes`` and ``starts``, long [kv_heads, clusters], are the slots of a cluster, and ``says``
+    [kv_heads, clusters, dim] the mean of its values. ``slots``, long [batch, kv_heads, room] with numbers side by side,
+    has them in ascending clusters. ``masses`` are used up. Raises ValueError for other shapes, and where they do not
+    suit.
+    """
+    _, batch, heads, rows, padded = masses.shape
+    count, width = says.shape[1:]
+    alike = sizes.shape == starts.shape == says.shape[:2] and known.shape == weights.shape == masses.shape[1:4]
+    formats = sizes.dtype == starts.dtype == slots.dtype == torch.long and masses.dtype == torch.float32
+    whole = masses.is_contiguous() and slots.stride(2) == 1 and slots.stride(0) == heads * slots.stride(1)
+    fit = whole and slots.shape[:2] == (batch, heads) and padded % (2 * machine.lanes()) == 0 and count <= padded
+    if not (alike and formats and fit and masses.is_cpu and slots.is_cpu and suits(says)):
+        raise ValueError(
+            f"masses {tuple(masses.shape)}, sizes {tuple(sizes.shape)}, says {tuple(says.shape)} of {says.dtype}, slots"
+            f" {tuple(slots.shape)}: it takes what clusters.masses gives on a CPU, where suits() says yes."
+        )
+    known, weights = known.float().contiguous(), weights.float().contiguous()
+    sizes, starts = sizes.contiguous(), starts.contiguous()
+    out = torch.empty(batch, heads, rows, width, dtype=torch.float32, device="cpu")
+    numbers = torch.empty(5, batch, heads, rows, dtype=torch.float32, device="cpu")
+    left, worth = torch.empty(2, batch, heads, padded, dtype=torch.float32, device="cpu")
+    counts = torch.empty(batch, heads, dtype=torch.long, device="cpu")
+    held = (*masses, known, weights, sizes, starts, says, slots, counts, left, worth, out, *numbers)
+    measures = (heads, rows, count, padded, batch * heads, slots.stride(1), slots.shape[2])
+    machine.run(_compiled(says.dtype, width), (*(one.data_ptr() for one in held), *measures))
+    log, wide = numbers[:2].log_().add_(numbers[2:4]).clamp_min_(few_queries.LOWEST)
+    return Chosen(counts, left[..., :count], out, log, wide)
+
+
+@functools.cache
+def _compiled(dtype: torch.dtype, width: int) -> Any:
+    return machine.compiled(_code(FORMATS[dtype], width, machine.lanes()))
+
+
+def _code(stored: str, width: int, lanes: int) -> str:
+    code = Loops(lanes)
+    for number in range(1, blocks.TILE + 1):
+        _tile(code, stored, number, width)
+    with code.function("void @run(ptr %given)"):
+        counters = code.op(f"alloca [{ranges.MOST} x i64], align 64")
+        told = code.told(_TOLD)
+        clusters, padded, rows = told["CLUSTERS"], told["PADDED"], told["ROWS"]
+        low, high = code.share(told["number"], told["count"], told["SETS"])
+        with code.loop(low, high) as own:
+            row, kept = code.mul(own.index, rows), code.mul(code.rem(own.index, told["HEADS"]), clusters)
+            first, second = (code.place("float", told[name], code.mul(row, padded)) for name in ("first", "second"))
+            by_row = ("known", "weights", "top", "sums", "rest", "base", "total")
+            known, weights, top, sums, rest, base, total = (code.place("float", told[name], row) for name in by_row)
+            left, worth = (code.place("float", told[name], code.mul(own.index, padded)) for name in ("left", "worth"))
+            sizes, starts = (code.place("i64", told[name], kept) for name in ("sizes", "starts"))
+            slots = code.place("i64", told["slots"], code.mul(own.index, told["MOST"]))
+            _shares(code, (rows, padded), second, known, base, total)
+            _worth(code, (rows, clusters, padded), second, total, weights, sizes, worth, left)
+            limit, held = ranges.border(code, clusters, worth, sizes, counters, told["ROOM"])
+            given = (worth, sizes, starts, slots, left)
+            code.store("i64", ranges.write(code, clusters, given, limit, held, told["ROOM"]), told["counts"], own.index)
+            _rest(code, (rows, padded), second, left, rest)
+            _others(code, (rows, padded), first, left, top, sums)
+            says = code.place(stored, told["says"], code.mul(kept, width))
+            out = code.place("float", told["out"], code.mul(row, width))
+            with code.loop(0, rows, blocks.TILE) as tile:
+                shares = code.place("float", first, code.mul(tile.index, padded))
+                made, by = code.place("float", out, code.mul(tile.index, width)), code.place("float", sums, tile.index)
+                given_ = f"ptr {shares}, ptr {says}, ptr {made}, ptr {by}, i64 {padded}, i64 {clusters}"
+                some = code.least_of(code.sub(rows, tile.index), blocks.TILE)
+                code.choose(some, blocks.TILE, [f"call void @tile{n}({given_})" for n in range(1, blocks.TILE + 1)])
+    return code.text()
+
+
+def _shares(code: Loops, shape: tuple[str, str], second: str, known: str, base: str, total: str) -> None:
+    """Masses become exponentials beside a row's ``base``, the largest of them and what is known; ``total`` sums."""
+    rows, padded = shape
+    with code.loop(0, rows) as row:
+        line = code.place("float", second, code.mul(row.index, padded))
+        own = code.load("float", known, row.index)
+        with code.loop(0, padded, code.lanes, {"most": (code.vector, code.splat(own))}) as at:
+            at.next["most"] = code.greater(at.now["most"], code.wide("float", line, at.index))
+        most = code.highest(at.now["most"])
+        code.store("float", most, base, row.index)
+        other = code.op(
+            f"extractelement {code.vector} {code.exp(code.splat(code.op(f'fsub float {own}, {most}')))}, i64 0"
+        )
+        _exponentials(code, line, padded, code.splat(most), other, code.place("float", total, row.index))
+
+
+def _exponentials(code: Loops, line: str, padded: str, most: str, first: str, total: str) -> None:
+    """A row's logarithms become exponentials beside ``most``; their sum and ``first`` go to ``total``."""
+    with code.loop(0, padded, code.lanes, {"sum": (code.vector, "zeroinitializer")}) as at:
+        share = code.exp(code.vec("fsub", code.wide("float", line, at.index), most))
+        code.store(code.vector, share, line, at.index, of="float")
+        at.next["sum"] = code.vec("fadd", at.now["sum"], share)
+    code.store("float", code.op(f"fadd float {code.sum(at.now['sum'])}, {first}"), total)
+
+
+def _worth(
+    code: Loops, shape: tuple[str, str, str], second: str, total: str, weights: str, sizes: str, worth: str, left: str
+) -> None:
+    """How likely a key of each cluster is; none is taken so far, and what fills the last block never counts."""
+    rows, clusters, padded = shape
+    with code.loop(0, padded, code.lanes) as at:
+        with code.loop(0, rows, carried={"sum": (code.vector, "zeroinitializer")}) as row:
+            share = code.wide("float", second, code.add(code.mul(row.index, padded), at.index))
+            weight = code.load("float", weights, row.index)
+            weight = code.op(f"fdiv float {weight}, {code.load('float', total, row.index)}")
+            row.next["sum"] = code.fma(share, code.splat(weight), row.now["sum"])
+        code.store(code.vector, row.now["sum"], worth, at.index, of="float")
+        code.store(code.vector, "zeroinitializer", left, at.index, of="float")
+    with code.loop(0, clusters) as at:
+        size = code.op(f"sitofp i64 {code.most_of(code.load('i64', sizes, at.index), 1)} to float")
+        code.store("float", code.op(f"fdiv float {code.load('float', worth, at.index)}, {size}"), worth, at.index)
+
+
+def _rest(code: Loops, shape: tuple[str, str], second: str, left: str, rest: str) -> None:
+    """The sums of what is not taken."""
+    rows, padded = shape
+    with code.loop(0, rows) as row:
+        line = code.place("float", second, code.mul(row.index, padded))
+        with code.loop(0, padded, code.lanes, {"sum": (code.vector, "zeroinitializer")}) as at:
+            own, mark = code.wide("float", line, at.index), code.wide("float", left, at.index)
+            at.next["sum"] = code.fma(own, mark, at.now["sum"])
+        code.store("float", code.sum(at.now["sum"]), rest, row.index)
+
+
+def _others(code: Loops, shape: tuple[str, str], first: str, left: str, top: str, sums: str) -> None:
+    """First masses of what is not taken become exponentials beside the largest, and others nothing."""
+    rows, padded = shape
+    low = code.constant(few_queries.LOWEST)
+    with code.loop(0, rows) as row:
+        line = code.place("float", first, code.mul(row.index, padded))
+        with code.loop(0, padded, code.lanes, {"most": (code.vector, low)}) as at:
+            mark = code.op(f"fcmp ogt {code.vector} {code.wide('float', left, at.index)}, zeroinitializer")
+            own = code.select(mark, code.wide("float", line, at.index), low)
+            code.store(code.vector, own, line, at.index, of="float")
+            at.next["most"] = code.greater(at.now["most"], own)
+        most = code.highest(at.now["most"])
+        code.store("float", most, top, row.index)
+        _exponentials(code, line, padded, code.splat(most), "0.0", code.place("float", sums, row.index))
+
+
+def _tile(code: Loops, stored: str, rows: int, width: int) -> None:
+    """What clusters say by their shares, divided by the shares' sum, for ``rows`` rows."""
+    lanes, vector = code.lanes, code.vector
+    head = f"internal void @tile{rows}(ptr %shares, ptr %says, ptr %out, ptr %sums, i64 %stride, i64 %count)"
+    with code.function(head):
+        lines = [code.place("float", "%shares", code.mul("%stride", row)) for row in range(rows)]
+        factors = [code.splat(code.op(f"fdiv float 1.0, {code.load('float', '%sums', row)}")) for row in range(rows)]
+        for first in range(0, width // lanes, blocks.CHUNK):
+            parts = range(first, min(first + blocks.CHUNK, width // lanes))
+            names = {f"a{row}.{part}": (vector, "zeroinitializer") for row in range(rows) for part in parts}
+            with code.loop(0, "%count", carried=names) as at:
+                value = code.place(stored, "%says", code.mul(at.index, width))
+                wide = {part: code.wide(stored, value, part * lanes) for part in parts}
+                for row in range(rows):
+                    share = code.splat(code.load("float", lines[row], at.index))
+                    for part in parts:
+                        at.next[f"a{row}.{part}"] = code.fma(wide[part], share, at.now[f"a{row}.{part}"])
+            for row in range(rows):
+                for part in parts:
+                    scaled = code.vec("fmul", at.now[f"a{row}.{part}"], factors[row])
+                    code.store(vector, scaled, "%out", row * width + part * lanes, of="float")

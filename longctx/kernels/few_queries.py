@@ -1,0 +1,287 @@
+"""Attention of a few queries over many keys, on a CPU: keys and values are read once, and only those that are named.
+
+Owns the machine code. The library's own kernel multiplies blocks of keys by calls of their own, reads all that it is
+given, and takes several times as long for one row in formats of 16 bits. Here a block of keys is widened and turned, so
+that a vector has one dimension of many keys, and goes to all rows while it is in a cache; what is read next is asked
+for meanwhile. Softmax is made as it goes (Milakov and Gimelshein 2018). Knows no cache and no policy.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longctx.kernels import blocks, machine
+from longctx.kernels.loops import FORMATS, Loops
+
+WIDEST = 256  # numbers of a key: a block of them must stay in the nearest cache
+LOWEST = -3.0e38  # as a logit: of nothing
+_TOLD = (
+    "q", "k", "v", "slots", "counts", "bias", "out", "top", "sums", "HEADS", "ROWS", "KEYS", "MOST", "PIECES", "SETS",
+    "K_BATCH", "K_HEAD", "K_KEY", "V_BATCH", "V_HEAD", "V_KEY", "number", "count",
+)  # fmt: skip
+
+
+def suits(key: Tensor, value: Tensor) -> bool:
+    """Whether ``attend`` can be had for keys and values [batch, kv_heads, keys, dim]: on a CPU, alike.
+
+    Their numbers must stand side by side, in whole vectors.
+    """
+    width, dtype = key.shape[-1], key.dtype
+    return (
+        key.is_cpu
+        and value.is_cpu
+        and dtype == value.dtype
+        and width == value.shape[-1] <= WIDEST
+        and key.stride(-1) == value.stride(-1) == 1
+        and bool(version(dtype, width))
+    )
+
+
+def version(dtype: torch.dtype, width: int) -> str:
+    """Which compiler ``attend`` is had from for keys of a format and a width; empty where it is not."""
+    if dtype not in FORMATS or not (compiler := _compiler(dtype)) or width % machine.lanes():
+        return ""
+    return compiler if machine.threads() else ""
+
+
+def reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    slots: Tensor | None = None,
+    counts: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What ``attend`` gives, up to the order of its sums."""
+    batch, heads = query.shape[:2]
+    key, value = (states.float().expand(batch, -1, -1, -1) for states in (key, value))
+    if slots is not None:
+        key, value = (
+            states.gather(2, slots[..., None].expand(-1, -1, -1, states.shape[-1])) for states in (key, value)
+        )
+    logits = query.float() @ key.transpose(-1, -2) * scale
+    if bias is not None:
+        logits = logits + bias[:, :, None]
+    if counts is not None:
+        gone = torch.arange(key.shape[2]) >= counts[..., None]
+        logits = logits.masked_fill(gone[:, :, None], LOWEST)
+    return logits.softmax(-1) @ value, logits.logsumexp(-1)
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    slots: Tensor | None = None,
+    counts: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rows [batch, kv_heads, rows, dim] over keys and values [batch or 1, kv_heads, keys, dim], all in float32.
+
+    Returns the rows' outputs, float32 [batch, kv_heads, rows, dim], and the logarithms of their softmax's denominators,
+    float32 [batch, kv_heads, rows], as low as numbers go where nothing is seen. Of the keys only ``slots``, long
+    [batch, kv_heads, some], are read, and of these the first ``counts``, long [batch, kv_heads]; None: all. ``bias``,
+    float32 [batch or 1, kv_heads, keys], is added to the logits of a key, where there are no slots. Slots and counts
+    must be within the keys: that is not looked at. Raises ValueError for keys that do not suit, and for other shapes.
+    """
+    batch, heads, rows, width = query.shape
+    keys, most = key.shape[2], 0 if slots is None else slots.shape[2]
+    if not suits(key, value) or not _fit(query, key, value, slots, counts, bias):
+        raise ValueError(
+            f"query {tuple(query.shape)}, key {tuple(key.shape)} of {key.dtype} on {key.device}, value "
+            f"{tuple(value.shape)}: it takes rows and keys as wide as each other on a CPU, where suits() says yes."
+        )
+    if not keys or slots is not None and not most:
+        return torch.zeros(query.shape, device="cpu"), torch.full(query.shape[:3], LOWEST, device="cpu")
+    wide = (query.float() * scale).contiguous()
+    pieces, sets = machine.threads() // math.gcd(batch * heads, machine.threads()), batch * heads
+    out = torch.empty(pieces, batch, heads, rows, width, dtype=torch.float32, device="cpu")
+    top, sums = torch.empty(2, pieces, batch, heads, rows, dtype=torch.float32, device="cpu").unbind()
+    held = [None if one is None else one.contiguous() for one in (slots, counts, _everywhere(bias, batch))]
+    strides = (own if len(states) > 1 else (0, *own[1:]) for states in (key, value) for own in (states.stride()[:3],))
+    machine.run(
+        _compiled(key.dtype, width, bias is not None),
+        (
+            *(one.data_ptr() for one in (wide, key, value)),
+            *(0 if one is None else one.data_ptr() for one in held),
+            *(one.data_ptr() for one in (out, top, sums)),
+            *(heads, rows, keys, most, pieces, sets),
+            *(number for own in strides for number in own),
+        ),
+    )
+    log = sums.log_().add_(top).clamp_min_(LOWEST)
+    if pieces == 1:
+        return out[0], log[0]
+    return (out * log.softmax(0).unsqueeze(-1)).sum(0), log.logsumexp(0)
+
+
+def _everywhere(bias: Tensor | None, batch: int) -> Tensor | None:
+    return None if bias is None else bias.expand(batch, -1, -1)
+
+
+def _fit(
+    query: Tensor, key: Tensor, value: Tensor, slots: Tensor | None, counts: Tensor | None, bias: Tensor | None
+) -> bool:
+    batch, heads, _, width = query.shape
+    several = (1, batch)
+    return (
+        query.is_cpu
+        and key.shape == value.shape
+        and key.shape[0] in several
+        and (heads, width) == (key.shape[1], key.shape[3])
+        and (slots is None or (slots.dtype == torch.long and slots.is_cpu and slots.shape[:2] == (batch, heads)))
+        and (counts is None or (counts.dtype == torch.long and counts.is_cpu and counts.shape == (batch, heads)))
+        and (
+            bias is None
+            or (slots is None and bias.is_cpu and bias.dtype == torch.float32 and bias.shape[0] in several)
+            and bias.shape[1:] == (heads, key.shape[2])
+        )
+    )
+
+
+@functools.cache  # a fact about the process
+def _compiler(dtype: torch.dtype) -> str:
+    """The version of an llvmlite that compiles the kernel for a format here, and rightly; empty where none does."""
+    if not (found := machine.compiler(dtype)):
+        return ""
+    width = machine.lanes()
+    try:
+        run = _compiled(dtype, width, False)
+    except RuntimeError:  # that of llvmlite
+        return ""
+    x = (torch.arange(5 * width, device="cpu").view(1, 1, 5, width).to(torch.float32) / width).to(dtype)
+    q, out, top, sums = x[:, :, :2].float(), torch.zeros(2, width), torch.zeros(2), torch.zeros(2)
+    pointers = (q.data_ptr(), x.data_ptr(), x.data_ptr(), 0, 0, 0, out.data_ptr(), top.data_ptr(), sums.data_ptr())
+    machine.run(run, (*pointers, 1, 2, 5, 0, 1, 1, *x.stride()[:3], *x.stride()[:3]), alone=True)
+    expected, log = reference(q, x, x, 1.0)
+    close = torch.allclose(out, expected[0, 0], rtol=1e-4) and torch.allclose(sums.log() + top, log[0, 0], rtol=1e-4)
+    return found if close else ""
+
+
+@functools.cache
+def _compiled(dtype: torch.dtype, width: int, biased: bool) -> Any:
+    """The machine code for keys of a format and a width."""
+    return machine.compiled(_code(dtype, width, biased, machine.lanes()))
+
+
+def _code(dtype: torch.dtype, width: int, biased: bool, lanes: int) -> str:
+    """``run`` for a thread's share: some of the keys of some of the sets, a block of keys at a time for all rows."""
+    code, stored, block = Loops(lanes), FORMATS[dtype], 2 * lanes
+    for rows in range(1, blocks.TILE + 1):
+        _tile(code, stored, rows, width, biased)
+    with code.function("void @run(ptr %given)"):
+        room = code.op(f"alloca [{width * block} x float], align 64")
+        weights = code.op(f"alloca [{blocks.TILE * block} x float], align 64")
+        places = [code.op(f"alloca [{2 * block} x ptr], align 64") for _ in range(2)]
+        told = code.told(_TOLD)
+        low, high = code.share(told["number"], told["count"], code.mul(told["SETS"], told["PIECES"]))
+        with code.loop(low, high) as unit:
+            piece, own = code.div(unit.index, told["SETS"]), code.rem(unit.index, told["SETS"])
+            count = _count(code, told, own)
+            first, last = (code.div(code.mul(count, one), told["PIECES"]) for one in (piece, code.add(piece, 1)))
+            text, head = code.div(own, told["HEADS"]), code.rem(own, told["HEADS"])
+            bases = []
+            for name in ("k", "v"):
+                texts, heads = told[f"{name.upper()}_BATCH"], told[f"{name.upper()}_HEAD"]
+                bases.append(code.place(stored, told[name], code.add(code.mul(text, texts), code.mul(head, heads))))
+            slots = code.place("i64", told["slots"], code.mul(own, told["MOST"]))
+            bias = code.place("float", told["bias"], code.mul(own, told["KEYS"]))
+            row = code.mul(own, told["ROWS"])
+            query = code.place("float", told["q"], code.mul(row, width))
+            made = code.mul(unit.index, told["ROWS"])
+            out = code.place("float", told["out"], code.mul(made, width))
+            top, sums = (code.place("float", told[name], made) for name in ("top", "sums"))
+            _begin(code, told["ROWS"], width, out, top, sums)
+            length = code.sub(last, first)
+            strides = (told["K_KEY"], told["V_KEY"])
+            blocks.addresses(code, stored, first, last, told["slots"], slots, bases, strides, places, "0")
+            with code.loop(0, length, block) as at:
+                begin, left = code.add(first, at.index), code.sub(length, at.index)
+                now = code.op(f"and i64 {at.index}, {block}")
+                then = code.sub(block, now)
+                blocks.addresses(
+                    code, stored, code.add(begin, block), last, told["slots"], slots, bases, strides, places, then
+                )
+                keys, values = (code.place("ptr", own_, now) for own_ in places)
+                ahead = [code.place("ptr", own_, then) for own_ in places]
+                blocks.turn(code, stored, width, functools.partial(code.load, "ptr", keys), room)
+                some = code.place("float", bias, begin)
+                with code.loop(0, told["ROWS"], blocks.TILE) as tile:
+                    wide = code.mul(tile.index, width)
+                    q, o = code.place("float", query, wide), code.place("float", out, wide)
+                    t, s = code.place("float", top, tile.index), code.place("float", sums, tile.index)
+                    pointers = (q, room, values, *ahead, weights, some, o, t, s)
+                    given = f"{', '.join(f'ptr {one}' for one in pointers)}, i64 {left}"
+                    rest = code.least_of(code.sub(told["ROWS"], tile.index), blocks.TILE)
+                    code.choose(rest, blocks.TILE, [f"call void @tile{n}({given})" for n in range(1, blocks.TILE + 1)])
+            _end(code, told["ROWS"], width, out, sums)
+    return code.text()
+
+
+def _count(code: Loops, told: dict[str, str], own: str) -> str:
+    """How many keys or slots the set ``own`` has."""
+    every = code.op(f"select i1 {code.null(told['slots'])}, i64 {told['KEYS']}, i64 {told['MOST']}")
+    return code.unless(code.null(told["counts"]), every, lambda: code.load("i64", told["counts"], own))
+
+
+def _begin(code: Loops, rows: str, width: int, out: str, top: str, sums: str) -> None:
+    """Nothing has been seen yet."""
+    with code.loop(0, rows) as row:
+        code.store("float", code.number(LOWEST), top, row.index)
+        code.store("float", "0.0", sums, row.index)
+    with code.loop(0, code.mul(rows, width), code.lanes) as at:
+        code.store(code.vector, "zeroinitializer", out, at.index, of="float")
+
+
+def _end(code: Loops, rows: str, width: int, out: str, sums: str) -> None:
+    """Outputs by the sums of their weights; those of rows that saw nothing stay 0."""
+    with code.loop(0, rows) as row:
+        total = code.load("float", sums, row.index)
+        whole = code.op(f"fdiv float 1.0, {total}")
+        factor = code.splat(code.op(f"select i1 {code.op(f'fcmp oeq float {total}, 0.0')}, float 0.0, float {whole}"))
+        with code.loop(0, width, code.lanes) as at:
+            place = code.add(code.mul(row.index, width), at.index)
+            scaled = code.vec("fmul", code.wide("float", out, place), factor)
+            code.store(code.vector, scaled, out, place, of="float")
+
+
+def _tile(code: Loops, stored: str, rows: int, width: int, biased: bool) -> None:
+    """What ``rows`` rows see in a block of keys, of which ``left`` or all are real, joined with what was before."""
+    lanes, vector, halves = code.lanes, code.vector, range(2)
+    names = ("q", "keys", "values", "next_keys", "next_values", "weights", "bias", "out", "top", "sums")
+    head = f"internal void @tile{rows}({', '.join(f'ptr %{name}' for name in names)}, i64 %left)"
+    with code.function(head):
+        found, seen = blocks.logits(code, rows, width, "%q", "%keys"), blocks.real(code, "%left")
+        if biased:
+            more = blocks.added(code, "%bias", seen)
+            found = [[code.vec("fadd", own[half], more[half]) for half in halves] for own in found]
+        low, gaps, totals = code.constant(LOWEST), "poison", []
+        for row, own in enumerate(found):
+            shown = [code.select(seen[half], own[half], low) for half in halves]
+            before, most = code.load("float", "%top", row), code.highest(code.greater(*shown))
+            top = code.op(f"call float @llvm.maxnum.f32(float {before}, float {most})")
+            code.store("float", top, "%top", row)
+            weights = [code.exp(code.vec("fsub", shown[half], code.splat(top))) for half in halves]
+            weights = [code.select(seen[half], weights[half], "zeroinitializer") for half in halves]
+            for half in halves:
+                code.store(vector, weights[half], "%weights", (2 * row + half) * lanes, of="float")
+            totals.append(code.vec("fadd", *weights))
+            gap = code.op(f"fsub float {before}, {top}")
+            gaps = code.op(f"insertelement {vector} {gaps}, float {gap}, i64 {row}")
+        faded = code.exp(gaps)  # what counted for less from now on, of all rows at once
+        fades = []
+        for row, total in enumerate(totals):
+            fade = code.op(f"extractelement {vector} {faded}, i64 {row}")
+            kept = code.op(f"fmul float {code.load('float', '%sums', row)}, {fade}")
+            code.store("float", code.op(f"fadd float {kept}, {code.sum(total)}"), "%sums", row)
+            fades.append(code.splat(fade))
+        there = code.least_of("%left", 2 * lanes)
+        for first in range(0, width // lanes, blocks.CHUNK):
+            blocks.values(code, stored, range(first, min(first + blocks.CHUNK, width // lanes)), width, fades, there)

@@ -1,0 +1,188 @@
+"""The kernel for a few queries: plain attention over the keys that are named, for any shape, format and threads."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threads import threads
+
+from longctx.kernels import few_queries, machine
+
+KEYS = torch.ones(1, 1, 2, 64)
+needed = pytest.mark.skipif(not few_queries.suits(KEYS, KEYS), reason="no kernel can be had here")
+FORMATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def drawn(*shape: int, seed: int, size: float = 1.0) -> torch.Tensor:
+    return size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@needed
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("dtype", FORMATS)
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), st.integers(1, 150)),
+    vectors=st.integers(1, 5),
+    shared=st.booleans(),
+    how=st.sampled_from(["all", "slots", "counts", "few of all", "bias"]),
+    size=st.sampled_from([0.1, 1.0, 30.0]),
+    seed=st.integers(0, 999),
+)
+def test_it_is_plain_attention(
+    dtype: torch.dtype,
+    count: int,
+    shape: tuple[int, int, int, int],
+    vectors: int,
+    shared: bool,
+    how: str,
+    size: float,
+    seed: int,
+) -> None:
+    (batch, heads, rows, keys), width = shape, 16 * vectors
+    draw, texts = torch.Generator().manual_seed(seed), 1 if shared else batch
+    query = drawn(batch, heads, rows, width, seed=seed, size=size).to(dtype)
+    key = drawn(texts, heads, keys, width, seed=seed + 1).to(dtype)
+    value = drawn(texts, heads, keys, width, seed=seed + 2).to(dtype)
+    some: dict[str, Any] = {}
+    if how in ("slots", "counts"):
+        some["slots"] = torch.randint(0, keys, (batch, heads, max(1, keys // 2)), generator=draw)
+    if how in ("counts", "few of all"):
+        most = some["slots"].shape[2] if "slots" in some else keys
+        some["counts"] = torch.randint(1, most + 1, (batch, heads), generator=draw)
+    if how == "bias":
+        some["bias"] = drawn(texts, heads, keys, seed=seed + 3, size=5.0)
+    with threads(count):
+        out, log = few_queries.attend(query, key, value, 0.2, **some)
+    expected, total = few_queries.reference(query, key, value, 0.2, **some)
+    near = 2e-5 if size <= 1 else 3e-4  # of logits about a hundred more digits are gone
+    assert out.dtype == log.dtype == torch.float32
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=near)
+    torch.testing.assert_close(log, total, rtol=1e-5, atol=near)
+    if how == "all":
+        stock = torch.nn.functional.scaled_dot_product_attention(
+            query.double(), *(one.double().expand(batch, -1, -1, -1) for one in (key, value)), scale=0.2
+        )
+        torch.testing.assert_close(out.double(), stock, rtol=1e-4, atol=near)
+
+
+@needed
+@pytest.mark.parametrize("count", [1, 2])
+def test_it_reads_where_keys_stand_and_nothing_beside(count: int) -> None:
+    """Keys in the middle of longer rows, between numbers that are none; slots of none are never looked at."""
+    room = torch.full((2, 3, 90, 80), torch.nan).bfloat16()
+    key, value = room[0, None, :, 7:58, 16:48], room[1, None, :, 7:58, 48:80]
+    key.copy_(drawn(1, 3, 51, 32, seed=1))
+    value.copy_(drawn(1, 3, 51, 32, seed=2))
+    query = drawn(2, 3, 9, 32, seed=3)
+    slots = torch.randint(0, 51, (2, 3, 40))
+    slots[..., 33:] = 10**15
+    counts = torch.tensor([[33, 1, 20], [32, 5, 31]])
+    with threads(count):
+        found = [few_queries.attend(query, key, value, 0.3), few_queries.attend(query, key, value, 0.3, slots, counts)]
+    expected = [
+        few_queries.reference(query, key, value, 0.3),
+        few_queries.reference(query, key, value, 0.3, slots.clamp_max(50), counts),
+    ]
+    for own, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+@needed
+@pytest.mark.parametrize("count", [1, 3])
+def test_rows_that_see_nothing_say_nothing_and_count_for_nothing(count: int) -> None:
+    query, key = drawn(1, 2, 3, 16, seed=0), drawn(1, 2, 5, 16, seed=1)
+    with threads(count):
+        none = [
+            few_queries.attend(query, key[:, :, :0], key[:, :, :0], 1.0),
+            few_queries.attend(query, key, key, 1.0, torch.zeros(1, 2, 0, dtype=torch.long)),
+            few_queries.attend(query, key, key, 1.0, torch.zeros(1, 2, 4, dtype=torch.long), torch.zeros(1, 2).long()),
+        ]
+    for out, log in none:
+        assert out.shape == query.shape and not out.any() and bool((log <= few_queries.LOWEST).all())
+
+
+@needed
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+def test_what_is_no_number_stays_none(where: str) -> None:
+    given = {name: drawn(1, 2, 40, 16, seed=seed) for seed, name in enumerate(("query", "key", "value"))}
+    for bad in (torch.nan, torch.inf):
+        tensors = {name: one.clone() for name, one in given.items()}
+        tensors[where][0, 1, 7, 3] = bad
+        out, _ = few_queries.attend(*tensors.values(), 0.5)
+        assert bool(out[0, 0].isfinite().all()) and not bool(out[0, 1].isfinite().all()), (where, bad)
+
+
+@needed
+def test_what_it_cannot_read_it_refuses() -> None:
+    query, key = torch.ones(1, 2, 3, 64), torch.ones(1, 2, 5, 64)
+    widest = torch.ones(1, 2, 5, few_queries.WIDEST + 16)
+    wrong: list[tuple[Any, ...]] = [
+        (query, key.double(), key.double()),
+        (query, key, key.bfloat16()),
+        (query, key, key[:, :, :4]),
+        (query, key[..., :9], key[..., :9]),
+        (query[:, :1], key, key),
+        (torch.ones(1, 2, 3, widest.shape[3]), widest, widest),
+        (query, key.expand(2, -1, -1, -1), key.expand(2, -1, -1, -1)),
+        (query, key.transpose(-1, -2), key.transpose(-1, -2)),
+        (query.to("meta"), key, key),
+    ]
+    for refused in wrong:
+        with pytest.raises(ValueError, match="where suits"):
+            few_queries.attend(*refused, 1.0)
+    slots, counts = torch.zeros(1, 2, 4, dtype=torch.long), torch.ones(1, 2, dtype=torch.long)
+    bias = torch.zeros(1, 2, 5)
+    several: list[dict[str, Any]] = [
+        {"slots": slots.int()},
+        {"slots": slots[:, :1]},
+        {"slots": slots, "counts": counts.float()},
+        {"counts": counts[0]},
+        {"bias": bias[..., :4]},
+        {"bias": bias.double()},
+        {"slots": slots, "bias": bias},
+    ]
+    for some in several:
+        with pytest.raises(ValueError, match="where suits"):
+            few_queries.attend(query, key, key, 1.0, **some)
+
+
+@needed
+def test_threads_of_ones_own_may_attend_at_once() -> None:
+    query, key, value = drawn(1, 2, 7, 64, seed=0), drawn(1, 2, 500, 64, seed=1), drawn(1, 2, 500, 64, seed=2)
+    expected, wrong = few_queries.attend(query, key, value, 0.1)[0], list[int]()
+
+    def work(number: int) -> None:
+        if any(not torch.equal(few_queries.attend(query, key, value, 0.1)[0], expected) for _ in range(50)):
+            wrong.append(number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+@needed
+def test_a_default_device_changes_nothing() -> None:
+    query, key = drawn(1, 1, 3, 64, seed=0), drawn(1, 1, 20, 64, seed=1)
+    with torch.device("meta"):
+        found = few_queries.attend(query, key, key, 0.1)[0]
+    assert torch.equal(found, few_queries.attend(query, key, key, 0.1)[0])
+
+
+@needed
+def test_a_compiler_that_adds_wrongly_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    find, code = few_queries._compiler.__wrapped__, few_queries._code
+    assert find(torch.float32).startswith("llvmlite ")
+    monkeypatch.setattr(few_queries, "_compiled", few_queries._compiled.__wrapped__)
+    monkeypatch.setattr(few_queries, "_code", lambda *given: code(*given).replace("(float 0.0,", "(float 1.0,"))
+    assert find(torch.float32) == ""
+    monkeypatch.setattr(machine, "compiler", lambda dtype: "")
+    assert find(torch.float32) == ""
