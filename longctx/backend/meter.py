@@ -1,9 +1,13 @@
 """Counts what passes over a bounded cache read, and what share of the attention went to keys they did not read.
 
-Owns sums and their report. Knows no policy.
+Owns sums and their report. What layers say of single passes is kept as it comes and added up later, many at once: it is
+said in every layer of every pass, and a sum of a few numbers is mostly its beginning. Knows no policy.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +15,20 @@ from torch import Tensor
 from longctx.backend.parts import Part
 from longctx.keys import Choice, KVReport
 
+Alike = TypeVar("Alike")
+Item = TypeVar("Item")
 _ROUNDING = 1e-5  # of a share, computed as a difference
+_MANY = 512  # passes of a layer that are kept before they are added up
+
+
+class _Pass(NamedTuple):
+    """What one layer said of one pass, each a logarithm [batch, kv_heads, rows]."""
+
+    blocks: int
+    read: Tensor
+    new: Tensor
+    unread: Tensor
+    bound: Tensor | None  # what keys that were not read have at most
 
 
 class Meter:
@@ -25,6 +42,8 @@ class Meter:
         self._bounds, self._bounded = 0.0, 0
         self._true, self._audits = 0.0, 0
         self._above, self._held = 0.0, 0
+        self._counts: list[tuple[int, Tensor]] = []
+        self._said: list[_Pass] = []
 
     def audits(self, layer: int) -> bool:
         return self.audit_every > 0 and self._passes.get(layer, 0) % self.audit_every == 0
@@ -34,21 +53,35 @@ class Meter:
 
         ``bound`` is the logarithm of what the keys that were not read have at most.
         """
+        self._calls += blocks
         if choice.slots is None:
             self._read += blocks * slots
+        elif choice.counts is None:
+            self._read += blocks * choice.slots.shape[-1]
         else:
-            most = choice.slots.shape[-1]
-            self._read += blocks * (most if choice.counts is None else float(choice.counts.float().mean()))
-        self._calls += blocks
-        known = torch.logaddexp(read.log, new.log)
+            self._counts.append((blocks, choice.counts))
         if choice.unread is not None:
-            self._unread += blocks * float(_share(choice.unread.log, known).mean())
             self._estimates += blocks
+            self._bounded += 0 if bound is None else blocks
+            self._said.append(_Pass(blocks, read.log, new.log, choice.unread.log, bound))
         elif choice.slots is None and slots == self.tokens:  # all was read
             self._estimates, self._bounded = self._estimates + blocks, self._bounded + blocks
-        if bound is not None:
-            self._bounds += blocks * float(_share(bound, known).mean())
-            self._bounded += blocks
+        if len(self._counts) + len(self._said) > _MANY:
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Nothing is kept afterwards."""
+        for (blocks, _), counts in _grouped([((b, one.shape), one) for b, one in self._counts]):
+            self._read += blocks * float(torch.stack(counts).float().mean(dim=(1, 2)).sum())
+        for (blocks, _), some in _grouped([((one.blocks, one.unread.shape), one) for one in self._said]):
+            known = torch.logaddexp(torch.stack([one.read for one in some]), torch.stack([one.new for one in some]))
+            unread = torch.stack([one.unread for one in some])
+            self._unread += blocks * float(_share(unread, known).mean(dim=(1, 2, 3)).sum())
+            bounded = [place for place, one in enumerate(some) if one.bound is not None]
+            bounds = [one.bound for one in some if one.bound is not None]
+            if bounds:
+                self._bounds += blocks * float(_share(torch.stack(bounds), known[bounded]).mean(dim=(1, 2, 3)).sum())
+        self._counts, self._said = [], []
 
     def audit(self, read: Part, whole: Part, new: Part, bound: Tensor | None, blocks: int = 1) -> None:
         """What the read slots have of the attention, against all that are stored."""
@@ -65,6 +98,7 @@ class Meter:
         self._passes[layer] = self._passes.get(layer, 0) + 1
 
     def report(self) -> KVReport:
+        self._add_up()
         passes = max(self._passes.values(), default=0)
         if not self._calls:
             return KVReport(passes, self.tokens)
@@ -80,6 +114,14 @@ class Meter:
             true_unread_share=_mean(self._true, self._audits),
             above_bound=_mean(self._above, self._held),
         )
+
+
+def _grouped(those: list[tuple[Alike, Item]]) -> Iterable[tuple[Alike, list[Item]]]:
+    """What is alike together."""
+    groups: dict[Alike, list[Item]] = {}
+    for alike, one in those:
+        groups.setdefault(alike, []).append(one)
+    return groups.items()
 
 
 def _share(unread: Tensor, known: Tensor) -> Tensor:

@@ -92,8 +92,7 @@ def choose(
     held = (*masses, known, weights, sizes, starts, says, slots, counts, left, worth, out, *numbers)
     measures = (heads, rows, count, padded, batch * heads, slots.stride(1), slots.shape[2])
     machine.run(_compiled(says.dtype, width), (*(one.data_ptr() for one in held), *measures))
-    log, wide = numbers[:2].log_().add_(numbers[2:4]).clamp_min_(few_queries.LOWEST)
-    return Chosen(counts, left[..., :count], out, log, wide)
+    return Chosen(counts, left[..., :count], out, numbers[2], numbers[1])
 
 
 @functools.cache
@@ -123,7 +122,7 @@ def _code(stored: str, width: int, lanes: int) -> str:
             limit, held = ranges.border(code, clusters, worth, sizes, counters, told["ROOM"])
             given = (worth, sizes, starts, slots, left)
             code.store("i64", ranges.write(code, clusters, given, limit, held, told["ROOM"]), told["counts"], own.index)
-            _rest(code, (rows, padded), second, left, rest)
+            _rest(code, (rows, padded), second, left, base, rest)
             _others(code, (rows, padded), first, left, top, sums)
             says = code.place(stored, told["says"], code.mul(kept, width))
             out = code.place("float", told["out"], code.mul(row, width))
@@ -179,19 +178,20 @@ def _worth(
         code.store("float", code.op(f"fdiv float {code.load('float', worth, at.index)}, {size}"), worth, at.index)
 
 
-def _rest(code: Loops, shape: tuple[str, str], second: str, left: str, rest: str) -> None:
-    """The sums of what is not taken."""
+def _rest(code: Loops, shape: tuple[str, str], second: str, left: str, base: str, rest: str) -> None:
+    """The logarithms of the sums of what is not taken."""
     rows, padded = shape
     with code.loop(0, rows) as row:
         line = code.place("float", second, code.mul(row.index, padded))
         with code.loop(0, padded, code.lanes, {"sum": (code.vector, "zeroinitializer")}) as at:
             own, mark = code.wide("float", line, at.index), code.wide("float", left, at.index)
             at.next["sum"] = code.fma(own, mark, at.now["sum"])
-        code.store("float", code.sum(at.now["sum"]), rest, row.index)
+        found = code.log(code.sum(at.now["sum"]), code.number(few_queries.LOWEST))
+        code.store("float", code.op(f"fadd float {found}, {code.load('float', base, row.index)}"), rest, row.index)
 
 
 def _others(code: Loops, shape: tuple[str, str], first: str, left: str, top: str, sums: str) -> None:
-    """First masses of what is not taken become exponentials beside the largest, and others nothing."""
+    """First masses of what is not taken become exponentials beside the largest; the log of all goes to ``top``."""
     rows, padded = shape
     low = code.constant(few_queries.LOWEST)
     with code.loop(0, rows) as row:
@@ -202,8 +202,10 @@ def _others(code: Loops, shape: tuple[str, str], first: str, left: str, top: str
             code.store(code.vector, own, line, at.index, of="float")
             at.next["most"] = code.greater(at.now["most"], own)
         most = code.highest(at.now["most"])
-        code.store("float", most, top, row.index)
-        _exponentials(code, line, padded, code.splat(most), "0.0", code.place("float", sums, row.index))
+        total = code.place("float", sums, row.index)
+        _exponentials(code, line, padded, code.splat(most), "0.0", total)
+        log = code.log(code.load("float", total), "0.0")
+        code.store("float", code.op(f"fadd float {most}, {log}"), top, row.index)
 
 
 def _tile(code: Loops, stored: str, rows: int, width: int) -> None:

@@ -21,7 +21,7 @@ from longctx.kernels.loops import FORMATS, Loops
 WIDEST = 256  # numbers of a key: a block of them must stay in the nearest cache
 LOWEST = -3.0e38  # as a logit: of nothing
 _TOLD = (
-    "q", "k", "v", "slots", "counts", "bias", "out", "top", "sums", "HEADS", "ROWS", "KEYS", "MOST", "PIECES", "SETS",
+    "q", "k", "v", "slots", "counts", "out", "top", "sums", "HEADS", "ROWS", "KEYS", "MOST", "PIECES", "SETS",
     "K_BATCH", "K_HEAD", "K_KEY", "V_BATCH", "V_HEAD", "V_KEY", "number", "count",
 )  # fmt: skip
 
@@ -56,7 +56,6 @@ def reference(
     scale: float,
     slots: Tensor | None = None,
     counts: Tensor | None = None,
-    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What ``attend`` gives, up to the order of its sums."""
     batch, heads = query.shape[:2]
@@ -66,8 +65,6 @@ def reference(
             states.gather(2, slots[..., None].expand(-1, -1, -1, states.shape[-1])) for states in (key, value)
         )
     logits = query.float() @ key.transpose(-1, -2) * scale
-    if bias is not None:
-        logits = logits + bias[:, :, None]
     if counts is not None:
         gone = torch.arange(key.shape[2]) >= counts[..., None]
         logits = logits.masked_fill(gone[:, :, None], LOWEST)
@@ -81,19 +78,18 @@ def attend(
     scale: float,
     slots: Tensor | None = None,
     counts: Tensor | None = None,
-    bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rows [batch, kv_heads, rows, dim] over keys and values [batch or 1, kv_heads, keys, dim], all in float32.
 
     Returns the rows' outputs, float32 [batch, kv_heads, rows, dim], and the logarithms of their softmax's denominators,
     float32 [batch, kv_heads, rows], as low as numbers go where nothing is seen. Of the keys only ``slots``, long
-    [batch, kv_heads, some], are read, and of these the first ``counts``, long [batch, kv_heads]; None: all. ``bias``,
-    float32 [batch or 1, kv_heads, keys], is added to the logits of a key, where there are no slots. Slots and counts
-    must be within the keys: that is not looked at. Raises ValueError for keys that do not suit, and for other shapes.
+    [batch, kv_heads, some], are read, and of these the first ``counts``, long [batch, kv_heads]; None: all. Slots and
+    counts must be within the keys: that is not looked at. Raises ValueError for keys that do not suit, and for other
+    shapes.
     """
     batch, heads, rows, width = query.shape
     keys, most = key.shape[2], 0 if slots is None else slots.shape[2]
-    if not suits(key, value) or not _fit(query, key, value, slots, counts, bias):
+    if not suits(key, value) or not _fit(query, key, value, slots, counts):
         raise ValueError(
             f"query {tuple(query.shape)}, key {tuple(key.shape)} of {key.dtype} on {key.device}, value "
             f"{tuple(value.shape)}: it takes rows and keys as wide as each other on a CPU, where suits() says yes."
@@ -103,46 +99,33 @@ def attend(
     wide = (query.float() * scale).contiguous()
     pieces, sets = machine.threads() // math.gcd(batch * heads, machine.threads()), batch * heads
     out = torch.empty(pieces, batch, heads, rows, width, dtype=torch.float32, device="cpu")
-    top, sums = torch.empty(2, pieces, batch, heads, rows, dtype=torch.float32, device="cpu").unbind()
-    held = [None if one is None else one.contiguous() for one in (slots, counts, _everywhere(bias, batch))]
+    log, sums = torch.empty(2, pieces, batch, heads, rows, dtype=torch.float32, device="cpu")
+    held = [None if one is None else one.contiguous() for one in (slots, counts)]
     strides = (own if len(states) > 1 else (0, *own[1:]) for states in (key, value) for own in (states.stride()[:3],))
     machine.run(
-        _compiled(key.dtype, width, bias is not None),
+        _compiled(key.dtype, width),
         (
             *(one.data_ptr() for one in (wide, key, value)),
             *(0 if one is None else one.data_ptr() for one in held),
-            *(one.data_ptr() for one in (out, top, sums)),
+            *(one.data_ptr() for one in (out, log, sums)),
             *(heads, rows, keys, most, pieces, sets),
             *(number for own in strides for number in own),
         ),
     )
-    log = sums.log_().add_(top).clamp_min_(LOWEST)
     if pieces == 1:
         return out[0], log[0]
     return (out * log.softmax(0).unsqueeze(-1)).sum(0), log.logsumexp(0)
 
 
-def _everywhere(bias: Tensor | None, batch: int) -> Tensor | None:
-    return None if bias is None else bias.expand(batch, -1, -1)
-
-
-def _fit(
-    query: Tensor, key: Tensor, value: Tensor, slots: Tensor | None, counts: Tensor | None, bias: Tensor | None
-) -> bool:
+def _fit(query: Tensor, key: Tensor, value: Tensor, slots: Tensor | None, counts: Tensor | None) -> bool:
     batch, heads, _, width = query.shape
-    several = (1, batch)
     return (
         query.is_cpu
         and key.shape == value.shape
-        and key.shape[0] in several
+        and key.shape[0] in (1, batch)
         and (heads, width) == (key.shape[1], key.shape[3])
         and (slots is None or (slots.dtype == torch.long and slots.is_cpu and slots.shape[:2] == (batch, heads)))
         and (counts is None or (counts.dtype == torch.long and counts.is_cpu and counts.shape == (batch, heads)))
-        and (
-            bias is None
-            or (slots is None and bias.is_cpu and bias.dtype == torch.float32 and bias.shape[0] in several)
-            and bias.shape[1:] == (heads, key.shape[2])
-        )
     )
 
 
@@ -153,29 +136,29 @@ def _compiler(dtype: torch.dtype) -> str:
         return ""
     width = machine.lanes()
     try:
-        run = _compiled(dtype, width, False)
+        run = _compiled(dtype, width)
     except RuntimeError:  # that of llvmlite
         return ""
     x = (torch.arange(5 * width, device="cpu").view(1, 1, 5, width).to(torch.float32) / width).to(dtype)
     q, out, top, sums = x[:, :, :2].float(), torch.zeros(2, width), torch.zeros(2), torch.zeros(2)
-    pointers = (q.data_ptr(), x.data_ptr(), x.data_ptr(), 0, 0, 0, out.data_ptr(), top.data_ptr(), sums.data_ptr())
+    pointers = (q.data_ptr(), x.data_ptr(), x.data_ptr(), 0, 0, out.data_ptr(), top.data_ptr(), sums.data_ptr())
     machine.run(run, (*pointers, 1, 2, 5, 0, 1, 1, *x.stride()[:3], *x.stride()[:3]), alone=True)
     expected, log = reference(q, x, x, 1.0)
-    close = torch.allclose(out, expected[0, 0], rtol=1e-4) and torch.allclose(sums.log() + top, log[0, 0], rtol=1e-4)
+    close = torch.allclose(out, expected[0, 0], rtol=1e-4) and torch.allclose(top, log[0, 0], rtol=1e-4)
     return found if close else ""
 
 
 @functools.cache
-def _compiled(dtype: torch.dtype, width: int, biased: bool) -> Any:
+def _compiled(dtype: torch.dtype, width: int) -> Any:
     """The machine code for keys of a format and a width."""
-    return machine.compiled(_code(dtype, width, biased, machine.lanes()))
+    return machine.compiled(_code(dtype, width, machine.lanes()))
 
 
-def _code(dtype: torch.dtype, width: int, biased: bool, lanes: int) -> str:
+def _code(dtype: torch.dtype, width: int, lanes: int) -> str:
     """``run`` for a thread's share: some of the keys of some of the sets, a block of keys at a time for all rows."""
     code, stored, block = Loops(lanes), FORMATS[dtype], 2 * lanes
     for rows in range(1, blocks.TILE + 1):
-        _tile(code, stored, rows, width, biased)
+        _tile(code, stored, rows, width)
     with code.function("void @run(ptr %given)"):
         room = code.op(f"alloca [{width * block} x float], align 64")
         weights = code.op(f"alloca [{blocks.TILE * block} x float], align 64")
@@ -192,7 +175,6 @@ def _code(dtype: torch.dtype, width: int, biased: bool, lanes: int) -> str:
                 texts, heads = told[f"{name.upper()}_BATCH"], told[f"{name.upper()}_HEAD"]
                 bases.append(code.place(stored, told[name], code.add(code.mul(text, texts), code.mul(head, heads))))
             slots = code.place("i64", told["slots"], code.mul(own, told["MOST"]))
-            bias = code.place("float", told["bias"], code.mul(own, told["KEYS"]))
             row = code.mul(own, told["ROWS"])
             query = code.place("float", told["q"], code.mul(row, width))
             made = code.mul(unit.index, told["ROWS"])
@@ -212,16 +194,15 @@ def _code(dtype: torch.dtype, width: int, biased: bool, lanes: int) -> str:
                 keys, values = (code.place("ptr", own_, now) for own_ in places)
                 ahead = [code.place("ptr", own_, then) for own_ in places]
                 blocks.turn(code, stored, width, functools.partial(code.load, "ptr", keys), room)
-                some = code.place("float", bias, begin)
                 with code.loop(0, told["ROWS"], blocks.TILE) as tile:
                     wide = code.mul(tile.index, width)
                     q, o = code.place("float", query, wide), code.place("float", out, wide)
                     t, s = code.place("float", top, tile.index), code.place("float", sums, tile.index)
-                    pointers = (q, room, values, *ahead, weights, some, o, t, s)
+                    pointers = (q, room, values, *ahead, weights, o, t, s)
                     given = f"{', '.join(f'ptr {one}' for one in pointers)}, i64 {left}"
                     rest = code.least_of(code.sub(told["ROWS"], tile.index), blocks.TILE)
                     code.choose(rest, blocks.TILE, [f"call void @tile{n}({given})" for n in range(1, blocks.TILE + 1)])
-            _end(code, told["ROWS"], width, out, sums)
+            _end(code, told["ROWS"], width, out, top, sums)
     return code.text()
 
 
@@ -240,10 +221,12 @@ def _begin(code: Loops, rows: str, width: int, out: str, top: str, sums: str) ->
         code.store(code.vector, "zeroinitializer", out, at.index, of="float")
 
 
-def _end(code: Loops, rows: str, width: int, out: str, sums: str) -> None:
-    """Outputs by the sums of their weights; those of rows that saw nothing stay 0."""
+def _end(code: Loops, rows: str, width: int, out: str, top: str, sums: str) -> None:
+    """Outputs by the sums of their weights, and logarithms in place of the largest; of no weight 0, and the lowest."""
     with code.loop(0, rows) as row:
         total = code.load("float", sums, row.index)
+        log = code.op(f"fadd float {code.load('float', top, row.index)}, {code.log(total, '0.0')}")
+        code.store("float", log, top, row.index)
         whole = code.op(f"fdiv float 1.0, {total}")
         factor = code.splat(code.op(f"select i1 {code.op(f'fcmp oeq float {total}, 0.0')}, float 0.0, float {whole}"))
         with code.loop(0, width, code.lanes) as at:
@@ -252,16 +235,13 @@ def _end(code: Loops, rows: str, width: int, out: str, sums: str) -> None:
             code.store(code.vector, scaled, out, place, of="float")
 
 
-def _tile(code: Loops, stored: str, rows: int, width: int, biased: bool) -> None:
+def _tile(code: Loops, stored: str, rows: int, width: int) -> None:
     """What ``rows`` rows see in a block of keys, of which ``left`` or all are real, joined with what was before."""
     lanes, vector, halves = code.lanes, code.vector, range(2)
-    names = ("q", "keys", "values", "next_keys", "next_values", "weights", "bias", "out", "top", "sums")
+    names = ("q", "keys", "values", "next_keys", "next_values", "weights", "out", "top", "sums")
     head = f"internal void @tile{rows}({', '.join(f'ptr %{name}' for name in names)}, i64 %left)"
     with code.function(head):
         found, seen = blocks.logits(code, rows, width, "%q", "%keys"), blocks.real(code, "%left")
-        if biased:
-            more = blocks.added(code, "%bias", seen)
-            found = [[code.vec("fadd", own[half], more[half]) for half in halves] for own in found]
         low, gaps, totals = code.constant(LOWEST), "poison", []
         for row, own in enumerate(found):
             shown = [code.select(seen[half], own[half], low) for half in halves]

@@ -16,6 +16,7 @@ import torch
 
 FORMATS = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "i16"}  # how LLVM calls what is stored
 _NOTHING: Mapping[str, tuple[str, str]] = MappingProxyType({})
+_HALF_ROOT = 0x3F3504F3  # the square root of a half, as an integer
 _LINE = 64  # bytes that come from memory together
 _LEAST = -87.0  # below it an exponential is no normal number
 
@@ -239,6 +240,25 @@ class Loops:
         exponent = self.op(f"add {self.whole} {self.op(f'fptosi {v} {n} to {self.whole}')}, {self._same(127)}")
         scale = self.op(f"bitcast {self.whole} {self.op(f'shl {self.whole} {exponent}, {self._same(23)}')} to {v}")
         return self.vec("fmul", found, scale)
+
+    def log(self, x: str, nothing: str) -> str:
+        """The logarithm of one number, to seven digits, where it is above 0; of 0 it is ``nothing``."""
+        bits = self.op(f"bitcast float {x} to i32")
+        # so that what is left of the number lies about 1
+        power = self.op(f"ashr i32 {self.op(f'sub i32 {bits}, {_HALF_ROOT}')}, 23")
+        left = self.op(f"sub i32 {bits}, {self.op(f'shl i32 {power}, 23')}")
+        near = self.op(f"bitcast i32 {left} to float")
+        one = self.number(1.0)
+        ratio = self.op(f"fdiv float {self.op(f'fsub float {near}, {one}')}, {self.op(f'fadd float {near}, {one}')}")
+        square = self.op(f"fmul float {ratio}, {ratio}")
+        found = self.number(2 / 9)
+        for k in (7, 5, 3, 1):
+            found = self.op(f"fadd float {self.op(f'fmul float {found}, {square}')}, {self.number(2 / k)}")
+        whole = self.op(f"fmul float {self.op(f'sitofp i32 {power} to float')}, {self.number(math.log(2))}")
+        found = self.op(f"fadd float {self.op(f'fmul float {found}, {ratio}')}, {whole}")
+        large = self.op(f"fcmp uge float {x}, {self.number(math.inf)}")  # or no number at all
+        found = self.op(f"select i1 {large}, float {x}, float {found}")
+        return self.op(f"select i1 {self.op(f'fcmp oeq float {x}, 0.0')}, float {nothing}, float {found}")
 
     def wide(self, stored: str, base: str, index: object) -> str:
         """The vector at the ``index``th number of the format ``stored`` behind ``base``, in float32."""

@@ -30,7 +30,7 @@ def drawn(*shape: int, seed: int, size: float = 1.0) -> torch.Tensor:
     shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 20), st.integers(1, 150)),
     vectors=st.integers(1, 5),
     shared=st.booleans(),
-    how=st.sampled_from(["all", "slots", "counts", "few of all", "bias"]),
+    how=st.sampled_from(["all", "slots", "counts", "few of all"]),
     size=st.sampled_from([0.1, 1.0, 30.0]),
     seed=st.integers(0, 999),
 )
@@ -55,8 +55,6 @@ def test_it_is_plain_attention(
     if how in ("counts", "few of all"):
         most = some["slots"].shape[2] if "slots" in some else keys
         some["counts"] = torch.randint(1, most + 1, (batch, heads), generator=draw)
-    if how == "bias":
-        some["bias"] = drawn(texts, heads, keys, seed=seed + 3, size=5.0)
     with threads(count):
         out, log = few_queries.attend(query, key, value, 0.2, **some)
     expected, total = few_queries.reference(query, key, value, 0.2, **some)
@@ -137,15 +135,11 @@ def test_what_it_cannot_read_it_refuses() -> None:
         with pytest.raises(ValueError, match="where suits"):
             few_queries.attend(*refused, 1.0)
     slots, counts = torch.zeros(1, 2, 4, dtype=torch.long), torch.ones(1, 2, dtype=torch.long)
-    bias = torch.zeros(1, 2, 5)
     several: list[dict[str, Any]] = [
         {"slots": slots.int()},
         {"slots": slots[:, :1]},
         {"slots": slots, "counts": counts.float()},
         {"counts": counts[0]},
-        {"bias": bias[..., :4]},
-        {"bias": bias.double()},
-        {"slots": slots, "bias": bias},
     ]
     for some in several:
         with pytest.raises(ValueError, match="where suits"):
