@@ -24,7 +24,7 @@ from longctx.backend.borrowed import size
 from longctx.backend.footprint import bytes_per_token, measured, sliding
 from longctx.backend.report import report
 from longctx.backend.target import RowTarget, StockTarget
-from longctx.kernels import few_rows
+from longctx.kernels import few_queries, few_rows
 from longctx.types import Answer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,12 +101,15 @@ def test_a_report_is_made_of_layers_that_are_not_alike(name: str, tmp_path: Path
     assert found.abilities["answers with citations"] == ""
 
 
-def test_a_report_says_whether_a_kernel_decodes_and_why_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kernel", "what"), [(few_rows, "decodes"), (few_queries, "attends to long texts")])
+def test_a_report_says_whether_a_kernel_serves_and_why_not(
+    kernel: Any, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tiny.model("llama").save_pretrained(tmp_path)
     tiny.tokenizer("system").save_pretrained(tmp_path)
     for compiler, why in (("llvmlite 1", ""), ("", "llvmlite does not work here")):
-        monkeypatch.setattr(few_rows, "version", lambda dtype, width, compiler=compiler: compiler)
-        said = report(str(tmp_path)).abilities["decodes by a compiled kernel (faster)"]
+        monkeypatch.setattr(kernel, "version", lambda dtype, width, compiler=compiler: compiler)
+        said = report(str(tmp_path)).abilities[f"{what} by a compiled kernel (faster)"]
         assert said.startswith(why) and bool(said) == bool(why)
 
 

@@ -24,7 +24,7 @@ from longctx.backend.lean import Lean
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
 from longctx.errors import LongctxError, ModelError
-from longctx.kernels import few_rows
+from longctx.kernels import few_queries, few_rows
 from longctx.protocols import Progress
 
 
@@ -124,7 +124,11 @@ def report(
             "answers with citations": why_not_asked,
             "reads by segments (auto, infiniretri, xl3m)": why_not_asked or _why_not(lambda: _read(model, tokenizer)),
             "reads by lean layers (faster)": why_not_lean,
-            "decodes by a compiled kernel (faster)": why_not_lean or _why_no_kernel(model, target),
+            "decodes by a compiled kernel (faster)": why_not_lean
+            or _why_no_kernel(model, target, int(text.hidden_size), few_rows.version),
+            "attends to long texts by a compiled kernel (faster)": _why_no_kernel(
+                model, target, head_dim(text) if heads else 0, few_queries.version
+            ),
             "reads a bounded cache (kv policies)": _why_not(lambda: _compress(model)),
             "embeds text (auto, dense)": encoder,
         },
@@ -164,11 +168,14 @@ def _compress(model: PreTrainedModel) -> None:
         pass
 
 
-def _why_no_kernel(model: PreTrainedModel, device: torch.device) -> str:
+def _why_no_kernel(
+    model: PreTrainedModel, device: torch.device, width: int, version: Callable[[torch.dtype, int], str]
+) -> str:
     if device.type != "cpu":
         return f"it is for a CPU, and the model is on {device}"
-    width = int(model.config.get_text_config(decoder=True).hidden_size)
-    if few_rows.version(model.dtype, width):
+    if not width:
+        return "the model has no attention heads"
+    if version(model.dtype, width):
         return ""
     return f"llvmlite does not work here, PyTorch's threads are out of reach, or {width} is no multiple of 16"
 
