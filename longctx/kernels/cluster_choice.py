@@ -86,13 +86,14 @@ def choose(
     known, weights = known.float().contiguous(), weights.float().contiguous()
     sizes, starts = sizes.contiguous(), starts.contiguous()
     out = torch.empty(batch, heads, rows, width, dtype=torch.float32, device="cpu")
-    numbers = torch.empty(5, batch, heads, rows, dtype=torch.float32, device="cpu")
-    left, worth = torch.empty(2, batch, heads, padded, dtype=torch.float32, device="cpu")
+    log, wide = torch.empty(2, batch, heads, rows, dtype=torch.float32, device="cpu").unbind()
+    sums, base, total = torch.empty(3, batch, heads, rows, dtype=torch.float32, device="cpu").unbind()
+    left, worth = torch.empty(2, batch, heads, padded, dtype=torch.float32, device="cpu").unbind()
     counts = torch.empty(batch, heads, dtype=torch.long, device="cpu")
-    held = (*masses, known, weights, sizes, starts, says, slots, counts, left, worth, out, *numbers)
+    held = (*masses, known, weights, sizes, starts, says, slots, counts, left, worth, out, sums, wide, log, base, total)
     measures = (heads, rows, count, padded, batch * heads, slots.stride(1), slots.shape[2])
     machine.run(_compiled(says.dtype, width), (*(one.data_ptr() for one in held), *measures))
-    return Chosen(counts, left[..., :count], out, numbers[2], numbers[1])
+    return Chosen(counts, left[..., :count], out, log, wide)
 
 
 @functools.cache

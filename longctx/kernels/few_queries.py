@@ -99,7 +99,8 @@ def attend(
     wide = (query.float() * scale).contiguous()
     pieces, sets = machine.threads() // math.gcd(batch * heads, machine.threads()), batch * heads
     out = torch.empty(pieces, batch, heads, rows, width, dtype=torch.float32, device="cpu")
-    log, sums = torch.empty(2, pieces, batch, heads, rows, dtype=torch.float32, device="cpu")
+    log = torch.empty(pieces, batch, heads, rows, dtype=torch.float32, device="cpu")
+    sums = torch.empty_like(log)
     held = [None if one is None else one.contiguous() for one in (slots, counts)]
     strides = (own if len(states) > 1 else (0, *own[1:]) for states in (key, value) for own in (states.stride()[:3],))
     machine.run(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,11 +72,12 @@ def run(function: Any, given: Sequence[int], alone: bool = False) -> None:
     Memory that is pointed to must be held by the caller.
     """
     found = None if alone or torch.get_num_threads() == 1 else team()
-    numbers = (ctypes.c_int64 * (len(given) + 2))(*given, *((0, 0) if found is None else found[1:]))
+    numbers = array("q", (*given, *((0, 0) if found is None else found[1:])))
+    address, _ = numbers.buffer_info()
     if found is None:
-        function(ctypes.addressof(numbers))
+        function(address)
     else:
-        found[0](function, ctypes.addressof(numbers), torch.get_num_threads(), 0)
+        found[0](function, address, torch.get_num_threads(), 0)
 
 
 @functools.cache  # a fact about the process

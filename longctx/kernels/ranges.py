@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from longctx.kernels.loops import Loops
 
-_DIGITS = ((21, 11), (10, 11), (0, 10))  # of a float32 without its sign: where each begins and its bits
-MOST = 2**11  # values of a digit
+_DIGITS = ((23, 8), (15, 8), (7, 8), (0, 7))  # of a float32 without its sign: where each begins and its bits
+MOST = 2**8  # values of a digit
 
 
 def _bits(code: Loops, worth: str, at: str) -> str:

@@ -40,7 +40,7 @@ def choice(index: Index, asked: Asked, sinks: int, recent: int) -> Choice | None
         own["says"],
         slots[:, :, len(forced) :],
     )
-    if bool((chosen.counts == own["sizes"].sum(-1)).all()):
+    if int(chosen.counts.min()) == index.tokens - len(forced):
         return EVERYTHING
     return Choice(slots, chosen.counts + len(forced), Unread(chosen.log, chosen.out, chosen.wide))
 
