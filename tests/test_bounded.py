@@ -20,7 +20,7 @@ from longctx.kv.full import Full
 from longctx.kv.squeezed import Squeezed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-DIM, KV_HEADS, SCALE = 8, 2, 0.3
+DIM, KV_HEADS, SCALE = 16, 2, 0.3
 
 
 class Fixed(Full):
@@ -61,6 +61,7 @@ def plainly(
     wide=st.booleans(),
     padded=st.booleans(),
     size=st.sampled_from([1.0, 40.0]),
+    kernels=st.booleans(),
     seed=st.integers(0, 10_000),
 )
 def test_any_choice_is_plain_attention_over_the_chosen_and_the_new(
@@ -74,6 +75,7 @@ def test_any_choice_is_plain_attention_over_the_chosen_and_the_new(
     wide: bool,
     padded: bool,
     size: float,
+    kernels: bool,
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +97,8 @@ def test_any_choice_is_plain_attention_over_the_chosen_and_the_new(
     if padded:
         own[0, :, :, : min(2, new - 1)] = False  # the first rows see nothing of what is new, not even themselves
         mask = own
-    out = layer.attend(query, key, value, mask, SCALE, softcap, sinks)
+    with torch.set_grad_enabled(not kernels):  # where gradients are kept, no kernel is taken
+        out = layer.attend(query, key, value, mask, SCALE, softcap, sinks)
     chosen = torch.zeros(batch, KV_HEADS, slots, dtype=torch.bool).scatter(2, order, read)
     seen = torch.cat((chosen[:, :, None].expand(-1, -1, rows, -1), own.expand(-1, KV_HEADS, -1, -1)), -1)
     whole_keys = torch.cat((keys.expand(batch, -1, -1, -1), key), 2).repeat_interleave(groups, 1)

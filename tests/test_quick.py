@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from machines import needed
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from longctx.backend import parts, quick
 from longctx.backend.attention import _folded
 from longctx.kernels import few_queries
 
-KEYS = torch.ones(1, 1, 2, 64)
-needed = pytest.mark.skipif(not few_queries.suits(KEYS, KEYS), reason="no kernel can be had here")
 _MANY = 1500
 
 
@@ -75,6 +75,28 @@ def test_it_is_not_asked_for_what_it_is_not_for(calls: list[tuple[int, ...]]) ->
         _folded(query, key, key, None, 1.0, 0.5)
         assert not calls
         assert quick.over(query, key, key, 1.0) is not None and calls
+
+
+@needed
+def test_nothing_is_read_behind_the_back_of_who_traces(calls: list[tuple[int, ...]]) -> None:
+    query, key = drawn(1, 2, 1, 32, seed=0), drawn(1, 2, _MANY, 32, seed=1)
+    slots = torch.zeros(1, 2, 4, dtype=torch.long)
+
+    def both() -> tuple[Any, Any]:
+        return quick.over(query, key, key, 1.0), quick.named(query, key, key, 1.0, slots, None)
+
+    def traced(given: torch.Tensor) -> torch.Tensor:
+        assert both() == (None, None)
+        return given + 1
+
+    with torch.inference_mode():
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert both() == (None, None)
+        with pytest.warns(DeprecationWarning, match="deprecated"):
+            torch.jit.trace(traced, (query,), check_trace=False)
+        torch.compile(traced, backend="eager", fullgraph=False)(query)
+        assert not calls
+        assert None not in both() and len(calls) == 2
 
 
 @needed

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from longctx.backend.kept import kept, said
 from longctx.backend.trial import fastest
-from longctx.kernels import few_queries
+from longctx.kernels import few_queries, machine
 
 MOST = 64  # rows of a KV head that are few
 _COUNTS = (1, 2, 4, 8, 16, 32, MOST)  # that are tried; others are as the next of these
@@ -27,6 +27,8 @@ def over(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tenso
 
     Nothing is kept for gradients.
     """
+    if not machine.plain():
+        return None
     rows, width = query.shape[2], query.shape[3]
     if rows > MOST or key.shape[2] < _LEAST or not _may(query, key, value):
         return None
@@ -38,7 +40,7 @@ def named(
     query: Tensor, key: Tensor, value: Tensor, scale: float, slots: Tensor, counts: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
     """The same for those of the keys that ``slots`` and ``counts`` name, which need not be gathered so."""
-    if query.shape[2] > MOST or not _may(query, key, value):
+    if not machine.plain() or query.shape[2] > MOST or not _may(query, key, value):
         return None
     return few_queries.attend(query, key, value, scale, slots, counts)
 

@@ -6,7 +6,7 @@ Owns these steps as code. A block has as many keys as two vectors have numbers. 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from longctx.kernels.loops import Loops, Turn
 
@@ -15,14 +15,34 @@ CHUNK = 2  # vectors of a row's output that are summed in registers at a time
 Ahead = tuple[str, str] | None
 
 
+def tiles(rows: int) -> tuple[int, ...]:
+    """How many rows the tiles have that ``rows`` rows go in."""
+    return tuple({min(rows, TILE), rows % TILE} - {0})
+
+
 def turn(code: Loops, stored: str, width: int, where: Callable[[str], str], room: str) -> None:
     """A block of keys in float32 with a row for each dimension, into ``room``; ``where`` writes a key's address."""
     lanes = code.lanes
     with code.loop(0, 2 * lanes, lanes) as group, code.loop(0, width, lanes) as part:
         rows = [code.wide(stored, where(code.add(group.index, own)), part.index) for own in range(lanes)]
-        for own, column in enumerate(code.turned(rows)):
+        for own, column in enumerate(_turned(code, rows)):
             place = code.add(code.mul(code.add(part.index, own), 2 * lanes), group.index)
             code.store(code.vector, column, room, place, of="float")
+
+
+def _turned(code: Loops, rows: Sequence[str]) -> list[str]:
+    """As many vectors as each has numbers, with rows for columns."""
+    found, n, apart = list(rows), code.lanes, code.lanes // 2
+    while apart:
+        for i in range(n):
+            if i & apart:
+                continue
+            one, other = found[i], found[i | apart]
+            low = [p if not p & apart else n + p - apart for p in range(n)]
+            high = [p + apart if not p & apart else n + p for p in range(n)]
+            found[i], found[i | apart] = (code.shuffled(one, other, order) for order in (low, high))
+        apart //= 2
+    return found
 
 
 def logits(
@@ -70,19 +90,25 @@ def added(code: Loops, base: str, masks: list[str]) -> list[str]:
 
 def addresses(
     code: Loops, stored: str, first: str, last: str, given: str, slots: str, bases: list[str], strides: tuple[str, str],
-    places: list[str], start: str,
+    places: list[str], start: str, within: tuple[str, str],
 ) -> None:  # fmt: skip
     """Where the keys and values of a block from ``first`` on are, into ``places`` from ``start`` on.
 
-    Behind the ``last`` one, that of the last: nothing is read that is not there.
+    Behind the ``last`` one, that of the last: nothing is read that is not there. ``within`` are the number of keys and
+    what is marked where a slot is none of them, in place of which the first is read.
     """
-    end = code.add(last, -1)
-    with code.loop(0, 2 * code.lanes) as at:
+    end, (keys, wrong) = code.add(last, -1), within
+    any_ = code.op(f"icmp sgt i64 {last}, 0")
+    with code.loop(0, 2 * code.lanes, carried={"bad": ("i1", "false")}) as at:
         which = code.most_of(code.least_of(code.add(first, at.index), end), 0)
         which = code.unless(code.null(given), which, functools.partial(code.load, "i64", slots, which))
+        outside = code.op(f"icmp uge i64 {which}, {keys}")
+        which = code.op(f"select i1 {outside}, i64 0, i64 {which}")
+        at.next["bad"] = code.op(f"or i1 {at.now['bad']}, {outside}")
         for base, stride, place in zip(bases, strides, places, strict=True):
             address = code.place(stored, base, code.mul(which, stride))
             code.store("ptr", address, place, code.add(start, at.index))
+    code.mark(code.op(f"and i1 {at.now['bad']}, {any_}"), wrong)
 
 
 def values(code: Loops, stored: str, parts: range, width: int, fades: list[str], there: str) -> None:

@@ -7,6 +7,7 @@ the time is their beginning. Each KV head is one thread's work. Knows no policy.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -16,8 +17,9 @@ from longctx.kernels import blocks, few_queries, machine, ranges
 from longctx.kernels.loops import FORMATS, Loops
 
 _TOLD = (
-    "first", "second", "known", "weights", "sizes", "starts", "says", "slots", "counts", "left", "worth", "out", "sums",
-    "rest", "top", "base", "total", "HEADS", "ROWS", "CLUSTERS", "PADDED", "SETS", "MOST", "ROOM", "number", "count",
+    "first", "second", "shares", "known", "weights", "sizes", "starts", "says", "slots", "counts", "left", "worth",
+    "out", "sums", "others", "wide", "log", "total", "HEADS", "ROWS", "CLUSTERS", "PADDED", "SETS", "STRIDE", "ROOM",
+    "number", "count",
 )  # fmt: skip
 
 
@@ -33,7 +35,15 @@ class Chosen(NamedTuple):
 
 def suits(says: Tensor) -> bool:
     """Whether ``choose`` can be had for ``says`` [kv_heads, clusters, dim]."""
-    return says.is_contiguous() and few_queries.suits(says[None], says[None])
+    width = says.shape[2]
+    return says.is_cpu and says.is_contiguous() and width <= few_queries.WIDEST and bool(version(says.dtype, width))
+
+
+def version(dtype: torch.dtype, width: int) -> str:
+    """Which compiler ``choose`` is had from for a format and a width of what clusters say; empty where it is not."""
+    if dtype not in FORMATS or not (compiler := _compiler(dtype)) or width % machine.lanes():
+        return ""
+    return compiler if machine.threads() else ""
 
 
 def reference(
@@ -47,12 +57,12 @@ def reference(
     order = worth.argsort(dim=-1, descending=True, stable=True)
     within = sizes.expand_as(worth).gather(-1, order).cumsum(-1) <= slots.shape[2]
     taken = torch.zeros_like(within).scatter(-1, order, within)
-    for one, head in torch.cartesian_prod(*(torch.arange(n) for n in slots.shape[:2])).tolist():
+    for one, head in itertools.product(*map(range, slots.shape[:2])):
         inside = [
             range(start, start + size) for start, size in zip(starts[head].tolist(), sizes[head].tolist(), strict=True)
         ]
         own = [slot for which in taken[one, head].nonzero().flatten().tolist() for slot in inside[which]]
-        slots[one, head, : len(own)] = torch.tensor(own, dtype=torch.long)
+        slots[one, head, : len(own)] = torch.tensor(own, dtype=torch.long, device=slots.device)
     left = (~taken).float()
     some, others = (mass.masked_fill(taken[:, :, None], few_queries.LOWEST) for mass in (first, second))
     out = some.softmax(-1) @ says.float()
@@ -83,92 +93,139 @@ def choose(
             f"masses {tuple(masses.shape)}, sizes {tuple(sizes.shape)}, says {tuple(says.shape)} of {says.dtype}, slots"
             f" {tuple(slots.shape)}: it takes what clusters.masses gives on a CPU, where suits() says yes."
         )
+    return _chosen(masses, known, weights, sizes, starts, says, slots)
+
+
+def _chosen(
+    masses: Tensor, known: Tensor, weights: Tensor, sizes: Tensor, starts: Tensor, says: Tensor, slots: Tensor
+) -> Chosen:
+    _, batch, heads, rows, padded = masses.shape
+    count, width = says.shape[1:]
     known, weights = known.float().contiguous(), weights.float().contiguous()
     sizes, starts = sizes.contiguous(), starts.contiguous()
     out = torch.empty(batch, heads, rows, width, dtype=torch.float32, device="cpu")
     log, wide = torch.empty(2, batch, heads, rows, dtype=torch.float32, device="cpu").unbind()
-    sums, base, total = torch.empty(3, batch, heads, rows, dtype=torch.float32, device="cpu").unbind()
+    shares = torch.empty(batch, heads, rows, padded, dtype=torch.float32, device="cpu")
+    sums, others, total = torch.empty(3, batch, heads, rows, dtype=torch.float32, device="cpu").unbind()
     left, worth = torch.empty(2, batch, heads, padded, dtype=torch.float32, device="cpu").unbind()
     counts = torch.empty(batch, heads, dtype=torch.long, device="cpu")
-    held = (*masses, known, weights, sizes, starts, says, slots, counts, left, worth, out, sums, wide, log, base, total)
+    held = (
+        *masses,
+        shares,
+        known,
+        weights,
+        sizes,
+        starts,
+        says,
+        slots,
+        counts,
+        left,
+        worth,
+        out,
+        sums,
+        others,
+        wide,
+        log,
+        total,
+    )
     measures = (heads, rows, count, padded, batch * heads, slots.stride(1), slots.shape[2])
-    machine.run(_compiled(says.dtype, width), (*(one.data_ptr() for one in held), *measures))
+    machine.run(_compiled(says.dtype, width, blocks.tiles(rows)), (*(one.data_ptr() for one in held), *measures))
     return Chosen(counts, left[..., :count], out, log, wide)
 
 
+@functools.cache  # a fact about the process
+def _compiler(dtype: torch.dtype) -> str:
+    """The version of an llvmlite that compiles the kernel for a format here, and rightly; empty where none does."""
+    return machine.checked(dtype, _right)
+
+
+def _right(dtype: torch.dtype) -> bool:
+    width, block = machine.lanes(), 2 * machine.lanes()
+    numbers = torch.arange(2 * block, dtype=torch.float32, device="cpu")
+    masses = torch.stack((numbers.flip(0), (7 * numbers).remainder(11))).view(2, 1, 1, 2, block) / block
+    masses[..., 9:] = few_queries.LOWEST
+    sizes, one = torch.arange(1, 10, device="cpu")[None], torch.ones(1, 1, 2, dtype=torch.float32, device="cpu")
+    says = torch.arange(9 * width, dtype=torch.float32, device="cpu").view(1, 9, width).div(width).to(dtype)
+    found = []
+    for way in (_chosen, reference):
+        slots = torch.zeros(1, 1, 20, dtype=torch.long, device="cpu")
+        found.append((slots, *way(masses.clone(), one, one, sizes, sizes.cumsum(-1) - sizes, says, slots)))
+    return all(torch.allclose(own.float(), other.float(), rtol=1e-4) for own, other in zip(*found, strict=True))
+
+
 @functools.cache
-def _compiled(dtype: torch.dtype, width: int) -> Any:
-    return machine.compiled(_code(FORMATS[dtype], width, machine.lanes()))
+def _compiled(dtype: torch.dtype, width: int, tiles: tuple[int, ...]) -> Any:
+    return machine.compiled(_code(FORMATS[dtype], width, tiles, machine.lanes()))
 
 
-def _code(stored: str, width: int, lanes: int) -> str:
+def _code(stored: str, width: int, tiles: tuple[int, ...], lanes: int) -> str:
     code = Loops(lanes)
-    for number in range(1, blocks.TILE + 1):
+    for number in tiles:
         _tile(code, stored, number, width)
     with code.function("void @run(ptr %given)"):
-        counters = code.op(f"alloca [{ranges.MOST} x i64], align 64")
+        counters = code.op(f"alloca [{ranges.VALUES} x i64], align 64")
         told = code.told(_TOLD)
         clusters, padded, rows = told["CLUSTERS"], told["PADDED"], told["ROWS"]
         low, high = code.share(told["number"], told["count"], told["SETS"])
         with code.loop(low, high) as own:
             row, kept = code.mul(own.index, rows), code.mul(code.rem(own.index, told["HEADS"]), clusters)
-            first, second = (code.place("float", told[name], code.mul(row, padded)) for name in ("first", "second"))
-            by_row = ("known", "weights", "top", "sums", "rest", "base", "total")
-            known, weights, top, sums, rest, base, total = (code.place("float", told[name], row) for name in by_row)
+            lines = ("first", "second", "shares")
+            first, second, shares = (code.place("float", told[name], code.mul(row, padded)) for name in lines)
+            by_row = ("known", "weights", "sums", "others", "wide", "log", "total")
+            known, weights, sums, others, wide, log, total = (code.place("float", told[name], row) for name in by_row)
             left, worth = (code.place("float", told[name], code.mul(own.index, padded)) for name in ("left", "worth"))
             sizes, starts = (code.place("i64", told[name], kept) for name in ("sizes", "starts"))
-            slots = code.place("i64", told["slots"], code.mul(own.index, told["MOST"]))
-            _shares(code, (rows, padded), second, known, base, total)
-            _worth(code, (rows, clusters, padded), second, total, weights, sizes, worth, left)
+            slots = code.place("i64", told["slots"], code.mul(own.index, told["STRIDE"]))
+            _shares(code, (rows, padded), second, known, shares, total)
+            _worth(code, (rows, clusters, padded), shares, total, weights, sizes, worth, left)
             limit, held = ranges.border(code, clusters, worth, sizes, counters, told["ROOM"])
             given = (worth, sizes, starts, slots, left)
             code.store("i64", ranges.write(code, clusters, given, limit, held, told["ROOM"]), told["counts"], own.index)
-            _rest(code, (rows, padded), second, left, base, rest)
-            _others(code, (rows, padded), first, left, top, sums)
+            _others(code, (rows, padded), first, left, log, sums)
+            _others(code, (rows, padded), second, left, wide, others)
             says = code.place(stored, told["says"], code.mul(kept, width))
             out = code.place("float", told["out"], code.mul(row, width))
             with code.loop(0, rows, blocks.TILE) as tile:
-                shares = code.place("float", first, code.mul(tile.index, padded))
+                some_ = code.place("float", first, code.mul(tile.index, padded))
                 made, by = code.place("float", out, code.mul(tile.index, width)), code.place("float", sums, tile.index)
-                given_ = f"ptr {shares}, ptr {says}, ptr {made}, ptr {by}, i64 {padded}, i64 {clusters}"
+                given_ = f"ptr {some_}, ptr {says}, ptr {made}, ptr {by}, i64 {padded}, i64 {clusters}"
                 some = code.least_of(code.sub(rows, tile.index), blocks.TILE)
-                code.choose(some, blocks.TILE, [f"call void @tile{n}({given_})" for n in range(1, blocks.TILE + 1)])
+                code.choose(some, {n: f"call void @tile{n}({given_})" for n in tiles})
     return code.text()
 
 
-def _shares(code: Loops, shape: tuple[str, str], second: str, known: str, base: str, total: str) -> None:
-    """Masses become exponentials beside a row's ``base``, the largest of them and what is known; ``total`` sums."""
+def _shares(code: Loops, shape: tuple[str, str], second: str, known: str, shares: str, total: str) -> None:
+    """Exponentials of masses beside the largest of a row's and what is known, and their sum with that of the latter."""
     rows, padded = shape
     with code.loop(0, rows) as row:
-        line = code.place("float", second, code.mul(row.index, padded))
+        place = code.mul(row.index, padded)
+        line, into = code.place("float", second, place), code.place("float", shares, place)
         own = code.load("float", known, row.index)
         with code.loop(0, padded, code.lanes, {"most": (code.vector, code.splat(own))}) as at:
             at.next["most"] = code.greater(at.now["most"], code.wide("float", line, at.index))
         most = code.highest(at.now["most"])
-        code.store("float", most, base, row.index)
-        other = code.op(
-            f"extractelement {code.vector} {code.exp(code.splat(code.op(f'fsub float {own}, {most}')))}, i64 0"
-        )
-        _exponentials(code, line, padded, code.splat(most), other, code.place("float", total, row.index))
+        beside = code.exp(code.splat(code.op(f"fsub float {own}, {most}")))
+        first = code.op(f"extractelement {code.vector} {beside}, i64 0")
+        _exponentials(code, line, into, padded, code.splat(most), first, code.place("float", total, row.index))
 
 
-def _exponentials(code: Loops, line: str, padded: str, most: str, first: str, total: str) -> None:
-    """A row's logarithms become exponentials beside ``most``; their sum and ``first`` go to ``total``."""
+def _exponentials(code: Loops, line: str, into: str, padded: str, most: str, first: str, total: str) -> None:
+    """A row's logarithms as exponentials beside ``most``; their sum and ``first`` go to ``total``."""
     with code.loop(0, padded, code.lanes, {"sum": (code.vector, "zeroinitializer")}) as at:
         share = code.exp(code.vec("fsub", code.wide("float", line, at.index), most))
-        code.store(code.vector, share, line, at.index, of="float")
+        code.store(code.vector, share, into, at.index, of="float")
         at.next["sum"] = code.vec("fadd", at.now["sum"], share)
     code.store("float", code.op(f"fadd float {code.sum(at.now['sum'])}, {first}"), total)
 
 
 def _worth(
-    code: Loops, shape: tuple[str, str, str], second: str, total: str, weights: str, sizes: str, worth: str, left: str
+    code: Loops, shape: tuple[str, str, str], shares: str, total: str, weights: str, sizes: str, worth: str, left: str
 ) -> None:
     """How likely a key of each cluster is; none is taken so far, and what fills the last block never counts."""
     rows, clusters, padded = shape
     with code.loop(0, padded, code.lanes) as at:
         with code.loop(0, rows, carried={"sum": (code.vector, "zeroinitializer")}) as row:
-            share = code.wide("float", second, code.add(code.mul(row.index, padded), at.index))
+            share = code.wide("float", shares, code.add(code.mul(row.index, padded), at.index))
             weight = code.load("float", weights, row.index)
             weight = code.op(f"fdiv float {weight}, {code.load('float', total, row.index)}")
             row.next["sum"] = code.fma(share, code.splat(weight), row.now["sum"])
@@ -179,34 +236,21 @@ def _worth(
         code.store("float", code.op(f"fdiv float {code.load('float', worth, at.index)}, {size}"), worth, at.index)
 
 
-def _rest(code: Loops, shape: tuple[str, str], second: str, left: str, base: str, rest: str) -> None:
-    """The logarithms of the sums of what is not taken."""
-    rows, padded = shape
-    with code.loop(0, rows) as row:
-        line = code.place("float", second, code.mul(row.index, padded))
-        with code.loop(0, padded, code.lanes, {"sum": (code.vector, "zeroinitializer")}) as at:
-            own, mark = code.wide("float", line, at.index), code.wide("float", left, at.index)
-            at.next["sum"] = code.fma(own, mark, at.now["sum"])
-        found = code.log(code.sum(at.now["sum"]), code.number(few_queries.LOWEST))
-        code.store("float", code.op(f"fadd float {found}, {code.load('float', base, row.index)}"), rest, row.index)
-
-
-def _others(code: Loops, shape: tuple[str, str], first: str, left: str, top: str, sums: str) -> None:
-    """First masses of what is not taken become exponentials beside the largest; the log of all goes to ``top``."""
+def _others(code: Loops, shape: tuple[str, str], masses: str, left: str, log: str, sums: str) -> None:
+    """Masses of what is not taken become exponentials beside the largest, with their sums and the logarithm of all."""
     rows, padded = shape
     low = code.constant(few_queries.LOWEST)
     with code.loop(0, rows) as row:
-        line = code.place("float", first, code.mul(row.index, padded))
+        line = code.place("float", masses, code.mul(row.index, padded))
         with code.loop(0, padded, code.lanes, {"most": (code.vector, low)}) as at:
             mark = code.op(f"fcmp ogt {code.vector} {code.wide('float', left, at.index)}, zeroinitializer")
             own = code.select(mark, code.wide("float", line, at.index), low)
             code.store(code.vector, own, line, at.index, of="float")
             at.next["most"] = code.greater(at.now["most"], own)
-        most = code.highest(at.now["most"])
-        total = code.place("float", sums, row.index)
-        _exponentials(code, line, padded, code.splat(most), "0.0", total)
-        log = code.log(code.load("float", total), "0.0")
-        code.store("float", code.op(f"fadd float {most}, {log}"), top, row.index)
+        most, total = code.highest(at.now["most"]), code.place("float", sums, row.index)
+        _exponentials(code, line, line, padded, code.splat(most), "0.0", total)
+        found = code.log(code.load("float", total), "0.0")
+        code.store("float", code.op(f"fadd float {most}, {found}"), log, row.index)
 
 
 def _tile(code: Loops, stored: str, rows: int, width: int) -> None:

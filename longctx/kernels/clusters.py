@@ -19,7 +19,7 @@ _TOLD = (
     "q", "means", "spreads", "added", "logs", "first", "second", "HEADS", "ROWS", "CLUSTERS", "PADDED", "SETS",
     "number", "count",
 )  # fmt: skip
-_WIDEST = few_queries.WIDEST // 2  # numbers of a mean: both statistics of a block must stay in the nearest cache
+_WIDEST = few_queries.WIDEST // 2  # numbers of a mean: both statistics of a block are worked on in the nearest caches
 
 
 def suits(means: Tensor, spreads: Tensor) -> bool:
@@ -32,8 +32,15 @@ def suits(means: Tensor, spreads: Tensor) -> bool:
         and means.is_contiguous()
         and spreads.is_contiguous()
         and means.shape[2] <= _WIDEST
-        and bool(few_queries.version(means.dtype, means.shape[2]))
+        and bool(version(means.dtype, means.shape[2]))
     )
+
+
+def version(dtype: torch.dtype, width: int) -> str:
+    """Which compiler ``masses`` is had from for statistics of a format and a width; empty where it is not."""
+    if dtype not in FORMATS or not (compiler := _compiler(dtype)) or width % machine.lanes():
+        return ""
+    return compiler if machine.threads() else ""
 
 
 def reference(rows: Tensor, means: Tensor, spreads: Tensor, logs: Tensor, added: Tensor, scale: float) -> Tensor:
@@ -59,26 +66,45 @@ def masses(rows: Tensor, means: Tensor, spreads: Tensor, logs: Tensor, added: Te
             f"rows {tuple(rows.shape)}, means {tuple(means.shape)} of {means.dtype}, logs {tuple(logs.shape)}, added "
             f"{tuple(added.shape)}: it takes statistics as wide as the rows on a CPU, where suits() says yes."
         )
+    return _masses(rows, means, spreads, logs, added, scale)
+
+
+def _masses(rows: Tensor, means: Tensor, spreads: Tensor, logs: Tensor, added: Tensor, scale: float) -> Tensor:
+    batch, heads, count, width = rows.shape
     wide = (rows.float() * scale).contiguous()
     logs, added = logs.float().contiguous(), added.float().contiguous()
     block = 2 * machine.lanes()
     padded = -(-means.shape[1] // block) * block
     out = torch.empty(2, batch, heads, count, padded, dtype=torch.float32, device="cpu")
     pointers = (one.data_ptr() for one in (wide, means, spreads, added, logs, *out))
-    run = _compiled(means.dtype, width)
+    run = _compiled(means.dtype, width, blocks.tiles(count))
     machine.run(run, (*pointers, heads, count, means.shape[1], padded, batch * heads))
     return out
 
 
+@functools.cache  # a fact about the process
+def _compiler(dtype: torch.dtype) -> str:
+    """The version of an llvmlite that compiles the kernel for a format here, and rightly; empty where none does."""
+    return machine.checked(dtype, _right)
+
+
+def _right(dtype: torch.dtype) -> bool:
+    width = machine.lanes()
+    x = (torch.arange(5 * width, dtype=torch.float32, device="cpu").view(1, 5, width) / width).to(dtype)
+    logs, added = x[..., 0].float(), x[:, :2, 1][None].float()
+    given = (x[None, :, :2], x, x, logs, added, 0.1)
+    return torch.allclose(_masses(*given)[..., :5], reference(*given), rtol=1e-4)
+
+
 @functools.cache
-def _compiled(dtype: torch.dtype, width: int) -> Any:
-    return machine.compiled(_code(FORMATS[dtype], width, machine.lanes()))
+def _compiled(dtype: torch.dtype, width: int, tiles: tuple[int, ...]) -> Any:
+    return machine.compiled(_code(FORMATS[dtype], width, tiles, machine.lanes()))
 
 
-def _code(stored: str, width: int, lanes: int) -> str:
+def _code(stored: str, width: int, tiles: tuple[int, ...], lanes: int) -> str:
     """``run`` for a thread's share: blocks of clusters, of one text and KV head each, for all rows."""
     code, block = Loops(lanes), 2 * lanes
-    for rows in range(1, blocks.TILE + 1):
+    for rows in tiles:
         _tile(code, stored, rows, width)
     with code.function("void @run(ptr %given)"):
         room = code.op(f"alloca [{2 * width * block} x float], align 64")
@@ -108,7 +134,7 @@ def _code(stored: str, width: int, lanes: int) -> str:
                 pointers = ", ".join(f"ptr {one}" for one in (q, room, logs, added, *outs, *following))
                 given = f"{pointers}, i64 {told['PADDED']}, i64 {code.sub(clusters, begin)}"
                 rest = code.least_of(code.sub(told["ROWS"], tile.index), blocks.TILE)
-                code.choose(rest, blocks.TILE, [f"call void @tile{n}({given})" for n in range(1, blocks.TILE + 1)])
+                code.choose(rest, {n: f"call void @tile{n}({given})" for n in tiles})
     return code.text()
 
 

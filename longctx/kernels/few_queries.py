@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from array import array
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from torch import Tensor
 from longctx.kernels import blocks, machine
 from longctx.kernels.loops import FORMATS, Loops
 
-WIDEST = 256  # numbers of a key: a block of them must stay in the nearest cache
+WIDEST = 256  # numbers of a key: a block of them is worked on in the nearest caches
 LOWEST = -3.0e38  # as a logit: of nothing
 _TOLD = (
-    "q", "k", "v", "slots", "counts", "out", "top", "sums", "HEADS", "ROWS", "KEYS", "MOST", "PIECES", "SETS",
+    "q", "k", "v", "slots", "counts", "out", "top", "sums", "wrong", "HEADS", "ROWS", "KEYS", "SLOTS", "PIECES", "SETS",
     "K_BATCH", "K_HEAD", "K_KEY", "V_BATCH", "V_HEAD", "V_KEY", "number", "count",
 )  # fmt: skip
 
@@ -66,7 +67,7 @@ def reference(
         )
     logits = query.float() @ key.transpose(-1, -2) * scale
     if counts is not None:
-        gone = torch.arange(key.shape[2]) >= counts[..., None]
+        gone = torch.arange(key.shape[2], device=key.device) >= counts[..., None]
         logits = logits.masked_fill(gone[:, :, None], LOWEST)
     return logits.softmax(-1) @ value, logits.logsumexp(-1)
 
@@ -82,10 +83,10 @@ def attend(
     """Rows [batch, kv_heads, rows, dim] over keys and values [batch or 1, kv_heads, keys, dim], all in float32.
 
     Returns the rows' outputs, float32 [batch, kv_heads, rows, dim], and the logarithms of their softmax's denominators,
-    float32 [batch, kv_heads, rows], as low as numbers go where nothing is seen. Of the keys only ``slots``, long
-    [batch, kv_heads, some], are read, and of these the first ``counts``, long [batch, kv_heads]; None: all. Slots and
-    counts must be within the keys: that is not looked at. Raises ValueError for keys that do not suit, and for other
-    shapes.
+    float32 [batch, kv_heads, rows], ``LOWEST`` where nothing is seen. Of the keys only ``slots``, long
+    [batch, kv_heads, some], are read, and of these the first ``counts``, long [batch, kv_heads]; None: all.
+    Infinite logits make outputs that are no numbers. Raises ValueError for keys that do not suit and for other shapes,
+    IndexError for slots that are none of the keys and for counts of more than there are.
     """
     batch, heads, rows, width = query.shape
     keys, most = key.shape[2], 0 if slots is None else slots.shape[2]
@@ -95,24 +96,40 @@ def attend(
             f"{tuple(value.shape)}: it takes rows and keys as wide as each other on a CPU, where suits() says yes."
         )
     if not keys or slots is not None and not most:
-        return torch.zeros(query.shape, device="cpu"), torch.full(query.shape[:3], LOWEST, device="cpu")
+        out = torch.zeros(query.shape, dtype=torch.float32, device="cpu")
+        return out, torch.full(query.shape[:3], LOWEST, dtype=torch.float32, device="cpu")
+    return _attended(query, key, value, scale, slots, counts)
+
+
+def _attended(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, slots: Tensor | None, counts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    batch, heads, rows, width = query.shape
+    keys, most = key.shape[2], 0 if slots is None else slots.shape[2]
     wide = (query.float() * scale).contiguous()
-    pieces, sets = machine.threads() // math.gcd(batch * heads, machine.threads()), batch * heads
+    wrong = array("q", (0,))
+    threads, sets = machine.threads() or 1, batch * heads
+    pieces = threads // math.gcd(sets, threads)
     out = torch.empty(pieces, batch, heads, rows, width, dtype=torch.float32, device="cpu")
     log = torch.empty(pieces, batch, heads, rows, dtype=torch.float32, device="cpu")
     sums = torch.empty_like(log)
     held = [None if one is None else one.contiguous() for one in (slots, counts)]
     strides = (own if len(states) > 1 else (0, *own[1:]) for states in (key, value) for own in (states.stride()[:3],))
     machine.run(
-        _compiled(key.dtype, width),
+        _compiled(key.dtype, width, blocks.tiles(rows)),
         (
             *(one.data_ptr() for one in (wide, key, value)),
             *(0 if one is None else one.data_ptr() for one in held),
             *(one.data_ptr() for one in (out, log, sums)),
+            wrong.buffer_info()[0],
             *(heads, rows, keys, most, pieces, sets),
             *(number for own in strides for number in own),
         ),
     )
+    if wrong[0]:
+        raise IndexError(
+            f"a slot is none of {keys} keys, or a count is none of 0 to {keys if slots is None else most}."
+        )
     if pieces == 1:
         return out[0], log[0]
     return (out * log.softmax(0).unsqueeze(-1)).sum(0), log.logsumexp(0)
@@ -133,32 +150,27 @@ def _fit(query: Tensor, key: Tensor, value: Tensor, slots: Tensor | None, counts
 @functools.cache  # a fact about the process
 def _compiler(dtype: torch.dtype) -> str:
     """The version of an llvmlite that compiles the kernel for a format here, and rightly; empty where none does."""
-    if not (found := machine.compiler(dtype)):
-        return ""
+    return machine.checked(dtype, _right)
+
+
+def _right(dtype: torch.dtype) -> bool:
     width = machine.lanes()
-    try:
-        run = _compiled(dtype, width)
-    except RuntimeError:  # that of llvmlite
-        return ""
-    x = (torch.arange(5 * width, device="cpu").view(1, 1, 5, width).to(torch.float32) / width).to(dtype)
-    q, out, top, sums = x[:, :, :2].float(), torch.zeros(2, width), torch.zeros(2), torch.zeros(2)
-    pointers = (q.data_ptr(), x.data_ptr(), x.data_ptr(), 0, 0, out.data_ptr(), top.data_ptr(), sums.data_ptr())
-    machine.run(run, (*pointers, 1, 2, 5, 0, 1, 1, *x.stride()[:3], *x.stride()[:3]), alone=True)
-    expected, log = reference(q, x, x, 1.0)
-    close = torch.allclose(out, expected[0, 0], rtol=1e-4) and torch.allclose(top, log[0, 0], rtol=1e-4)
-    return found if close else ""
+    numbers = torch.arange(5 * width, dtype=torch.float32, device="cpu").view(1, 1, 5, width)
+    x = (numbers / width).to(dtype)
+    found, expected = _attended(x[:, :, :2], x, x, 1.0, None, None), reference(x[:, :, :2], x, x, 1.0)
+    return all(torch.allclose(one, other, rtol=1e-4) for one, other in zip(found, expected, strict=True))
 
 
 @functools.cache
-def _compiled(dtype: torch.dtype, width: int) -> Any:
-    """The machine code for keys of a format and a width."""
-    return machine.compiled(_code(dtype, width, machine.lanes()))
+def _compiled(dtype: torch.dtype, width: int, tiles: tuple[int, ...]) -> Any:
+    """The machine code for keys of a format and a width, and so many rows at a time: each takes a while to compile."""
+    return machine.compiled(_code(dtype, width, tiles, machine.lanes()))
 
 
-def _code(dtype: torch.dtype, width: int, lanes: int) -> str:
+def _code(dtype: torch.dtype, width: int, tiles: tuple[int, ...], lanes: int) -> str:
     """``run`` for a thread's share: some of the keys of some of the sets, a block of keys at a time for all rows."""
     code, stored, block = Loops(lanes), FORMATS[dtype], 2 * lanes
-    for rows in range(1, blocks.TILE + 1):
+    for rows in tiles:
         _tile(code, stored, rows, width)
     with code.function("void @run(ptr %given)"):
         room = code.op(f"alloca [{width * block} x float], align 64")
@@ -175,7 +187,7 @@ def _code(dtype: torch.dtype, width: int, lanes: int) -> str:
             for name in ("k", "v"):
                 texts, heads = told[f"{name.upper()}_BATCH"], told[f"{name.upper()}_HEAD"]
                 bases.append(code.place(stored, told[name], code.add(code.mul(text, texts), code.mul(head, heads))))
-            slots = code.place("i64", told["slots"], code.mul(own, told["MOST"]))
+            slots = code.place("i64", told["slots"], code.mul(own, told["SLOTS"]))
             row = code.mul(own, told["ROWS"])
             query = code.place("float", told["q"], code.mul(row, width))
             made = code.mul(unit.index, told["ROWS"])
@@ -183,14 +195,24 @@ def _code(dtype: torch.dtype, width: int, lanes: int) -> str:
             top, sums = (code.place("float", told[name], made) for name in ("top", "sums"))
             _begin(code, told["ROWS"], width, out, top, sums)
             length = code.sub(last, first)
-            strides = (told["K_KEY"], told["V_KEY"])
-            blocks.addresses(code, stored, first, last, told["slots"], slots, bases, strides, places, "0")
+            strides, within = (told["K_KEY"], told["V_KEY"]), (told["KEYS"], told["wrong"])
+            blocks.addresses(code, stored, first, last, told["slots"], slots, bases, strides, places, "0", within)
             with code.loop(0, length, block) as at:
                 begin, left = code.add(first, at.index), code.sub(length, at.index)
                 now = code.op(f"and i64 {at.index}, {block}")
                 then = code.sub(block, now)
                 blocks.addresses(
-                    code, stored, code.add(begin, block), last, told["slots"], slots, bases, strides, places, then
+                    code,
+                    stored,
+                    code.add(begin, block),
+                    last,
+                    told["slots"],
+                    slots,
+                    bases,
+                    strides,
+                    places,
+                    then,
+                    within,
                 )
                 keys, values = (code.place("ptr", own_, now) for own_ in places)
                 ahead = [code.place("ptr", own_, then) for own_ in places]
@@ -202,15 +224,18 @@ def _code(dtype: torch.dtype, width: int, lanes: int) -> str:
                     pointers = (q, room, values, *ahead, weights, o, t, s)
                     given = f"{', '.join(f'ptr {one}' for one in pointers)}, i64 {left}"
                     rest = code.least_of(code.sub(told["ROWS"], tile.index), blocks.TILE)
-                    code.choose(rest, blocks.TILE, [f"call void @tile{n}({given})" for n in range(1, blocks.TILE + 1)])
+                    code.choose(rest, {n: f"call void @tile{n}({given})" for n in tiles})
             _end(code, told["ROWS"], width, out, top, sums)
     return code.text()
 
 
 def _count(code: Loops, told: dict[str, str], own: str) -> str:
     """How many keys or slots the set ``own`` has."""
-    every = code.op(f"select i1 {code.null(told['slots'])}, i64 {told['KEYS']}, i64 {told['MOST']}")
-    return code.unless(code.null(told["counts"]), every, lambda: code.load("i64", told["counts"], own))
+    every = code.op(f"select i1 {code.null(told['slots'])}, i64 {told['KEYS']}, i64 {told['SLOTS']}")
+    count = code.unless(code.null(told["counts"]), every, lambda: code.load("i64", told["counts"], own))
+    outside = code.op(f"icmp ugt i64 {count}, {every}")
+    code.mark(outside, told["wrong"])
+    return code.op(f"select i1 {outside}, i64 0, i64 {count}")
 
 
 def _begin(code: Loops, rows: str, width: int, out: str, top: str, sums: str) -> None:

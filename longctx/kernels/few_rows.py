@@ -70,17 +70,15 @@ def ready(dtype: torch.dtype, width: int, sides: Iterable[int]) -> None:
 @functools.cache  # a fact about the process
 def _compiler(dtype: torch.dtype) -> str:
     """The version of an llvmlite that compiles the kernel for a format here, and rightly; empty where none does."""
-    if not (found := machine.compiler(dtype)):
-        return ""
+    return machine.checked(dtype, _right)
+
+
+def _right(dtype: torch.dtype) -> bool:
     width = machine.lanes()
     x, weight = (torch.arange(1, count * width + 1, device="cpu").view(count, -1).to(dtype) for count in (2, 3))
-    wide, made = x.float(), torch.zeros(2, 3, device="cpu")
-    try:
-        run = _compiled(dtype, width, 1)
-    except RuntimeError:  # that of llvmlite
-        return ""
-    machine.run(run, _given(wide, weight, made, 3), alone=True)
-    return found if torch.allclose(made, reference(x, weight)) else ""
+    wide, made = x.float(), torch.zeros(2, 3, dtype=torch.float32, device="cpu")
+    machine.run(_compiled(dtype, width, 1), _given(wide, weight, made, 3))
+    return torch.allclose(made, reference(x, weight))
 
 
 def _given(x: Tensor, weight: Tensor, made: Tensor, block: int) -> tuple[int, ...]:
@@ -113,7 +111,7 @@ def _code(dtype: torch.dtype, width: int, side: int, lanes: int) -> str:
                 out = code.place("float", told["out"], code.mul(row.index, told["STRIDE"]))
                 given = f"ptr {x}, ptr {told['w']}, ptr {out}, i64 {told['STRIDE']}, i64 {begin}, i64 {end}"
                 rest = code.least_of(code.sub(told["ROWS"], row.index), _TILE)
-                code.choose(rest, _TILE, [f"call void @tile{count}({given})" for count in range(1, _TILE + 1)])
+                code.choose(rest, {count: f"call void @tile{count}({given})" for count in range(1, _TILE + 1)})
     return code.text()
 
 

@@ -42,6 +42,7 @@ class Loops:
         self._lines = [
             f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})",
             f"declare {v} @llvm.rint.v{n}f32({v})",
+            f"declare <{n} x i32> @llvm.fptosi.sat.v{n}i32.v{n}f32({v})",
             f"declare {v} @llvm.maxnum.v{n}f32({v}, {v})",
             "declare float @llvm.maxnum.f32(float, float)",
             f"declare float @llvm.vector.reduce.fadd.v{n}f32(float, {v})",
@@ -108,16 +109,20 @@ class Loops:
         ]
         self.at(done)
 
-    def choose(self, which: str, count: int, calls: Sequence[str]) -> None:
-        """Does the line of ``calls`` that ``which``, from 1 to ``count``, says; none for other numbers."""
-        end, labels = self.label(), [self.label() for _ in range(count)]
-        cases = " ".join(f"i64 {number}, label %{name}" for number, name in enumerate(labels, 1))
+    def choose(self, which: str, lines: Mapping[int, str]) -> None:
+        """Does the line that has the number ``which``; none for other numbers."""
+        end, labels = self.label(), {number: self.label() for number in lines}
+        cases = " ".join(f"i64 {number}, label %{name}" for number, name in labels.items())
         self.do(f"switch i64 {which}, label %{end} [ {cases} ]")
-        for name, call in zip(labels, calls, strict=True):
-            self.at(name)
-            self.do(call)
+        for number, line in lines.items():
+            self.at(labels[number])
+            self.do(line)
             self.do(f"br label %{end}")
         self.at(end)
+
+    def mark(self, condition: str, place: str) -> None:
+        """Writes 1, a length, to ``place`` where a condition holds."""
+        self.choose(self.op(f"zext i1 {condition} to i64"), {1: f"store i64 1, ptr {place}"})
 
     def unless(self, condition: str, value: str, other: Callable[[], str]) -> str:
         """The length ``value`` where a condition holds, and what ``other`` writes where it does not."""
@@ -227,22 +232,28 @@ class Loops:
         return self.op(f"call float @llvm.vector.reduce.fmax.v{self.lanes}f32({self.vector} {value})")
 
     def exp(self, x: str) -> str:
-        """The exponential of numbers that are not above 0, to seven digits; what is far below counts as -87."""
-        v = self.vector
-        # a comparison that fails keeps what is no number
-        x = self.select(self.op(f"fcmp olt {v} {x}, {self.constant(_LEAST)}"), self.constant(_LEAST), x)
+        """The exponential of numbers that are not above 0, to seven digits; 0 for what is far below.
+
+        Of -inf it is no number: as a logit it is one that was too large for its format.
+        """
+        v, low = self.vector, self.constant(_LEAST)
+        far = self.op(f"fcmp olt {v} {x}, {low}")  # a comparison that fails keeps what is no number
+        none = self.op(f"fcmp oeq {v} {x}, {self.constant(-math.inf)}")
+        x = self.select(far, low, x)
         n = self.op(f"call {v} @llvm.rint.v{self.lanes}f32({v} {self.vec('fmul', x, self.constant(1 / math.log(2)))})")
         high = 0.693359375  # ln 2 in two parts, of which the first has few digits
         rest = self.fma(n, self.constant(high - math.log(2)), self.fma(n, self.constant(-high), x))
         found = self.constant(1 / math.factorial(7))
         for k in range(6, -1, -1):
             found = self.fma(found, rest, self.constant(1 / math.factorial(k)))
-        exponent = self.op(f"add {self.whole} {self.op(f'fptosi {v} {n} to {self.whole}')}, {self._same(127)}")
+        near = self.op(f"call {self.whole} @llvm.fptosi.sat.v{self.lanes}i32.v{self.lanes}f32({v} {n})")
+        exponent = self.op(f"add {self.whole} {near}, {self._same(127)}")
         scale = self.op(f"bitcast {self.whole} {self.op(f'shl {self.whole} {exponent}, {self._same(23)}')} to {v}")
-        return self.vec("fmul", found, scale)
+        found = self.select(far, "zeroinitializer", self.vec("fmul", found, scale))
+        return self.select(none, self.constant(math.nan), found)
 
     def log(self, x: str, nothing: str) -> str:
-        """The logarithm of one number, to seven digits, where it is above 0; of 0 it is ``nothing``."""
+        """The logarithm of one normal number above 0, to seven digits; of 0 it is ``nothing``."""
         bits = self.op(f"bitcast float {x} to i32")
         # so that what is left of the number lies about 1
         power = self.op(f"ashr i32 {self.op(f'sub i32 {bits}, {_HALF_ROOT}')}, 23")
@@ -278,21 +289,8 @@ class Loops:
         """Has the memory send what is at ``place``, which need not be anything."""
         self.do(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
 
-    def turned(self, rows: Sequence[str]) -> list[str]:
-        """As many vectors as each has numbers, with rows for columns."""
-        found, n, apart = list(rows), self.lanes, self.lanes // 2
-        while apart:
-            for i in range(n):
-                if i & apart:
-                    continue
-                one, other = found[i], found[i | apart]
-                low = [p if not p & apart else n + p - apart for p in range(n)]
-                high = [p + apart if not p & apart else n + p for p in range(n)]
-                found[i], found[i | apart] = (self._shuffled(one, other, order) for order in (low, high))
-            apart //= 2
-        return found
-
-    def _shuffled(self, one: str, other: str, order: Sequence[int]) -> str:
+    def shuffled(self, one: str, other: str, order: Sequence[int]) -> str:
+        """A vector of numbers of two, which are counted through."""
         v = self.vector
         return self.op(f"shufflevector {v} {one}, {v} {other}, {self.whole} {self.integers(order)}")
 

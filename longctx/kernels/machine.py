@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # through which its threads are reached, on Linux
 
@@ -60,18 +61,34 @@ def compiled(code: str) -> Any:
     return function
 
 
+def checked(dtype: torch.dtype, right: Callable[[torch.dtype], bool]) -> str:
+    """The version of an llvmlite by which a kernel is ``right`` for numbers of ``dtype`` here; empty where none is."""
+    if not (found := compiler(dtype)):
+        return ""
+    try:
+        return found if right(dtype) else ""
+    except RuntimeError:  # that of llvmlite, for code that it does not know
+        return ""
+
+
+def plain() -> bool:
+    """Whether operations are done as they come: nobody traces, compiles or stands between them and their tensors."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return not traced and _get_current_dispatch_mode() is None
+
+
 def threads() -> int:
     """How many threads run a kernel: as many as PyTorch has, and none where those are out of reach."""
     count = torch.get_num_threads()
     return count if count == 1 or team() is not None else 0
 
 
-def run(function: Any, given: Sequence[int], alone: bool = False) -> None:
+def run(function: Any, given: Sequence[int]) -> None:
     """Has every thread do its share, or this one all of it: told the numbers ``given`` and what says which it is.
 
     Memory that is pointed to must be held by the caller.
     """
-    found = None if alone or torch.get_num_threads() == 1 else team()
+    found = None if torch.get_num_threads() == 1 else team()
     numbers = array("q", (*given, *((0, 0) if found is None else found[1:])))
     address, _ = numbers.buffer_info()
     if found is None:

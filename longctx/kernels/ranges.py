@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from longctx.kernels.loops import Loops
 
-_DIGITS = ((23, 8), (15, 8), (7, 8), (0, 7))  # of a float32 without its sign: where each begins and its bits
-MOST = 2**8  # values of a digit
+_DIGITS = ((23, 8), (15, 8), (7, 8), (0, 7))  # of a float32 without its sign: where each begins, its bits
+VALUES = 2**8  # of a digit, at the most
 
 
 def _bits(code: Loops, worth: str, at: str) -> str:
-    """A number that is not negative as an integer, which is in the same order."""
-    return code.op(f"zext i32 {code.load('i32', worth, at)} to i64")
+    """A number without its sign as an integer, in the same order; what is no number has one too, and is above all."""
+    bits = code.load("i32", worth, at)
+    return code.op(f"and i64 {code.op(f'zext i32 {bits} to i64')}, {2**31 - 1}")
 
 
 def border(code: Loops, ranges: str, worth: str, sizes: str, sums: str, room: str) -> tuple[str, str]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threads import threads
+from machines import needed, threads
 
-from longctx.kernels import cluster_choice, clusters
+from longctx.kernels import cluster_choice, clusters, machine
 
-MEANS = torch.ones(1, 2, 64)
-needed = pytest.mark.skipif(not clusters.suits(MEANS, MEANS), reason="no kernel can be had here")
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -57,7 +57,9 @@ def test_masses_and_choices_are_those_on_tensors(
     torch.testing.assert_close(found[..., :some], expected, rtol=1e-5, atol=1e-4)
 
     starts, says = sizes.cumsum(-1) - sizes, drawn(heads, some, width, seed=seed + 3).to(dtype)
-    known, weights = drawn(batch, heads, rows, seed=seed + 4), torch.rand(batch, heads, rows, generator=draw) + 0.1
+    near = 1.0 if seed % 3 else 300.0  # what is known may leave next to nothing to clusters
+    known = (near * drawn(batch, heads, rows, seed=seed + 4)).clamp_max_(60.0)  # but not less than numbers can tell
+    weights = torch.rand(batch, heads, rows, generator=draw) + 0.1
     slots = torch.full((batch, heads, room + 3), -1)
     plain = cluster_choice.reference(found.clone(), known, weights, sizes, starts, says, slots[..., 1 : room + 1])
     other = slots.clone()
@@ -69,6 +71,65 @@ def test_masses_and_choices_are_those_on_tensors(
     partly = chosen.counts < sizes.sum(-1)
     for own, reference in zip(chosen[2:], plain[2:], strict=True):
         torch.testing.assert_close(own[partly], reference[partly], rtol=1e-4, atol=1e-4)
+
+
+@needed
+@pytest.mark.parametrize("count", [1, 2])
+def test_nothing_is_read_beside_what_is_given(count: int) -> None:
+    """Statistics and masses between numbers that are none."""
+
+    def within(*shape: int, seed: int) -> torch.Tensor:
+        made = drawn(*shape, seed=seed)
+        room = torch.full((made.numel() + 200,), torch.nan)
+        return room[100:-100].copy_(made.flatten()).view(shape)
+
+    means, spreads = within(2, 37, 16, seed=0), within(2, 37, 16, seed=1).abs_()
+    rows, logs, added = within(1, 2, 5, 16, seed=2), within(2, 37, seed=3), within(1, 2, 5, seed=4)
+    with threads(count):
+        found = clusters.masses(rows, means, spreads, logs, added, 0.3)
+    expected = clusters.reference(rows, means, spreads, logs, added, 0.3)
+    torch.testing.assert_close(found[..., :37], expected, rtol=1e-5, atol=1e-4)
+    sizes, says, slots = torch.full((2, 37), 3), within(2, 37, 16, seed=5), torch.zeros(1, 2, 30, dtype=torch.long)
+    given_ = (within(1, 2, 5, seed=6), within(1, 2, 5, seed=7).abs_(), sizes, sizes.cumsum(-1) - sizes, says)
+    plain = cluster_choice.reference(found.clone(), *given_, slots.clone())
+    with threads(count):
+        chosen = cluster_choice.choose(found, *given_, slots)
+    for own, reference in zip(chosen, plain, strict=True):
+        torch.testing.assert_close(own, reference, rtol=1e-4, atol=1e-4)
+
+
+@needed
+@pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+def test_what_is_no_number_stays_within_the_budget_and_is_seen(bad: float) -> None:
+    means, sizes = drawn(1, 40, 16, seed=0), torch.full((1, 40), 5)
+    masses = clusters.masses(drawn(1, 1, 3, 16, seed=1), means, means.abs(), sizes.log(), torch.zeros(1, 1, 3), 0.3)
+    masses[:, :, :, 1, 7:30] = bad
+    room, one = torch.full((1, 1, 400), -7), torch.ones(1, 1, 3)
+    chosen = cluster_choice.choose(masses, one, one, sizes, sizes.cumsum(-1) - sizes, means, room[..., 100:160])
+    assert int(chosen.counts) <= 60 and bool((room[..., :100] == -7).all()) and bool((room[..., 160:] == -7).all())
+    taken = room[0, 0, 100 : 100 + int(chosen.counts)]
+    assert bool((taken >= 0).all()) and bool((taken < 200).all())
+    if bad != -torch.inf or not chosen.left[..., 7:30].any():
+        assert not bool(chosen.out.isfinite().all() and chosen.log.isfinite().all() and chosen.wide.isfinite().all())
+
+
+@needed
+@pytest.mark.parametrize("module", [clusters, cluster_choice])
+@pytest.mark.parametrize("dtype", FORMATS)
+def test_the_compiler_that_there_is_makes_them_right(
+    module: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find, code = module._compiler.__wrapped__, module._code
+    for default in (torch.float32, torch.bfloat16, torch.float64):
+        torch.set_default_dtype(default)
+        try:
+            with torch.device("meta"):
+                assert find(dtype) == machine.compiler(dtype) != ""
+        finally:
+            torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr(module, "_compiled", module._compiled.__wrapped__)
+    monkeypatch.setattr(module, "_code", lambda *given: code(*given).replace("fadd <", "fsub <"))
+    assert find(dtype) == ""
 
 
 @needed

@@ -9,12 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from threads import threads
+from machines import needed, threads
 
 from longctx.kernels import few_queries, machine
 
-KEYS = torch.ones(1, 1, 2, 64)
-needed = pytest.mark.skipif(not few_queries.suits(KEYS, KEYS), reason="no kernel can be had here")
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -117,6 +115,46 @@ def test_what_is_no_number_stays_none(where: str) -> None:
 
 
 @needed
+def test_logits_that_are_infinite_are_seen() -> None:
+    query, key = torch.full((1, 1, 2, 16), 1e30), -torch.full((1, 1, 9, 16), 1e30)
+    for sign in (1, -1):
+        out, _ = few_queries.attend(sign * query, key, torch.ones_like(key), 1.0)
+        assert bool(out.isnan().all())
+
+
+@needed
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("bad", [-1, 50, 2**40])
+def test_slots_and_counts_that_are_none_are_refused(count: int, bad: int) -> None:
+    query, key = drawn(1, 2, 3, 16, seed=0), drawn(1, 2, 50, 16, seed=1)
+    slots = torch.randint(0, 50, (1, 2, 40))
+    for head, place in ((0, 0), (1, 39)):
+        wrong = slots.clone()
+        wrong[0, head, place] = bad
+        with threads(count), pytest.raises(IndexError, match="none of 50 keys"):
+            few_queries.attend(query, key, key, 1.0, wrong)
+        counts = torch.tensor([[40, 40]])
+        counts[0, head] = bad
+        with threads(count), pytest.raises(IndexError, match="none of 0 to 40"):
+            few_queries.attend(query, key, key, 1.0, slots, counts)
+    few_queries.attend(query, key, key, 1.0, slots)  # and nothing of it stays
+
+
+@needed
+def test_keys_and_values_may_lie_each_in_its_own_way() -> None:
+    """Other strides of texts, heads and keys for each; queries that are not contiguous."""
+    key = drawn(41, 2, 3, 16, seed=0).permute(1, 2, 0, 3)
+    value = drawn(3, 50, 2, 32, seed=1).permute(2, 0, 1, 3)[:, :, 5:46, 8:24]
+    query = drawn(3, 2, 16, 4, seed=2).permute(1, 0, 3, 2)
+    assert query.shape == (2, 3, 4, 16) and key.shape == value.shape == (2, 3, 41, 16)
+    slots = torch.randint(0, 41, (2, 3, 7))
+    for some in ((), (slots,)):
+        found = few_queries.attend(query, key, value, 0.3, *some)
+        for own, other in zip(found, few_queries.reference(query, key, value, 0.3, *some), strict=True):
+            torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
+@needed
 def test_what_it_cannot_read_it_refuses() -> None:
     query, key = torch.ones(1, 2, 3, 64), torch.ones(1, 2, 5, 64)
     widest = torch.ones(1, 2, 5, few_queries.WIDEST + 16)
@@ -174,7 +212,13 @@ def test_a_default_device_changes_nothing() -> None:
 @needed
 def test_a_compiler_that_adds_wrongly_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     find, code = few_queries._compiler.__wrapped__, few_queries._code
-    assert find(torch.float32).startswith("llvmlite ")
+    for default in (torch.float32, torch.bfloat16, torch.float64):  # of tensors that others make
+        torch.set_default_dtype(default)
+        try:
+            with torch.device("meta"):
+                assert all(find(dtype) == machine.compiler(dtype) != "" for dtype in FORMATS)
+        finally:
+            torch.set_default_dtype(torch.float32)
     monkeypatch.setattr(few_queries, "_compiled", few_queries._compiled.__wrapped__)
     monkeypatch.setattr(few_queries, "_code", lambda *given: code(*given).replace("(float 0.0,", "(float 1.0,"))
     assert find(torch.float32) == ""

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machines import needed
 
 from longctx.kernels import few_rows, machine
 
-needed = pytest.mark.skipif(not few_rows.suits(torch.ones(16, 64)), reason="no kernel can be had here")
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -163,7 +163,13 @@ def test_without_a_compiler_that_works_there_is_none(monkeypatch: pytest.MonkeyP
 @needed
 def test_a_compiler_that_multiplies_wrongly_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     find, code = few_rows._compiler.__wrapped__, few_rows._code
-    assert find(torch.float32).startswith("llvmlite ")
+    for default in (torch.float32, torch.bfloat16, torch.float64):  # of tensors that others make
+        torch.set_default_dtype(default)
+        try:
+            with torch.device("meta"):
+                assert all(find(dtype) == machine.compiler(dtype) != "" for dtype in FORMATS)
+        finally:
+            torch.set_default_dtype(torch.float32)
     monkeypatch.setattr(few_rows, "_compiled", few_rows._compiled.__wrapped__)
     monkeypatch.setattr(few_rows, "_code", lambda *given: code(*given).replace("(float 0.0,", "(float 1.0,"))
     assert find(torch.float32) == ""

@@ -32,6 +32,15 @@ def test_a_needle_is_read_with_its_whole_page(at: int) -> None:
         assert set(range(244, 260)) <= tokens
 
 
+def test_of_a_last_page_that_is_short_only_what_there_is_is_read() -> None:
+    layer = haystack(71, needle=69)
+    policy = Quest(budget=24, page=16, recent=0)
+    index = policy.index(layer, 24)
+    choice = policy.choose(index, question(layer))
+    assert choice.counts is not None and choice.counts.tolist() == [[7, 7]]
+    assert all(tokens == set(range(64, 71)) for tokens in chosen(policy, layer, question(layer))[0])
+
+
 def test_options_that_cannot_be() -> None:
     with pytest.raises(BadOption, match="page=0"):
         Quest(page=0)

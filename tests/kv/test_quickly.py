@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from haystacks import GROUPS, KV_HEADS, haystack, put, question, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machines import needed
 
-from longctx.kernels import clusters
+from longctx.kernels import cluster_choice, clusters
 from longctx.keys import Asked, Choice, Index
 from longctx.kv import _quickly
 from longctx.kv.squeezed import Squeezed
-
-MEANS = torch.ones(1, 2, 64)
-needed = pytest.mark.skipif(not clusters.suits(MEANS, MEANS), reason="no kernel can be had here")
 
 
 def both(policy: Squeezed, index: Index, asked: Asked) -> tuple[Choice, Choice]:
@@ -102,6 +101,24 @@ def test_what_kernels_are_not_for_is_done_on_tensors() -> None:
             assert _quickly.choice(index, other, 4, 10) is None
     with torch.enable_grad():
         assert _quickly.choice(index, asked, 4, 10) is None
+
+
+@needed
+@pytest.mark.parametrize("module", [clusters, cluster_choice])
+def test_a_kernel_that_cannot_be_compiled_leaves_the_choice_to_tensors(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, policy = haystack(300), Squeezed(budget=60, recent=10)
+    index = policy.index(layer, 60)
+    asked = put(layer, index, question(layer))
+    with torch.no_grad():
+        assert _quickly.choice(index, asked, 4, 10) is not None
+        expected = policy.choose(index, asked)
+        monkeypatch.setattr(module, "_compiler", module._compiler.__wrapped__)
+        monkeypatch.setattr(module, "_compiled", module._compiled.__wrapped__)
+        monkeypatch.setattr(module, "_code", lambda *given: "define void @run(ptr %given) { nothing of the kind }")
+        assert _quickly.choice(index, asked, 4, 10) is None
+        assert read(index, policy.choose(index, asked)) == read(index, expected)
 
 
 @needed
