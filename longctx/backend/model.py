@@ -122,7 +122,7 @@ def beyond_window(model: PreTrainedModel, tokens: int, reach: int) -> tuple[str,
         what = f"{tokens} tokens of the context are read at once, from up to {reach} tokens away,"
     return (
         f"{what} and the model was trained with {trained}: what it says of so many is not to be relied on. longheads "
-        f"with a smaller budget reads longer texts at distances that it knows.",
+        f"with a smaller budget reads longer texts.",
     )
 
 
