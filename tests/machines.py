@@ -9,11 +9,24 @@ import pytest
 import torch
 
 from longctx.kernels import machine
+from longctx.kernels.loops import FORMATS
 
 # not where a kernel says so: one that is wrong takes itself for none, and its tests must fail then
 needed = pytest.mark.skipif(
     not (machine.compiler(torch.float32) and machine.threads()), reason="there is no compiler, or no way to the threads"
 )
+
+
+def found_whatever_torch_is_told(right: machine.Right) -> None:
+    """A kernel is found right for every format, whatever torch makes tensors of where it is not told."""
+    for default in (torch.float32, torch.bfloat16, torch.float64):
+        torch.set_default_dtype(default)
+        try:
+            with torch.device("meta"):
+                found = {dtype: machine.checked.__wrapped__(dtype, right) for dtype in FORMATS}
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert found == {dtype: machine.compiler(dtype) for dtype in FORMATS} and all(found.values()), default
 
 
 @contextmanager

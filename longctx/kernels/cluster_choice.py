@@ -24,11 +24,10 @@ _TOLD = (
 
 
 class Chosen(NamedTuple):
-    """What is read, and what is thought of the rest; of a KV head that reads everything the last three say nothing."""
+    """What is read, and what is thought of the rest; of a KV head that reads everything this says nothing."""
 
     counts: Tensor  # long [batch, kv_heads], the slots of the clusters that are read
-    left: Tensor  # float32 [batch, kv_heads, clusters], 1 for those that are not read
-    out: Tensor  # float32 [batch, kv_heads, rows, dim], what these say by their means
+    out: Tensor  # float32 [batch, kv_heads, rows, dim], what clusters that are not read say by their means
     log: Tensor  # float32 [batch, kv_heads, rows], the logarithm of their mass by their first masses
     wide: Tensor  # the same by their second
 
@@ -41,9 +40,7 @@ def suits(says: Tensor) -> bool:
 
 def version(dtype: torch.dtype, width: int) -> str:
     """Which compiler ``choose`` is had from for a format and a width of what clusters say; empty where it is not."""
-    if dtype not in FORMATS or not (compiler := _compiler(dtype)) or width % machine.lanes():
-        return ""
-    return compiler if machine.threads() else ""
+    return machine.version(dtype, width, _right)
 
 
 def reference(
@@ -63,10 +60,9 @@ def reference(
         ]
         own = [slot for which in taken[one, head].nonzero().flatten().tolist() for slot in inside[which]]
         slots[one, head, : len(own)] = torch.tensor(own, dtype=torch.long, device=slots.device)
-    left = (~taken).float()
     some, others = (mass.masked_fill(taken[:, :, None], few_queries.LOWEST) for mass in (first, second))
     out = some.softmax(-1) @ says.float()
-    return Chosen((sizes * taken).sum(-1), left, out, some.logsumexp(-1), others.logsumexp(-1))
+    return Chosen((sizes * taken).sum(-1), out, some.logsumexp(-1), others.logsumexp(-1))
 
 
 def choose(
@@ -130,13 +126,7 @@ def _chosen(
     )
     measures = (heads, rows, count, padded, batch * heads, slots.stride(1), slots.shape[2])
     machine.run(_compiled(says.dtype, width, blocks.tiles(rows)), (*(one.data_ptr() for one in held), *measures))
-    return Chosen(counts, left[..., :count], out, log, wide)
-
-
-@functools.cache  # a fact about the process
-def _compiler(dtype: torch.dtype) -> str:
-    """The version of an llvmlite that compiles the kernel for a format here, and rightly; empty where none does."""
-    return machine.checked(dtype, _right)
+    return Chosen(counts, out, log, wide)
 
 
 def _right(dtype: torch.dtype) -> bool:

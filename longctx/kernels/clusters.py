@@ -38,9 +38,7 @@ def suits(means: Tensor, spreads: Tensor) -> bool:
 
 def version(dtype: torch.dtype, width: int) -> str:
     """Which compiler ``masses`` is had from for statistics of a format and a width; empty where it is not."""
-    if dtype not in FORMATS or not (compiler := _compiler(dtype)) or width % machine.lanes():
-        return ""
-    return compiler if machine.threads() else ""
+    return machine.version(dtype, width, _right)
 
 
 def reference(rows: Tensor, means: Tensor, spreads: Tensor, logs: Tensor, added: Tensor, scale: float) -> Tensor:
@@ -80,12 +78,6 @@ def _masses(rows: Tensor, means: Tensor, spreads: Tensor, logs: Tensor, added: T
     run = _compiled(means.dtype, width, blocks.tiles(count))
     machine.run(run, (*pointers, heads, count, means.shape[1], padded, batch * heads))
     return out
-
-
-@functools.cache  # a fact about the process
-def _compiler(dtype: torch.dtype) -> str:
-    """The version of an llvmlite that compiles the kernel for a format here, and rightly; empty where none does."""
-    return machine.checked(dtype, _right)
 
 
 def _right(dtype: torch.dtype) -> bool:

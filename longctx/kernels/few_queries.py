@@ -45,9 +45,7 @@ def suits(key: Tensor, value: Tensor) -> bool:
 
 def version(dtype: torch.dtype, width: int) -> str:
     """Which compiler ``attend`` is had from for keys of a format and a width; empty where it is not."""
-    if dtype not in FORMATS or not (compiler := _compiler(dtype)) or width % machine.lanes():
-        return ""
-    return compiler if machine.threads() else ""
+    return machine.version(dtype, width, _right)
 
 
 def reference(
@@ -145,12 +143,6 @@ def _fit(query: Tensor, key: Tensor, value: Tensor, slots: Tensor | None, counts
         and (slots is None or (slots.dtype == torch.long and slots.is_cpu and slots.shape[:2] == (batch, heads)))
         and (counts is None or (counts.dtype == torch.long and counts.is_cpu and counts.shape == (batch, heads)))
     )
-
-
-@functools.cache  # a fact about the process
-def _compiler(dtype: torch.dtype) -> str:
-    """The version of an llvmlite that compiles the kernel for a format here, and rightly; empty where none does."""
-    return machine.checked(dtype, _right)
 
 
 def _right(dtype: torch.dtype) -> bool:

@@ -27,14 +27,8 @@ def suits(weight: Tensor) -> bool:
 
 
 def version(dtype: torch.dtype, width: int) -> str:
-    """Which compiler ``product`` is had from for weights of a format and a width; empty where it is not.
-
-    That takes one of three formats and a width in whole vectors, an llvmlite that works, and, if PyTorch has more than
-    one thread, its OpenMP within reach.
-    """
-    if dtype not in FORMATS or not (compiler := _compiler(dtype)) or width % machine.lanes():
-        return ""
-    return compiler if machine.threads() else ""
+    """Which compiler ``product`` is had from for weights of a format and a width; empty where it is not."""
+    return machine.version(dtype, width, _right)
 
 
 def reference(x: Tensor, weight: Tensor) -> Tensor:
@@ -65,12 +59,6 @@ def ready(dtype: torch.dtype, width: int, sides: Iterable[int]) -> None:
     """Afterwards ``product`` compiles nothing for weights like these with so many rows side by side."""
     for side in sides:
         _compiled(dtype, width, side)
-
-
-@functools.cache  # a fact about the process
-def _compiler(dtype: torch.dtype) -> str:
-    """The version of an llvmlite that compiles the kernel for a format here, and rightly; empty where none does."""
-    return machine.checked(dtype, _right)
 
 
 def _right(dtype: torch.dtype) -> bool:

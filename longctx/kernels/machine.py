@@ -16,6 +16,11 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from longctx.kernels.loops import FORMATS
+
+Right = Callable[[torch.dtype], bool]
+"""Whether a kernel, once compiled, gives what its reference gives for numbers of a format."""
+
 _TORCH = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"  # through which its threads are reached, on Linux
 
 
@@ -61,7 +66,19 @@ def compiled(code: str) -> Any:
     return function
 
 
-def checked(dtype: torch.dtype, right: Callable[[torch.dtype], bool]) -> str:
+def version(dtype: torch.dtype, width: int, right: Right) -> str:
+    """Which compiler a kernel is had from for numbers of ``dtype`` in rows of ``width``; empty where it is not.
+
+    That takes one of three formats and a width in whole vectors, an llvmlite by which the kernel is ``right``, and, if
+    PyTorch has more than one thread, its OpenMP within reach.
+    """
+    if dtype not in FORMATS or not (found := checked(dtype, right)) or width % lanes():
+        return ""
+    return found if threads() else ""
+
+
+@functools.cache  # a fact about the process
+def checked(dtype: torch.dtype, right: Right) -> str:
     """The version of an llvmlite by which a kernel is ``right`` for numbers of ``dtype`` here; empty where none is."""
     if not (found := compiler(dtype)):
         return ""

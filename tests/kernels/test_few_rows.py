@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import needed
+from machines import found_whatever_torch_is_told, needed
 
 from longctx.kernels import few_rows, machine
 
@@ -153,26 +153,20 @@ def test_a_default_device_changes_nothing() -> None:
 
 
 def test_without_a_compiler_that_works_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = few_rows._compiler.__wrapped__
-    monkeypatch.setattr(few_rows, "_compiler", find)
+    find = machine.checked.__wrapped__
+    monkeypatch.setattr(machine, "checked", find)
     monkeypatch.setattr(machine, "compiler", machine.compiler.__wrapped__)
     monkeypatch.setitem(sys.modules, "llvmlite", None)
-    assert find(torch.float32) == "" and not few_rows.suits(torch.ones(16, 64))
+    assert find(torch.float32, few_rows._right) == "" and not few_rows.suits(torch.ones(16, 64))
 
 
 @needed
 def test_a_compiler_that_multiplies_wrongly_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    find, code = few_rows._compiler.__wrapped__, few_rows._code
-    for default in (torch.float32, torch.bfloat16, torch.float64):  # of tensors that others make
-        torch.set_default_dtype(default)
-        try:
-            with torch.device("meta"):
-                assert all(find(dtype) == machine.compiler(dtype) != "" for dtype in FORMATS)
-        finally:
-            torch.set_default_dtype(torch.float32)
+    find, code = machine.checked.__wrapped__, few_rows._code
+    found_whatever_torch_is_told(few_rows._right)
     monkeypatch.setattr(few_rows, "_compiled", few_rows._compiled.__wrapped__)
     monkeypatch.setattr(few_rows, "_code", lambda *given: code(*given).replace("(float 0.0,", "(float 1.0,"))
-    assert find(torch.float32) == ""
+    assert find(torch.float32, few_rows._right) == ""
 
 
 @needed

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import needed
 
-from longctx.kernels import cluster_choice, clusters
+from longctx.kernels import cluster_choice, clusters, machine
 from longctx.keys import Asked, Choice, Index
 from longctx.kv import _quickly
 from longctx.kv.squeezed import Squeezed
@@ -114,7 +114,7 @@ def test_a_kernel_that_cannot_be_compiled_leaves_the_choice_to_tensors(
     with torch.no_grad():
         assert _quickly.choice(index, asked, 4, 10) is not None
         expected = policy.choose(index, asked)
-        monkeypatch.setattr(module, "_compiler", module._compiler.__wrapped__)
+        monkeypatch.setattr(machine, "checked", machine.checked.__wrapped__)
         monkeypatch.setattr(module, "_compiled", module._compiled.__wrapped__)
         monkeypatch.setattr(module, "_code", lambda *given: "define void @run(ptr %given) { nothing of the kind }")
         assert _quickly.choice(index, asked, 4, 10) is None
