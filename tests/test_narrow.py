@@ -140,9 +140,9 @@ LAST = {  # the last way that is tried for 12, for 16 and for 64 rows, without t
     (torch.float32, False): (narrow._by_fours, narrow._weights_first, narrow._weights_first),
     (torch.bfloat16, False): (narrow._widened, narrow._widened, narrow._widened),
     (torch.float16, False): (narrow._widened, narrow._widened, narrow._widened),
-    (torch.float32, True): (narrow._kernel_by_fours, narrow._kernel_by_fours, narrow._weights_first),
-    (torch.bfloat16, True): (narrow._kernel_by_fours, narrow._widened, narrow._widened),
-    (torch.float16, True): (narrow._kernel_by_fours, narrow._widened, narrow._widened),
+    (torch.float32, True): (narrow._kernel, narrow._kernel, narrow._weights_first),
+    (torch.bfloat16, True): (narrow._kernel, narrow._widened, narrow._widened),
+    (torch.float16, True): (narrow._kernel, narrow._widened, narrow._widened),
 }
 
 
@@ -152,7 +152,7 @@ def test_the_trial_holds_the_ways_against_each_other_on_the_same_weights(
 ) -> None:
     held: list[list[torch.Tensor]] = []
     monkeypatch.setattr(few_rows, "suits", lambda weight: compiles and weight.shape == (16, 64))
-    monkeypatch.setattr(few_rows, "product", lambda x, weight, together: few_rows.reference(x, weight))
+    monkeypatch.setattr(few_rows, "product", lambda x, weight: few_rows.reference(x, weight))
     monkeypatch.setattr(
         narrow, "fastest", lambda works, margin: held.append([work() for work in works]) or (len(works) - 1, 1.0)
     )
@@ -162,8 +162,8 @@ def test_the_trial_holds_the_ways_against_each_other_on_the_same_weights(
         assert all(one.shape == (rows, 16) and bool((one == 64).all()) for one in made)
     if compiles:
         library = [narrow._usual] if dtype == torch.float16 else [narrow._usual, narrow._weights_first]
-        assert narrow._candidates(1, dtype, True) == (*library, *narrow._KERNELS)
-        assert not set(narrow._KERNELS) & set(narrow._candidates(33, dtype, True))
+        assert narrow._candidates(1, dtype, True) == (*library, narrow._kernel)
+        assert narrow._kernel not in narrow._candidates(33, dtype, True)
 
 
 def test_what_the_kernel_wins_it_is_given_and_what_it_cannot_have_goes_the_usual_way(
@@ -176,7 +176,7 @@ def test_what_the_kernel_wins_it_is_given_and_what_it_cannot_have_goes_the_usual
     if not few_rows.suits(torch.ones(16, 64)):
         pytest.skip("no kernel here")
     ways = narrow._understood(narrow._tried(torch.bfloat16, 16, 64))[0]
-    assert ways[0] is narrow._kernel_by_fours and ways[6] is narrow._usual
+    assert ways[0] is narrow._kernel and ways[6] is narrow._usual
     monkeypatch.setattr(narrow, "_ways", lambda *given: ways)
     weight, bias = torch.randn(64, 16).bfloat16(), torch.randn(16).bfloat16()
     assert not weight.t().is_contiguous()

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from longctx.backend.anatomy import Layer, Unlike, layer_of, norm_of, plain
+from longctx.backend.anatomy import Unlike, layer_of, norm_of, plain
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import TAP, Tap, attend
+from longctx.backend.fused import Attend, Fused
 from longctx.backend.narrow import COUNTS, MOST, product, seconds, widens, wins
 from longctx.backend.stamps import hooked, modules_of, stamp
 
@@ -54,6 +55,7 @@ class Lean:
         if not plain(self.head):
             raise Unlike("the model has no plain linear head")
         self.dtype = arithmetic(self.head.weight.dtype, self.head.weight.device)
+        self.fused = Fused(self.layers)
 
     def holds(self, model: PreTrainedModel) -> bool:
         """Whether ``model`` still is what was found, part for part. Raises Unlike where hooks were set since."""
@@ -77,12 +79,13 @@ class Lean:
                 return won / total
             return (won + int(head.numel()) * wins(rows, head)) / (total + int(head.numel()))
 
-        return [share(rows) >= _SHARE for rows in range(MOST + 1)]
+        return [self.fused.wins(rows) or share(rows) >= _SHARE for rows in range(MOST + 1)]
 
     def products(self) -> dict[int, float]:
         """Seconds that the products of a pass took by its rows when they were tried, with the head's for every row."""
-        shapes = [*self._shapes(), (self.head.weight, 1)]
-        return {rows: sum(count * seconds(rows, weight) for weight, count in shapes) for rows in COUNTS}
+        found = {rows: sum(count * seconds(rows, weight) for weight, count in self._shapes()) for rows in COUNTS}
+        found.update((rows, self.fused.seconds(rows)) for rows in COUNTS if self.fused.wins(rows))
+        return {rows: layers + seconds(rows, self.head.weight) for rows, layers in found.items()}
 
     def _shapes(self) -> list[tuple[Tensor, int]]:
         """One matrix of each shape among the layers' weights, and how many there are."""
@@ -100,23 +103,35 @@ class Lean:
         valid: Tensor | None,
         extra: Mapping[str, Any] = _NOTHING,
         dtype: torch.dtype | None = None,
+        fused: bool | None = None,
     ) -> Tensor:
         """Logits of the tokens ``keep``, [batch, kept, vocab]; arguments as in ``Passes.run``.
 
         ``extra`` travels to the attention function of every layer. ``dtype`` is the format of the weights and of
         attention; None: the one that is fastest for many rows. A few do not pay for a conversion of the weights, and
-        what is between their products is in the format that these come in.
+        what is between their products is in the format that these come in. ``fused``: by the kernel that does a layer
+        in two calls; None: where it is the faster way.
         """
         dtype, few = dtype or self.dtype, ids.numel() <= MOST
         x = self.decoder.embed_tokens(ids)
-        x = x.to(torch.float32 if few and widens(ids.numel(), self.layers[0].linear["gate_proj"].weight) else dtype)
+        if fused is None:
+            fused = dtype == self.fused.dtype and self.fused.wins(ids.numel())
+        wide = fused or (few and widens(ids.numel(), self.layers[0].linear["gate_proj"].weight))
+        x = x.to(torch.float32 if wide else dtype)
         places = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions
         cos, sin = self.decoder.rotary_emb(x, places)
-        turn = cos[:, None], sin[:, None]
         mask = None if valid is None else _visible(valid, ids.shape[1])
-        weights = _Weights(dtype, few)
-        for index, layer in enumerate(self.layers):
-            x = self._one(layer, index, x, turn, cache, mask, weights, {TAP: tap, **extra})
+
+        def attended(index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            layer, (keys, values) = self.layers[index], cache.update(k, v, index)
+            return attend(layer.attention, q, keys, values, mask, scaling=layer.scaling, **{TAP: tap, **extra})[0]
+
+        if fused:
+            x = self.fused.run(x, (cos, sin), attended)
+        else:
+            weights = _Weights(dtype, few)
+            for index in range(len(self.layers)):
+                x = self._one(index, x, (cos[:, None], sin[:, None]), weights, attended)
         kept = self.final(x[:, keep].float())
         return self._logits(kept.view(-1, kept.shape[-1])).view(*kept.shape[:2], -1)
 
@@ -134,17 +149,8 @@ class Lean:
             )
         return out
 
-    def _one(
-        self,
-        layer: Layer,
-        index: int,
-        x: Tensor,
-        turn: tuple[Tensor, Tensor],
-        cache: Any,
-        mask: Tensor | None,
-        weights: _Weights,
-        seen: Mapping[str, Any],
-    ) -> Tensor:
+    def _one(self, index: int, x: Tensor, turn: tuple[Tensor, Tensor], weights: _Weights, attended: Attend) -> Tensor:
+        layer = self.layers[index]
         batch, tokens, width = x.shape
         weights.take(layer.linear)
         rows = x.view(-1, width)
@@ -157,9 +163,7 @@ class Lean:
         if layer.head_norms is not None:
             q, k = layer.head_norms[0](q), layer.head_norms[1](k)
         q, k, v = (state.to(weights.dtype) for state in (_turned(q, *turn), _turned(k, *turn), v))
-        keys, values = cache.update(k, v, index)
-        out, _ = attend(layer.attention, q, keys, values, mask, scaling=layer.scaling, **seen)
-        weights.add(rows, "o_proj", out.view(len(rows), -1).to(x.dtype))
+        weights.add(rows, "o_proj", attended(index, q, k, v).view(len(rows), -1).to(x.dtype))
         for part in torch.split(rows, _ROWS):
             h = layer.between(part)
             gated = layer.act(weights.product("gate_proj", h)).mul_(weights.product("up_proj", h))

@@ -33,7 +33,6 @@ _SMALL = 2**17  # of them where the rows come first
 _FASTER = 1.05  # how many times as fast another way must be: each rounds in its own order
 _SHORT = 32  # rows up to which the kernel is tried: what it does for each is more than a product of many does
 _WEIGHTS = 2**22  # numbers in a matrix of the trial, at the most: rows of a larger one are left out
-_SIDES = 4  # rows of weights that the kernel takes side by side, at the most
 _APART = 2**24  # numbers in all matrices of a trial: too many for a cache, as those of all layers are
 _MATRICES = 64  # of them, at the most
 
@@ -71,8 +70,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def seconds(rows: int, weight: Tensor) -> float:
     """What ``product`` took for ``rows`` rows, one of ``COUNTS``, and ``weight`` [out, in], when it was tried."""
-    shape = _shape(weight)
-    return _trial(*shape)[1][COUNTS.index(rows)] * len(weight) / shape[1]
+    tried = shape(weight)
+    return _trial(*tried)[1][COUNTS.index(rows)] * len(weight) / tried[1]
 
 
 def _way(rows: int, weight: Tensor) -> Way:
@@ -81,7 +80,7 @@ def _way(rows: int, weight: Tensor) -> Way:
         return _usual
     if rows > COUNTS[-1] and dtype == torch.float32:
         return _usual
-    ways = _ways(*_shape(weight))
+    ways = _ways(*shape(weight))
     if rows <= COUNTS[-1]:
         return ways[bisect_left(COUNTS, rows)]
     return _widened if ways[-1] is _widened else _usual
@@ -132,31 +131,21 @@ def _blocks(weight: Tensor, numbers: int) -> Iterator[tuple[slice, Tensor]]:
         yield slice(at, at + len(some)), room[: len(some)].copy_(some)
 
 
-def _kernel(x: Tensor, weight: Tensor, together: int = 1) -> Tensor:
+def _kernel(x: Tensor, weight: Tensor) -> Tensor:
     """By the kernel, which suits the shape if it was tried. Weights that are not contiguous go the usual way."""
-    return few_rows.product(x, weight, together) if weight.is_contiguous() else _usual(x.to(weight.dtype), weight)
+    return few_rows.product(x, weight) if weight.is_contiguous() else _usual(x.to(weight.dtype), weight)
 
 
-def _kernel_by_twos(x: Tensor, weight: Tensor) -> Tensor:
-    return _kernel(x, weight, 2)
-
-
-def _kernel_by_fours(x: Tensor, weight: Tensor) -> Tensor:
-    return _kernel(x, weight, 4)
-
-
-_KERNELS: dict[Way, int] = {_kernel: 1, _kernel_by_twos: 2, _kernel_by_fours: 4}  # and the rows side by side
 _LIBRARY: tuple[Way, ...] = (_usual, _weights_first, _by_fours, _one_by_one, _widened_rows_first, _widened)
 # by the names that findings are kept under; which of them are tried for how many rows says ``_candidates``
-_WAYS = {way.__name__: way for way in (*_LIBRARY, *_KERNELS)}
-_WIDENING = frozenset((*_KERNELS, _widened, _widened_rows_first))  # rows may be wider, and their products are
+_WAYS = {way.__name__: way for way in (*_LIBRARY, _kernel)}
+_WIDENING = frozenset((_kernel, _widened, _widened_rows_first))  # rows may be wider, and their products are
 
 
-def _shape(weight: Tensor) -> Shape:
+def shape(weight: Tensor) -> Shape:
+    """What is tried for ``weight`` [out, in]: of a large one, some rows."""
     out, width = weight.shape
-    most = max(1, _WEIGHTS // width)
-    whole = most - most % _SIDES + out % _SIDES  # what goes side by side with what depends on what is left over
-    return weight.dtype, min(out, whole or most), width, torch.get_num_threads()
+    return weight.dtype, min(out, max(1, _WEIGHTS // width)), width, torch.get_num_threads()
 
 
 def _ways(dtype: torch.dtype, out: int, width: int, threads: int) -> list[Way]:
@@ -172,8 +161,15 @@ def _trial(dtype: torch.dtype, out: int, width: int, threads: int) -> tuple[list
     kernel = few_rows.version(dtype, width)
     about = f"{dtype} weights [{out}, {width}], rows {COUNTS}, ways {sorted(_WAYS)}, kernel by {kernel or 'none'}"
     ways, times = kept("narrow", about, functools.partial(_tried, dtype, out, width), _understood)
-    few_rows.ready(dtype, width, {_KERNELS[way] for way in ways if way in _KERNELS})
+    if _kernel in ways:
+        few_rows.ready(dtype, width)
     return ways, times
+
+
+def matrices(dtype: torch.dtype, out: int, width: int) -> tuple[Tensor, ...]:
+    """Weights [out, width] for a trial, more than a cache holds: those of all layers are."""
+    some = max(2, min(_MATRICES, _APART // (out * width)))
+    return torch.ones(some, out, width, dtype=dtype, device="cpu").unbind()
 
 
 def _understood(found: list[tuple[str, float]]) -> tuple[list[Way], list[float]]:
@@ -184,9 +180,8 @@ def _understood(found: list[tuple[str, float]]) -> tuple[list[Way], list[float]]
 
 def _tried(dtype: torch.dtype, out: int, width: int) -> list[tuple[str, float]]:
     """The name of the fastest way for every count of rows, and the seconds it took."""
-    some = max(2, min(_MATRICES, _APART // (out * width)))
-    matrices = torch.ones(some, out, width, dtype=dtype, device="cpu").unbind()
-    weights, compiles = itertools.cycle(matrices), few_rows.suits(matrices[0])
+    every = matrices(dtype, out, width)
+    weights, compiles = itertools.cycle(every), few_rows.suits(every[0])
     found = list[tuple[str, float]]()
     for rows in COUNTS:
         x = torch.ones(rows, width, dtype=dtype, device="cpu")
@@ -204,7 +199,7 @@ def _candidates(rows: int, dtype: torch.dtype, compiles: bool) -> tuple[Way, ...
     first = () if dtype == torch.float16 else (_weights_first,)
     widened = (_widened,) if rows > 1 and dtype != torch.float32 else ()
     if compiles and rows <= _SHORT:
-        return _usual, *first, *_KERNELS, *(widened if rows > _FEWER else ())
+        return _usual, *first, _kernel, *(widened if rows > _FEWER else ())
     return (
         _usual,
         *first,

@@ -6,7 +6,8 @@ is decided by the model's parts at every pass and by one comparison of numbers; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -121,7 +122,7 @@ class Passes:
         return lean
 
     def _compared(self, lean: Lean) -> str:
-        """What differs between one short pass on either road; empty when nothing does beyond rounding.
+        """What differs between one short pass on every road; empty when nothing does beyond rounding.
 
         One row stands at the beginning of a text and one at the end of the longest: some layers scale by the position.
         """
@@ -130,7 +131,9 @@ class Passes:
         repeats = -(-_ROWS * _TOKENS // len(self._sample))
         ids = torch.tensor((self._sample * repeats)[: _ROWS * _TOKENS], device=self.model.device)
         found: list[list[Tensor]] = []
-        for road in (self._own, lean.run):
+        fused = functools.partial(lean.run, dtype=self.model.dtype, fused=True)
+        roads: list[Callable[..., Tensor]] = [self._own, lean.run, *([fused] if lean.fused.suits else [])]
+        for road in roads:
             cache = CaptureCache(self._layers, self.model.dtype)
             tap = Tap({}, slice(0, 0), _ignore)
             try:
@@ -144,7 +147,9 @@ class Passes:
             kept = [cache.cut(row, _TOKENS, self._layers) for row in range(_ROWS)]
             found.append([state for stored in kept for state in (*stored.keys, *stored.values)] + [logits])
         exact = self.model.dtype in _EXACT
-        far = max((_furthest if exact else _distance)(own, other) for own, other in zip(*found, strict=True))
+        own, *others = found
+        measure = _furthest if exact else _distance
+        far = max(measure(one, its) for other in others for one, its in zip(own, other, strict=True))
         if far <= (_EXACT if exact else _CLOSE)[self.model.dtype]:
             return ""
         return f"its layers have the known parts but compute something else (relative distance {far:.2g})"

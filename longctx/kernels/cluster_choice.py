@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from longctx.kernels import blocks, few_queries, machine, ranges
+from longctx.kernels.elementary import exp, log
 from longctx.kernels.loops import FORMATS, Loops
 
 _TOLD = (
@@ -194,7 +195,7 @@ def _shares(code: Loops, shape: tuple[str, str], second: str, known: str, shares
         with code.loop(0, padded, code.lanes, {"most": (code.vector, code.splat(own))}) as at:
             at.next["most"] = code.greater(at.now["most"], code.wide("float", line, at.index))
         most = code.highest(at.now["most"])
-        beside = code.exp(code.splat(code.op(f"fsub float {own}, {most}")))
+        beside = exp(code, code.splat(code.op(f"fsub float {own}, {most}")))
         first = code.op(f"extractelement {code.vector} {beside}, i64 0")
         _exponentials(code, line, into, padded, code.splat(most), first, code.place("float", total, row.index))
 
@@ -202,7 +203,7 @@ def _shares(code: Loops, shape: tuple[str, str], second: str, known: str, shares
 def _exponentials(code: Loops, line: str, into: str, padded: str, most: str, first: str, total: str) -> None:
     """A row's logarithms as exponentials beside ``most``; their sum and ``first`` go to ``total``."""
     with code.loop(0, padded, code.lanes, {"sum": (code.vector, "zeroinitializer")}) as at:
-        share = code.exp(code.vec("fsub", code.wide("float", line, at.index), most))
+        share = exp(code, code.vec("fsub", code.wide("float", line, at.index), most))
         code.store(code.vector, share, into, at.index, of="float")
         at.next["sum"] = code.vec("fadd", at.now["sum"], share)
     code.store("float", code.op(f"fadd float {code.sum(at.now['sum'])}, {first}"), total)
@@ -226,7 +227,7 @@ def _worth(
         code.store("float", code.op(f"fdiv float {code.load('float', worth, at.index)}, {size}"), worth, at.index)
 
 
-def _others(code: Loops, shape: tuple[str, str], masses: str, left: str, log: str, sums: str) -> None:
+def _others(code: Loops, shape: tuple[str, str], masses: str, left: str, logs: str, sums: str) -> None:
     """Masses of what is not taken become exponentials beside the largest, with their sums and the logarithm of all."""
     rows, padded = shape
     low = code.constant(few_queries.LOWEST)
@@ -239,8 +240,8 @@ def _others(code: Loops, shape: tuple[str, str], masses: str, left: str, log: st
             at.next["most"] = code.greater(at.now["most"], own)
         most, total = code.highest(at.now["most"]), code.place("float", sums, row.index)
         _exponentials(code, line, line, padded, code.splat(most), "0.0", total)
-        found = code.log(code.load("float", total), "0.0")
-        code.store("float", code.op(f"fadd float {most}, {found}"), log, row.index)
+        found = log(code, code.load("float", total), "0.0")
+        code.store("float", code.op(f"fadd float {most}, {found}"), logs, row.index)
 
 
 def _tile(code: Loops, stored: str, rows: int, width: int) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from longctx.kernels import blocks, machine
+from longctx.kernels.elementary import exp, log
 from longctx.kernels.loops import FORMATS, Loops
 
 WIDEST = 256  # numbers of a key: a block of them is worked on in the nearest caches
@@ -243,8 +244,8 @@ def _end(code: Loops, rows: str, width: int, out: str, top: str, sums: str) -> N
     """Outputs by the sums of their weights, and logarithms in place of the largest; of no weight 0, and the lowest."""
     with code.loop(0, rows) as row:
         total = code.load("float", sums, row.index)
-        log = code.op(f"fadd float {code.load('float', top, row.index)}, {code.log(total, '0.0')}")
-        code.store("float", log, top, row.index)
+        found = code.op(f"fadd float {code.load('float', top, row.index)}, {log(code, total, '0.0')}")
+        code.store("float", found, top, row.index)
         whole = code.op(f"fdiv float 1.0, {total}")
         factor = code.splat(code.op(f"select i1 {code.op(f'fcmp oeq float {total}, 0.0')}, float 0.0, float {whole}"))
         with code.loop(0, width, code.lanes) as at:
@@ -266,14 +267,14 @@ def _tile(code: Loops, stored: str, rows: int, width: int) -> None:
             before, most = code.load("float", "%top", row), code.highest(code.greater(*shown))
             top = code.op(f"call float @llvm.maxnum.f32(float {before}, float {most})")
             code.store("float", top, "%top", row)
-            weights = [code.exp(code.vec("fsub", shown[half], code.splat(top))) for half in halves]
+            weights = [exp(code, code.vec("fsub", shown[half], code.splat(top))) for half in halves]
             weights = [code.select(seen[half], weights[half], "zeroinitializer") for half in halves]
             for half in halves:
                 code.store(vector, weights[half], "%weights", (2 * row + half) * lanes, of="float")
             totals.append(code.vec("fadd", *weights))
             gap = code.op(f"fsub float {before}, {top}")
             gaps = code.op(f"insertelement {vector} {gaps}, float {gap}, i64 {row}")
-        faded = code.exp(gaps)  # what counted for less from now on, of all rows at once
+        faded = exp(code, gaps)  # what counted for less from now on, of all rows at once
         fades = []
         for row, total in enumerate(totals):
             fade = code.op(f"extractelement {vector} {faded}, i64 {row}")

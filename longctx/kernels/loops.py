@@ -5,7 +5,6 @@ Owns names, blocks and the steps that kernels share: widening, exponentials, sum
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,9 +15,7 @@ import torch
 
 FORMATS = {torch.float32: "float", torch.float16: "half", torch.bfloat16: "i16"}  # how LLVM calls what is stored
 _NOTHING: Mapping[str, tuple[str, str]] = MappingProxyType({})
-_HALF_ROOT = 0x3F3504F3  # the square root of a half, as an integer
 _LINE = 64  # bytes that come from memory together
-_LEAST = -87.0  # below it an exponential is no normal number
 
 
 @dataclass(slots=True)
@@ -45,6 +42,7 @@ class Loops:
             f"declare <{n} x i32> @llvm.fptosi.sat.v{n}i32.v{n}f32({v})",
             f"declare {v} @llvm.maxnum.v{n}f32({v}, {v})",
             "declare float @llvm.maxnum.f32(float, float)",
+            "declare float @llvm.sqrt.f32(float)",
             f"declare float @llvm.vector.reduce.fadd.v{n}f32(float, {v})",
             f"declare float @llvm.vector.reduce.fmax.v{n}f32({v})",
             f"declare {v} @llvm.masked.load.v{n}f32.p0(ptr, i32, <{n} x i1>, {v})",
@@ -145,9 +143,16 @@ class Loops:
 
     def share(self, number: str, count: str, units: str) -> tuple[str, str]:
         """This thread's part of ``units``, from and to before; ``number`` and ``count`` point to who says which."""
+        return self.part(*self.team(number, count), units)
+
+    def team(self, number: str, count: str) -> tuple[str, str]:
+        """Which thread this is, and of how many; those pointers point to who says so, or nowhere."""
         # the team may be smaller than was asked for
         mine = self.unless(self.null(number), "0", lambda: self._asked(number))
-        of = self.unless(self.null(count), "1", lambda: self._asked(count))
+        return mine, self.unless(self.null(count), "1", lambda: self._asked(count))
+
+    def part(self, mine: str, of: str, units: str) -> tuple[str, str]:
+        """The part of ``units`` of one thread ``of`` several, from and to before."""
         low, high = (self.op(f"mul i64 {units}, {one}") for one in (mine, self.add(mine, 1)))
         return self.div(low, of), self.div(high, of)
 
@@ -231,46 +236,6 @@ class Loops:
         """The largest of a vector's numbers."""
         return self.op(f"call float @llvm.vector.reduce.fmax.v{self.lanes}f32({self.vector} {value})")
 
-    def exp(self, x: str) -> str:
-        """The exponential of numbers that are not above 0, to seven digits; 0 for what is far below.
-
-        Of -inf it is no number: as a logit it is one that was too large for its format.
-        """
-        v, low = self.vector, self.constant(_LEAST)
-        far = self.op(f"fcmp olt {v} {x}, {low}")  # a comparison that fails keeps what is no number
-        none = self.op(f"fcmp oeq {v} {x}, {self.constant(-math.inf)}")
-        x = self.select(far, low, x)
-        n = self.op(f"call {v} @llvm.rint.v{self.lanes}f32({v} {self.vec('fmul', x, self.constant(1 / math.log(2)))})")
-        high = 0.693359375  # ln 2 in two parts, of which the first has few digits
-        rest = self.fma(n, self.constant(high - math.log(2)), self.fma(n, self.constant(-high), x))
-        found = self.constant(1 / math.factorial(7))
-        for k in range(6, -1, -1):
-            found = self.fma(found, rest, self.constant(1 / math.factorial(k)))
-        near = self.op(f"call {self.whole} @llvm.fptosi.sat.v{self.lanes}i32.v{self.lanes}f32({v} {n})")
-        exponent = self.op(f"add {self.whole} {near}, {self._same(127)}")
-        scale = self.op(f"bitcast {self.whole} {self.op(f'shl {self.whole} {exponent}, {self._same(23)}')} to {v}")
-        found = self.select(far, "zeroinitializer", self.vec("fmul", found, scale))
-        return self.select(none, self.constant(math.nan), found)
-
-    def log(self, x: str, nothing: str) -> str:
-        """The logarithm of one normal number above 0, to seven digits; of 0 it is ``nothing``."""
-        bits = self.op(f"bitcast float {x} to i32")
-        # so that what is left of the number lies about 1
-        power = self.op(f"ashr i32 {self.op(f'sub i32 {bits}, {_HALF_ROOT}')}, 23")
-        left = self.op(f"sub i32 {bits}, {self.op(f'shl i32 {power}, 23')}")
-        near = self.op(f"bitcast i32 {left} to float")
-        one = self.number(1.0)
-        ratio = self.op(f"fdiv float {self.op(f'fsub float {near}, {one}')}, {self.op(f'fadd float {near}, {one}')}")
-        square = self.op(f"fmul float {ratio}, {ratio}")
-        found = self.number(2 / 9)
-        for k in (7, 5, 3, 1):
-            found = self.op(f"fadd float {self.op(f'fmul float {found}, {square}')}, {self.number(2 / k)}")
-        whole = self.op(f"fmul float {self.op(f'sitofp i32 {power} to float')}, {self.number(math.log(2))}")
-        found = self.op(f"fadd float {self.op(f'fmul float {found}, {ratio}')}, {whole}")
-        large = self.op(f"fcmp uge float {x}, {self.number(math.inf)}")  # or no number at all
-        found = self.op(f"select i1 {large}, float {x}, float {found}")
-        return self.op(f"select i1 {self.op(f'fcmp oeq float {x}, 0.0')}, float {nothing}, float {found}")
-
     def wide(self, stored: str, base: str, index: object) -> str:
         """The vector at the ``index``th number of the format ``stored`` behind ``base``, in float32."""
         raw = self.load(f"<{self.lanes} x {stored}>", base, index, of=stored)
@@ -279,7 +244,29 @@ class Loops:
         if stored == "half":
             return self.op(f"fpext <{self.lanes} x half> {raw} to {self.vector}")
         bits = self.op(f"zext <{self.lanes} x i16> {raw} to {self.whole}")
-        return self.op(f"bitcast {self.whole} {self.op(f'shl {self.whole} {bits}, {self._same(16)}')} to {self.vector}")
+        return self.op(f"bitcast {self.whole} {self.op(f'shl {self.whole} {bits}, {self.same(16)}')} to {self.vector}")
+
+    def one(self, stored: str, base: str, index: object) -> str:
+        """The one number there, in float32."""
+        raw = self.load(stored, base, index)
+        if stored == "i16":
+            bits = self.op(f"shl i32 {self.op(f'zext i16 {raw} to i32')}, 16")
+            return self.op(f"bitcast i32 {bits} to float")
+        return raw if stored == "float" else self.op(f"fpext half {raw} to float")
+
+    def put(self, stored: str, value: str, base: str, index: object) -> None:
+        """Stores a vector there in the format ``stored``: the nearest number of it, of two the even one."""
+        if stored == "half":
+            value = self.op(f"fptrunc {self.vector} {value} to <{self.lanes} x half>")
+        elif stored == "i16":
+            none = self.op(f"fcmp uno {self.vector} {value}, {value}")
+            bits, n = self.op(f"bitcast {self.vector} {value} to {self.whole}"), self.lanes
+            odd = self.op(f"and {self.whole} {self.op(f'lshr {self.whole} {bits}, {self.same(16)}')}, {self.same(1)}")
+            bits = self.op(f"add {self.whole} {self.op(f'add {self.whole} {bits}, {self.same(0x7FFF)}')}, {odd}")
+            bits = self.op(f"lshr {self.whole} {bits}, {self.same(16)}")
+            bits = self.op(f"select <{n} x i1> {none}, {self.whole} {self.same(0x7FC0)}, {self.whole} {bits}")
+            value = self.op(f"trunc {self.whole} {bits} to <{n} x i16>")
+        self.store(f"<{self.lanes} x {stored}>", value, base, index, of=stored)
 
     def line(self, stored: str) -> int:
         """How many numbers of the format ``stored`` come from memory together."""
@@ -294,5 +281,6 @@ class Loops:
         v = self.vector
         return self.op(f"shufflevector {v} {one}, {v} {other}, {self.whole} {self.integers(order)}")
 
-    def _same(self, value: int) -> str:
+    def same(self, value: int) -> str:
+        """A vector of one integer."""
         return self.integers([value] * self.lanes)

@@ -106,7 +106,7 @@ def run(function: Any, given: Sequence[int]) -> None:
     Memory that is pointed to must be held by the caller.
     """
     found = None if torch.get_num_threads() == 1 else team()
-    numbers = array("q", (*given, *((0, 0) if found is None else found[1:])))
+    numbers = array("q", (*given, *((0, 0, 0) if found is None else found[1:])))
     address, _ = numbers.buffer_info()
     if found is None:
         function(address)
@@ -115,13 +115,19 @@ def run(function: Any, given: Sequence[int]) -> None:
 
 
 @functools.cache  # a fact about the process
-def team() -> tuple[Callable[..., Any], int, int] | None:
-    """What runs a function on PyTorch's threads, and the addresses of what tells one its number, and how many run."""
+def team() -> tuple[Callable[..., Any], int, int, int] | None:
+    """What runs a function on PyTorch's threads, and the addresses of what they ask there.
+
+    That is their number, how many there are, and to wait for all.
+    """
     try:
         library = ctypes.CDLL(str(_TORCH))  # which is loaded, and finds what its own OpenMP has
-        begin, told = library.GOMP_parallel, (library.omp_get_thread_num, library.omp_get_num_threads)
+        begin, told = (
+            library.GOMP_parallel,
+            (library.omp_get_thread_num, library.omp_get_num_threads, library.GOMP_barrier),
+        )
     except (OSError, AttributeError):
         return None
     begin.restype, begin.argtypes = None, (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-    number, count = (ctypes.cast(one, ctypes.c_void_p).value or 0 for one in told)
-    return begin, number, count
+    number, count, barrier = (ctypes.cast(one, ctypes.c_void_p).value or 0 for one in told)
+    return begin, number, count, barrier

@@ -1,0 +1,210 @@
+"""A decoder's layers for a few rows by the compiled kernel: two calls a layer, with attention between them.
+
+Owns the order of a layer's steps, the memory between them, and the trial that says when its products are the faster
+ones. What is between products is in float32. Attention and caches are the caller's. Knows no model: ``Lean`` has its
+parts, and ``Passes`` allows it, after holding it against the model's own forward.
+"""
+
+from __future__ import annotations
+
+import functools
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from longctx.backend import narrow
+from longctx.backend.anatomy import Layer, Norm, Unlike
+from longctx.backend.kept import kept, taken
+from longctx.backend.trial import seconds
+from longctx.kernels import steps
+
+MOST = 32  # rows: what the kernel does for each of more is more than a product of many does
+COUNTS = tuple(count for count in narrow.COUNTS if count <= MOST)
+
+_STATES = ("q_proj", "k_proj", "v_proj")
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""The number of a layer, and its queries, keys and values [batch, heads, tokens, dim] -> what its heads put out."""
+
+
+class Fused:
+    """The layers ``layers`` by the kernel. It ``suits`` where that can be had for all their parts."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._layers = layers
+        self._weights = [part.weight for layer in layers for part in layer.linear.values()]
+        norms = [norm for one in layers for norm in (one.before, one.between, *(one.head_norms or ()))]
+        biases = [part.bias for one in layers for part in one.linear.values() if part.bias is not None]
+        self._numbers = [*self._weights, *biases, *(norm.weight for norm in norms)]
+        self.dtype = self._weights[0].dtype
+        self._widths = tuple(sorted({weight.shape[1] for weight in self._weights}))
+        self.suits, self._known = self._fit(), self._now()
+        self._rooms: dict[tuple[int, int], _Room] = {}
+        self._won: dict[tuple[int, int], bool] = {}
+
+    def wins(self, rows: int) -> bool:
+        """Whether ``run`` is the faster way for ``rows`` rows, found by trying when it is first asked."""
+        if not (self.suits and 0 < rows <= MOST):
+            return False
+        count = COUNTS[bisect_left(COUNTS, rows)]
+        key = count, torch.get_num_threads()
+        if key not in self._won:
+            usual = sum(many * narrow.seconds(count, one) for one, many in self._kinds())
+            self._won[key] = self.seconds(count) < usual
+        return self._won[key]
+
+    def seconds(self, rows: int) -> float:
+        """What the products of all layers took for ``rows`` rows, one of ``COUNTS``, when they were tried."""
+        place, threads, total = COUNTS.index(rows), torch.get_num_threads(), 0.0
+        for weight, many in self._kinds():
+            dtype, out, width, _ = narrow.shape(weight)
+            total += many * _trial(dtype, out, width, threads)[place] * len(weight) / out
+        return total
+
+    def run(self, x: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        """What the layers make of ``x``, float32 [batch, tokens, width]; it holds until the next run.
+
+        ``turn`` are the cosines and sines of every token's position, [batch or 1, tokens, dim]. One run at a time.
+        Raises Unlike where what is written through ``.data`` has another shape than before.
+        """
+        if (now := self._now()) != self._known:  # numbers may have moved
+            if not self._fit():
+                raise Unlike("weights have other shapes than they had")
+            self._rooms, self._known = {}, now
+        batch, tokens, width = x.shape
+        room = self._rooms.get((batch, tokens)) or _Room(self._layers, self.dtype, self._widths, batch, tokens)
+        self._rooms[batch, tokens] = room
+        room.x.copy_(x.reshape(-1, width))
+        for into, one in zip(room.turn, turn, strict=True):
+            into.copy_(one.expand(batch, tokens, -1).reshape(batch * tokens, -1))
+        for index, layer in enumerate(self._layers):
+            q, k, v = room.enter(index)
+            room.said.copy_(attend(index, q, k, v).view(room.said.shape))
+            gate, up = room.leave(index)
+            torch.mul(layer.act(gate), up, out=room.gated)
+        room.end()
+        return room.x.view(batch, tokens, width)
+
+    def _fit(self) -> bool:
+        """Whether every part is such as the kernel takes it, and as in the other layers."""
+        known, *others = ({name: one.weight.shape for name, one in layer.linear.items()} for layer in self._layers)
+        dims = {one.head_dim for one in self._layers}
+        return (
+            all(one.is_cpu and one.is_contiguous() and one.dtype == self.dtype for one in self._numbers)
+            and all(other == known for other in others)
+            and len(dims) == 1
+            and all(steps.version(self.dtype, width) for width in (*self._widths, dims.pop() // 2))
+        )
+
+    def _now(self) -> list[tuple[int, torch.Size, bool]]:
+        """Where all numbers are, and whether one after another."""
+        return [(one.data_ptr(), one.shape, one.is_contiguous()) for one in self._numbers]
+
+    def _kinds(self) -> list[tuple[Tensor, int]]:
+        """One matrix of each shape among the weights, and how many there are."""
+        one = {weight.shape: weight for weight in self._weights}
+        return [(one[shape], many) for shape, many in Counter(weight.shape for weight in self._weights).items()]
+
+
+class _Room:
+    """The memory between the steps of a pass of ``batch`` times ``tokens`` rows, and all steps of all layers on it."""
+
+    def __init__(
+        self, layers: Sequence[Layer], dtype: torch.dtype, widths: tuple[int, ...], batch: int, tokens: int
+    ) -> None:
+        first, rows = layers[0], batch * tokens
+        self._dtype, self._shapes = dtype, list[tuple[int, ...]]()
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(*shape, dtype=torch.float32, device="cpu")
+
+        outs = {name: part.weight.shape[0] for name, part in first.linear.items()}
+        made = {name: empty(rows, out) for name, out in outs.items()}
+        self._gate, self._up = made["gate_proj"], made["up_proj"]
+        self.x, h = empty(rows, outs["o_proj"]), empty(rows, outs["o_proj"])
+        self.turn = empty(rows, first.head_dim), empty(rows, first.head_dim)
+        self.said, self.gated = empty(rows, outs["q_proj"]), empty(rows, outs["gate_proj"])
+        self._shapes = [(batch, outs[name] // first.head_dim, tokens, first.head_dim) for name in _STATES]
+        self._entering, self._leaving = list[tuple[steps.Steps, list[int]]](), list[steps.Steps]()
+        doing = steps.Steps(dtype, rows, widths)
+        for layer in layers:
+            norms = dict(zip(_STATES, layer.head_norms or (), strict=False))
+            _multiply(doing, layer, layer.before, self.x, h, {name: made[name] for name in _STATES})
+            doing.wait()
+            for name, norm in norms.items():
+                doing.norm(made[name], norm.weight, norm.eps, made[name], outs[name] // layer.head_dim)
+                doing.wait()
+            q, k, v = (made[name] for name in _STATES)
+            to_q, to_k, to_v = self._shapes
+            places = [doing.turn(q, *self.turn, to_q), doing.turn(k, *self.turn, to_k), doing.lay(v, to_v)]
+            self._entering.append((doing, places))
+            doing = steps.Steps(dtype, rows, widths)
+            _add(doing, layer.linear["o_proj"], self.said, self.x)
+            _multiply(doing, layer, layer.between, self.x, h, {name: made[name] for name in ("gate_proj", "up_proj")})
+            self._leaving.append(doing)
+            doing = steps.Steps(dtype, rows, widths)
+            _add(doing, layer.linear["down_proj"], self.gated, self.x)
+        self._end = doing
+
+    def enter(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Ends the layer before, and gives new queries, keys and values [batch, heads, tokens, dim]."""
+        doing, places = self._entering[index]
+        q, k, v = (torch.empty(shape, dtype=self._dtype, device="cpu") for shape in self._shapes)
+        for place, states in zip(places, (q, k, v), strict=True):
+            doing.point(place, states)
+        doing.run()
+        return q, k, v
+
+    def leave(self, index: int) -> tuple[Tensor, Tensor]:
+        """Adds what attention ``said``, and gives both halves of the MLP, [rows, width]."""
+        self._leaving[index].run()
+        return self._gate, self._up
+
+    def end(self) -> None:
+        """Ends the last layer."""
+        self._end.run()
+
+
+def _multiply(doing: steps.Steps, layer: Layer, norm: Norm, x: Tensor, h: Tensor, made: Mapping[str, Tensor]) -> None:
+    """Norms ``x`` into ``h``, and multiplies that by the weights that something is to be ``made`` with."""
+    doing.norm(x, norm.weight, norm.eps, h)
+    doing.wait()
+    for name, out in made.items():
+        doing.product(h, layer.linear[name].weight, layer.linear[name].bias, out)
+
+
+def _add(doing: steps.Steps, part: nn.Linear, y: Tensor, x: Tensor) -> None:
+    """Adds to ``x`` what the layer ``part`` makes of ``y``."""
+    doing.product(y, part.weight, part.bias, x, add=True)
+    doing.wait()
+
+
+@functools.cache  # a fact about the processor and the ``threads`` that there are
+def _trial(dtype: torch.dtype, out: int, width: int, threads: int) -> list[float]:
+    """Seconds of a product with weights [out, width] among others, by the counts of rows."""
+    about = f"{dtype} weights [{out}, {width}], rows {COUNTS}, kernel by {steps.version(dtype, width)}"
+    return kept("steps", about, functools.partial(_tried, dtype, out, width), _understood)
+
+
+def _understood(found: list[float]) -> list[float]:
+    if len(found) != len(COUNTS):
+        raise ValueError("the rows are others")
+    return [taken(one) for one in found]
+
+
+def _tried(dtype: torch.dtype, out: int, width: int) -> list[float]:
+    weights, found = narrow.matrices(dtype, out, width), []
+    for rows in COUNTS:
+        x, made = (torch.ones(rows, size, dtype=torch.float32, device="cpu") for size in (width, out))
+
+        def work(rows: int = rows, x: Tensor = x, made: Tensor = made) -> None:
+            doing = steps.Steps(dtype, rows, (width,))
+            for weight in weights:
+                doing.product(x, weight, None, made)
+            doing.run()
+
+        found.append(seconds(work) / len(weights))
+    return found
