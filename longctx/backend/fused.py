@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from longctx.backend import narrow
-from longctx.backend.anatomy import Layer, Norm, Unlike
+from longctx.backend.anatomy import Layer, Norm
 from longctx.backend.kept import kept, taken
 from longctx.backend.trial import seconds
 from longctx.kernels import steps
@@ -56,6 +56,12 @@ class Fused:
             self._won[key] = self.seconds(count) < usual
         return self._won[key]
 
+    def fit(self) -> bool:
+        """Whether all parts are as the kernel takes them: through ``.data``, they may have come to be others."""
+        if (now := self._now()) != self._known:
+            self.suits, self._known, self._rooms = self._fit(), now, {}
+        return self.suits
+
     def seconds(self, rows: int) -> float:
         """What the products of all layers took for ``rows`` rows, one of ``COUNTS``, when they were tried."""
         place, threads, total = COUNTS.index(rows), torch.get_num_threads(), 0.0
@@ -65,15 +71,10 @@ class Fused:
         return total
 
     def run(self, x: Tensor, turn: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        """What the layers make of ``x``, float32 [batch, tokens, width]; it holds until the next run.
+        """What the layers make of ``x``, float32 [batch, tokens, width], if they ``fit``; it holds until the next run.
 
         ``turn`` are the cosines and sines of every token's position, [batch or 1, tokens, dim]. One run at a time.
-        Raises Unlike where what is written through ``.data`` has another shape than before.
         """
-        if (now := self._now()) != self._known:  # numbers may have moved
-            if not self._fit():
-                raise Unlike("weights have other shapes than they had")
-            self._rooms, self._known = {}, now
         batch, tokens, width = x.shape
         room = self._rooms.get((batch, tokens)) or _Room(self._layers, self.dtype, self._widths, batch, tokens)
         self._rooms[batch, tokens] = room

@@ -115,7 +115,7 @@ class Lean:
         dtype, few = dtype or self.dtype, ids.numel() <= MOST
         x = self.decoder.embed_tokens(ids)
         if fused is None:
-            fused = dtype == self.fused.dtype and self.fused.wins(ids.numel())
+            fused = dtype == self.fused.dtype and self.fused.wins(ids.numel()) and self.fused.fit()
         wide = fused or (few and widens(ids.numel(), self.layers[0].linear["gate_proj"].weight))
         x = x.to(torch.float32 if wide else dtype)
         places = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions

@@ -1,0 +1,205 @@
+"""Layers by the kernel, two calls each: the model's own numbers, for the models and rows that it is made for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from machines import needed
+
+from longctx.backend import fused, narrow
+from longctx.backend import lean as lean_layers
+from longctx.backend.attention import Tap
+from longctx.backend.caches import CaptureCache
+from longctx.backend.fused import COUNTS, MOST, Fused
+from longctx.backend.lean import Lean
+from longctx.backend.passes import Passes
+from longctx.backend.target import RowTarget
+
+pytestmark = pytest.mark.usefixtures("two_threads")
+WIDE = {"hidden_size": 128, "intermediate_size": 160, "head_dim": 32}
+BIASED = {"attention_bias": True, "mlp_bias": True}
+KINDS = [("llama", {}), ("llama", BIASED), ("llama", {"hidden_act": "gelu"}), ("qwen2", {}), ("qwen3", {})]
+PROMPT = [7, 300, 41, 5, 220, 99, 18, 77, 12, 13, 14]
+TREE = ([30, 31, 32, 33, 34, 35], [-1, 0, 1, 1, 0, 4])
+
+
+def model_of(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
+    return tiny.model(family, "sdpa", dtype, **(WIDE | changes))
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The kernel is always the faster way, for the rows that it is for; the rows of each pass by it."""
+    taken: list[int] = []
+    ours = Fused.run
+    monkeypatch.setattr(Fused, "wins", lambda self, rows: self.suits and 0 < rows <= MOST)
+
+    def noted(self: Fused, x: torch.Tensor, *more: Any) -> torch.Tensor:
+        taken.append(x.shape[0] * x.shape[1])
+        return ours(self, x, *more)
+
+    monkeypatch.setattr(Fused, "run", noted)
+    return taken
+
+
+def scored(model: Any) -> list[torch.Tensor]:
+    """What a prompt's end, a tree behind it and the token after a kept path say."""
+    made = RowTarget(model, 40)
+    found = [made.score(PROMPT, range(-1, len(PROMPT) - 1), 1)]
+    made.commit(range(len(PROMPT)))
+    tokens, parents = TREE
+    found.append(made.score(tokens, parents, len(tokens)))
+    made.commit([0, 4, 5])
+    return [*found, made.score([36], [-1], 1)]
+
+
+def expected(model: Any) -> list[torch.Tensor]:
+    """The same by the model itself, which is shown every path as a text."""
+
+    def last(*more: int) -> torch.Tensor:
+        with torch.inference_mode():
+            logits: torch.Tensor = model(torch.tensor([[*PROMPT, *more]])).logits
+        return logits[0, -1]
+
+    tokens, parents = TREE
+    paths: list[list[int]] = []
+    for token, parent in zip(tokens, parents, strict=True):
+        paths.append([*(paths[parent] if parent >= 0 else []), token])
+    return [last()[None], torch.stack([last(*path) for path in paths]), last(30, 34, 35, 36)[None]]
+
+
+@needed
+@pytest.mark.parametrize(("family", "changes"), KINDS)
+def test_prompts_trees_and_tokens_have_the_models_own_numbers(
+    family: str, changes: dict[str, Any], runs: list[int]
+) -> None:
+    found = scored(model_of(family, **changes))
+    for one, other in zip(found, expected(model_of(family, **changes)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert runs[-3:] == [len(PROMPT), len(TREE[0]), 1]
+
+
+@needed
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_in_formats_of_16_bits_they_are_nearer_the_truth_than_the_models_own(
+    family: str, dtype: torch.dtype, runs: list[int]
+) -> None:
+    truth = expected(model_of(family, dtype).float())
+
+    def off(found: list[torch.Tensor]) -> float:
+        return max(float((a.float() - b).norm() / b.norm()) for a, b in zip(found, truth, strict=True))
+
+    assert off(scored(model_of(family, dtype))) < 0.8 * off(expected(model_of(family, dtype)))
+    assert runs[-1] == 1
+
+
+def states(lean: Lean, ids: torch.Tensor, by_kernel: bool) -> list[torch.Tensor]:
+    """Keys, values and logits of a pass over several texts."""
+    cache = CaptureCache(len(lean.layers), lean.head.weight.dtype)
+    every, tap = list(range(ids.shape[1])), Tap({}, slice(0, 0), lambda *_: None)
+    with torch.inference_mode():
+        logits = lean.run(ids, cache, tap, every, None, None, dtype=lean.head.weight.dtype, fused=by_kernel)
+    kept = [cache.cut(row, ids.shape[1], len(lean.layers)) for row in range(len(ids))]
+    return [state for one in kept for state in (*one.keys, *one.values)] + [logits]
+
+
+@needed
+def test_texts_side_by_side_keep_what_is_theirs() -> None:
+    lean, ids = Lean(model_of("qwen3")), torch.tensor([[7, 300, 41, 5], [9, 12, 401, 33], [8, 8, 64, 2]])
+    for one, other in zip(states(lean, ids, True), states(lean, ids, False), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@needed
+def test_weights_that_move_behind_the_models_back_are_read_where_they_are(runs: list[int]) -> None:
+    """And those that come to be of another shape or order go the other way, or fail there."""
+    model = model_of("llama")
+    target = RowTarget(model, 40)
+
+    def said() -> torch.Tensor:
+        found = target.score(PROMPT, range(-1, len(PROMPT) - 1), 1)
+        target.rollback()
+        return found
+
+    said()
+    part = model.model.layers[2].mlp.down_proj
+    part.weight.data = 1.5 * part.weight.data
+    fresh = model_of("llama")
+    with torch.no_grad():
+        fresh.model.layers[2].mlp.down_proj.weight.mul_(1.5)
+    found, before = said(), len(runs)
+    torch.testing.assert_close(found, expected(fresh)[0], rtol=1e-4, atol=1e-4)
+    part.weight.data = part.weight.data.t().contiguous().t()
+    torch.testing.assert_close(said(), expected(fresh)[0], rtol=1e-4, atol=1e-4)
+    assert len(runs) == before, "what is not contiguous is nothing for the kernel"
+    part.weight.data = part.weight.data[:, :64].contiguous()
+    with pytest.raises(RuntimeError):
+        said()
+
+
+def narrower(model: Any) -> None:
+    part = model.model.layers[1].mlp
+    for name in ("gate_proj", "up_proj"):
+        setattr(part, name, torch.nn.Linear(128, 96, bias=False))
+    part.down_proj = torch.nn.Linear(96, 128, bias=False)
+
+
+def wider_norm(model: Any) -> None:
+    model.model.layers[3].input_layernorm.weight = torch.nn.Parameter(torch.ones(128, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "change"),
+    [({}, narrower), ({}, wider_norm), ({"head_dim": 16}, None), ({"intermediate_size": 100}, None)],
+)
+def test_layers_unlike_one_another_and_sizes_that_are_no_whole_vectors_are_none_for_it(
+    changes: dict[str, Any], change: Callable[[Any], None] | None, runs: list[int]
+) -> None:
+    model = model_of("llama", **changes)
+    if change is not None:
+        change(model)
+    lean = Lean(model)
+    assert not lean.fused.suits and not lean.fused.wins(1) and not lean.fused.fit()
+
+
+@needed
+def test_a_kernel_that_computes_something_else_is_found_out_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = Passes(model_of("llama"), range(3, 40))
+    ours = fused._Room.leave
+
+    def less(self: Any, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        gate, up = ours(self, index)
+        return gate, 0.99 * up
+
+    monkeypatch.setattr(fused._Room, "leave", less)
+    with torch.inference_mode():
+        assert passes.lean(400) is None and "something else" in passes.why_not
+
+
+@needed
+def test_it_is_taken_for_the_rows_that_it_multiplies_in_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousandth of a second a row of the usual way, and as much as four rows for any by the kernel."""
+    lean = Lean(model_of("llama"))
+    every = sum(one.weight.numel() for layer in lean.layers for one in layer.linear.values())
+    for place in (narrow, lean_layers):
+        monkeypatch.setattr(place, "seconds", lambda rows, weight: rows * weight.numel() / 1e3)
+    monkeypatch.setattr(fused, "_trial", lambda dtype, out, width, threads: [4 * out * width / 1e3] * len(COUNTS))
+    assert [lean.fused.wins(rows) for rows in (0, 1, 4, 5, MOST, MOST + 1)] == [False, False, False, True, True, False]
+    assert lean.fused.seconds(8) == pytest.approx(4 * every / 1e3)
+    head = lean.head.weight.numel()
+    assert lean.products()[8] == pytest.approx((4 * every + 8 * head) / 1e3)
+    assert lean.products()[4] == pytest.approx((4 * every + 4 * head) / 1e3)
+    assert lean.products()[48] == pytest.approx(48 * (every + head) / 1e3)
+
+
+@needed
+def test_what_is_tried_is_kept_by_the_shape_and_understood_again() -> None:
+    found = fused._tried(torch.bfloat16, 16, 64)
+    assert fused._understood(found) == found and len(found) == len(COUNTS) and min(found) > 0
+    with pytest.raises(ValueError, match="the rows are others"):
+        fused._understood(found[1:])
