@@ -43,6 +43,7 @@ class Fused:
         self._widths = tuple(sorted({weight.shape[1] for weight in self._weights}))
         self.suits, self._known = self._fit(), self._now()
         self._rooms: dict[tuple[int, int], _Room] = {}
+        self._memory = _Memory()
         self._won: dict[tuple[int, int], bool] = {}
 
     def wins(self, rows: int) -> bool:
@@ -59,7 +60,7 @@ class Fused:
     def fit(self) -> bool:
         """Whether all parts are as the kernel takes them: through ``.data``, they may have come to be others."""
         if (now := self._now()) != self._known:
-            self.suits, self._known, self._rooms = self._fit(), now, {}
+            self.suits, self._known, self._rooms, self._memory = self._fit(), now, {}, _Memory()
         return self.suits
 
     def seconds(self, rows: int) -> float:
@@ -76,8 +77,10 @@ class Fused:
         ``turn`` are the cosines and sines of every token's position, [batch or 1, tokens, dim]. One run at a time.
         """
         batch, tokens, width = x.shape
-        room = self._rooms.get((batch, tokens)) or _Room(self._layers, self.dtype, self._widths, batch, tokens)
-        self._rooms[batch, tokens] = room
+        if (batch, tokens) not in self._rooms:
+            parts = self._layers, self.dtype, self._widths, self._memory
+            self._rooms[batch, tokens] = _Room(*parts, batch, tokens)
+        room = self._rooms[batch, tokens]
         room.x.copy_(x.reshape(-1, width))
         for into, one in zip(room.turn, turn, strict=True):
             into.copy_(one.expand(batch, tokens, -1).reshape(batch * tokens, -1))
@@ -110,24 +113,40 @@ class Fused:
         return [(one[shape], many) for shape, many in Counter(weight.shape for weight in self._weights).items()]
 
 
+class _Memory:
+    """Room for numbers between steps, once for passes of any number of rows."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Tensor] = {}
+
+    def rows(self, name: str, rows: int, width: int) -> Tensor:
+        """Some [rows, width], the same for a name whatever the rows."""
+        if name not in self._made:
+            self._made[name] = torch.empty(MOST, width, dtype=torch.float32, device="cpu")
+        return self._made[name][:rows]
+
+
 class _Room:
-    """The memory between the steps of a pass of ``batch`` times ``tokens`` rows, and all steps of all layers on it."""
+    """What is between the steps of a pass of ``batch`` times ``tokens`` rows, and all steps of all layers on it."""
 
     def __init__(
-        self, layers: Sequence[Layer], dtype: torch.dtype, widths: tuple[int, ...], batch: int, tokens: int
+        self,
+        layers: Sequence[Layer],
+        dtype: torch.dtype,
+        widths: tuple[int, ...],
+        memory: _Memory,
+        batch: int,
+        tokens: int,
     ) -> None:
         first, rows = layers[0], batch * tokens
-        self._dtype, self._shapes = dtype, list[tuple[int, ...]]()
-
-        def empty(*shape: int) -> Tensor:
-            return torch.empty(*shape, dtype=torch.float32, device="cpu")
-
+        self._dtype = dtype
         outs = {name: part.weight.shape[0] for name, part in first.linear.items()}
-        made = {name: empty(rows, out) for name, out in outs.items()}
+        made = {name: memory.rows(name, rows, out) for name, out in outs.items()}
         self._gate, self._up = made["gate_proj"], made["up_proj"]
-        self.x, h = empty(rows, outs["o_proj"]), empty(rows, outs["o_proj"])
-        self.turn = empty(rows, first.head_dim), empty(rows, first.head_dim)
-        self.said, self.gated = empty(rows, outs["q_proj"]), empty(rows, outs["gate_proj"])
+        self.x, h = (memory.rows(name, rows, outs["o_proj"]) for name in ("x", "normed"))
+        self.turn = memory.rows("cos", rows, first.head_dim), memory.rows("sin", rows, first.head_dim)
+        self.said = memory.rows("said", rows, outs["q_proj"])
+        self.gated = memory.rows("gated", rows, outs["gate_proj"])
         self._shapes = [(batch, outs[name] // first.head_dim, tokens, first.head_dim) for name in _STATES]
         self._entering, self._leaving = list[tuple[steps.Steps, list[int]]](), list[steps.Steps]()
         doing = steps.Steps(dtype, rows, widths)
