@@ -121,8 +121,8 @@ class _Memory:
 
     def rows(self, name: str, rows: int, width: int) -> Tensor:
         """Some [rows, width], the same for a name whatever the rows."""
-        if name not in self._made:
-            self._made[name] = torch.empty(MOST, width, dtype=torch.float32, device="cpu")
+        if name not in self._made or len(self._made[name]) < rows:
+            self._made[name] = torch.empty(max(MOST, rows), width, dtype=torch.float32, device="cpu")
         return self._made[name][:rows]
 
 
