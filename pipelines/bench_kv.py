@@ -166,7 +166,7 @@ def _speed(
     tokenizer, model = run.reader.tokenizer, run.reader.model
     ids = {tokens: kv_speed.ids_of(tokenizer, text, tokens) for tokens in contexts}
     hashed = digest(",".join(map(str, ids[max(contexts)])))[:16]
-    made = run.made_with(text="python reference" if text is None else text.name, steps=steps)
+    made = run.made_with(text="python reference" if text is None else text.name, steps=steps, decoding="plain loop")
     rows = Rows(
         path,
         SPEED,

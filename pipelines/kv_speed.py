@@ -125,6 +125,7 @@ def decoding(
 ) -> Iterator[dict[str, Any]]:
     """A row for every policy: tokens a second behind ``ids``, or behind ``tile`` of their keys, of each repeat.
 
+    The stock model decodes by its own passes, and policies as in answers of a reader: by the library's plain loop.
     Behind tiled keys a policy has the budget it has behind ``ids``; those that read through themselves are left out.
     """
     reading = longctx.kv.read(model, list(ids))
@@ -141,15 +142,18 @@ def decoding(
             started = time.perf_counter()
             made = longctx.kv.compress(model, list(ids), spec) if grows(name) else reading.compress(spec)
             contexts[name], seconds[name] = made, time.perf_counter() - started
+    known = [*ids, *ids[-1:]] if not tile else [*list(ids) * (tile // len(ids)), ids[-1]]
     rates: dict[str, list[float]] = {name: [] for name in specs}
     read: dict[str, Any] = {}
     names = list(specs)
     for repeat in range(repeats):
         for name in [*names[repeat % len(names) :], *names[: repeat % len(names)]]:
             with _cache(model, reading, contexts.get(name)) as cache:
-                rates[name].append(_decode(model, cache, ids[-1], steps))
-                if name != STOCK:
-                    read[name] = cache.report()
+                if name == STOCK:
+                    rates[name].append(_decode(model, cache, ids[-1], steps))
+                    continue
+                rates[name].append(_ours(model, cache, known, steps))
+                read[name] = cache.report()
         note(f"repeat {repeat + 1} of {repeats} behind {tile or len(ids):,} tokens")
     for name in specs:
         report, context = read.get(name), contexts.get(name)
@@ -192,6 +196,36 @@ def _decode(model: Any, cache: Any, token: int, steps: int) -> float:
     for _ in range(steps):
         token = _next(model, cache, token)
     return steps / (time.perf_counter() - started)
+
+
+class _Clock:
+    """Notes when tokens come: a streamer as those of transformers."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """What is known when the last token comes is all there is to know."""
+
+
+def _ours(model: Any, cache: Any, ids: Sequence[int], steps: int) -> float:
+    """The same behind a context by the library's plain loop; ``ids`` are the context's and one token more."""
+    import torch
+
+    clock, prompt = _Clock(), torch.tensor([list(ids)], device=model.device)
+    model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        past_key_values=cache,
+        custom_generate=longctx.speculative((), streamer=clock),
+        do_sample=False,
+        min_new_tokens=steps + 2,
+        max_new_tokens=steps + 2,
+    )
+    return steps / (clock.times[-1] - clock.times[-1 - steps])
 
 
 def _next(model: Any, cache: Any, token: int) -> int:
