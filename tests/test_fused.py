@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from machines import needed
+from machines import needed, threads
 
 from longctx.backend import fused, narrow
 from longctx.backend import lean as lean_layers
-from longctx.backend.attention import Tap
+from longctx.backend.attention import StopReading, Tap
 from longctx.backend.caches import CaptureCache
 from longctx.backend.fused import COUNTS, MOST, Fused
 from longctx.backend.lean import Lean
@@ -153,9 +153,10 @@ def wider_norm(model: Any) -> None:
     model.model.layers[3].input_layernorm.weight = torch.nn.Parameter(torch.ones(128, dtype=torch.float64))
 
 
+@needed
 @pytest.mark.parametrize(
     ("changes", "change"),
-    [({}, narrower), ({}, wider_norm), ({"head_dim": 16}, None), ({"intermediate_size": 100}, None)],
+    [({}, narrower), ({}, wider_norm), ({"head_dim": 8}, None), ({"intermediate_size": 100}, None)],
 )
 def test_layers_unlike_one_another_and_sizes_that_are_no_whole_vectors_are_none_for_it(
     changes: dict[str, Any], change: Callable[[Any], None] | None, runs: list[int]
@@ -165,6 +166,117 @@ def test_layers_unlike_one_another_and_sizes_that_are_no_whole_vectors_are_none_
         change(model)
     lean = Lean(model)
     assert not lean.fused.suits and not lean.fused.wins(1) and not lean.fused.fit()
+
+
+def sparse(model: Any) -> None:
+    part = model.model.layers[1].mlp.up_proj
+    part.weight = torch.nn.Parameter(part.weight.detach().to_sparse_csr(), requires_grad=False)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_parts_that_have_no_numbers_in_a_row_and_models_without_layers_are_none_for_it() -> None:
+    model = model_of("llama")
+    sparse(model)
+    for one in (Lean(model).fused, Fused([])):
+        assert not one.suits and not one.wins(1) and not one.fit()
+
+
+def longer(layer: Any) -> None:
+    layer.input_layernorm.weight.data = torch.ones(256)
+
+
+def shorter(layer: Any) -> None:
+    layer.self_attn.q_proj.bias.data = layer.self_attn.q_proj.bias.data[:8].clone()
+
+
+def pruned(layer: Any) -> None:
+    for part in (layer.mlp.gate_proj, layer.mlp.up_proj):
+        part.weight.data = part.weight.data[:64].clone()
+
+
+def cut(layer: Any) -> None:
+    layer.mlp.down_proj.weight.data = layer.mlp.down_proj.weight.data[:, :64].clone()
+
+
+def grouped(layer: Any) -> None:
+    layer.self_attn.v_proj.weight.data = layer.self_attn.v_proj.weight.data[:32].clone()
+
+
+@needed
+@pytest.mark.parametrize("change", [longer, shorter, pruned, cut, grouped])
+def test_sizes_that_do_not_go_with_one_another_are_never_pointed_to(
+    change: Callable[[Any], None], runs: list[int]
+) -> None:
+    """Written through ``.data``, into every layer, which the stamp of a model does not notice."""
+    model = model_of("llama", **BIASED)
+    lean = Lean(model)
+    assert lean.fused.suits and lean.fused.fit()
+    for layer in model.model.layers:
+        change(layer)
+    assert not lean.fused.fit() and not lean.fused.wins(1) and not Fused(lean.layers).suits
+
+
+@needed
+def test_a_pass_that_ends_in_the_middle_leaves_nothing_behind(runs: list[int]) -> None:
+    lean, ids = Lean(model_of("qwen2")), torch.tensor([[7, 300, 41, 5]])
+    whole = states(lean, ids, True)
+
+    class Stopped(CaptureCache):
+        def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *more: Any) -> Any:
+            if layer == 2:
+                raise StopReading
+            return super().update(keys, values, layer, *more)
+
+    tap = Tap({}, slice(0, 0), lambda *_: None)
+    with torch.inference_mode(), pytest.raises(StopReading):
+        lean.run(torch.tensor([[9, 12, 401, 33]]), Stopped(4, torch.float32), tap, [3], None, None, fused=True)
+    for one, other in zip(states(lean, ids, True), whole, strict=True):
+        assert torch.equal(one, other)
+
+
+@needed
+def test_threads_may_become_more_or_fewer_between_passes() -> None:
+    lean, ids = Lean(model_of("llama")), torch.tensor([[7, 300, 41, 5]])
+    whole = states(lean, ids, False)
+    for count in (3, 1, 2):
+        with threads(count):
+            for one, other in zip(states(lean, ids, True), whole, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@needed
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_no_step_begins_before_what_it_reads_is_made(family: str) -> None:
+    """Of steps that are not waited for, none reads or writes what another one writes, nor writes what it reads."""
+    kinds = {"norm": 3, "product": 3, "turn": None, "lay": None}  # which of a step's tensors it writes
+    met: list[int] = []
+
+    class Noted:
+        """Steps by the places that they read and write since all threads met."""
+
+        def __init__(self, *given: Any) -> None:
+            self.read, self.written = set[int](), set[int]()
+
+        def __getattr__(self, name: str) -> Callable[..., int]:
+            def step(*given: Any, **more: Any) -> int:
+                into = kinds[name]
+                written = set[int]() if into is None else {given[into].data_ptr()}
+                read = {given[0].data_ptr()}
+                assert not (read | written) & self.written and not written & (self.read - read), name
+                self.read, self.written = self.read | read, self.written | written
+                return 0
+
+            return step
+
+        def wait(self) -> None:
+            met.append(1)
+            self.read, self.written = set(), set()
+
+    lean = Lean(model_of(family))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused.steps, "Steps", Noted)
+        fused._Room(lean.layers, torch.float32, (96, 128, 160), fused._Memory(), 1, 3)
+    assert len(met) == len(lean.layers) * (6 if family == "qwen3" else 5)
 
 
 @needed

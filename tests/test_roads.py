@@ -15,6 +15,7 @@ import longctx.kv
 from longctx.backend import lean, narrow, roads
 from longctx.backend.behind import BoundedTarget
 from longctx.backend.capability import alone_because, capability
+from longctx.backend.fused import Fused
 from longctx.backend.lean import Lean
 from longctx.backend.roads import Road
 from longctx.backend.target import RowTarget, score_together
@@ -47,7 +48,8 @@ def scored(model: Any) -> list[torch.Tensor]:
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Few rows are always taken the other way; the rows of each pass that were."""
+    """Few rows are always taken the other way, product by product; the rows of each pass that were."""
+    monkeypatch.setattr(Fused, "wins", lambda self, rows: False)
     taken: list[int] = []
     ours = Lean.run
     monkeypatch.setattr(Lean, "run", lambda self, ids, *more: taken.append(ids.shape[1]) or ours(self, ids, *more))
@@ -64,6 +66,7 @@ def test_what_is_between_products_that_widen_is_nearer_the_truth_and_kept_in_the
     """Trees, packs of several requests, tokens behind a compressed context; keys are stored as the model has them."""
     if way is narrow._kernel and not few_rows.version(dtype, 64):
         pytest.skip("no kernel here")
+    monkeypatch.setattr(Fused, "wins", lambda self, rows: False)
     model = tiny.model(family, dtype=dtype)
     context = longctx.kv.compress(model, [PROMPT * 5], "full")
 
@@ -139,6 +142,7 @@ def test_few_rows_are_multiplied_in_the_weights_own_format(runs: list[int], monk
 
 
 def test_products_of_small_weights_alone_are_not_worth_another_road(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Fused, "wins", lambda self, rows: False)
     found = Lean(tiny.model("llama", attention="sdpa"))
     monkeypatch.setattr(lean, "_SHARE", 0.2)  # in so small a model keys and values are a tenth
     shapes = {name: part.weight.shape for name, part in found.layers[0].linear.items()}
@@ -150,6 +154,7 @@ def test_products_of_small_weights_alone_are_not_worth_another_road(monkeypatch:
 def test_the_head_counts_for_passes_whose_logits_are_all_asked_for_and_not_for_a_prompt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Fused, "wins", lambda self, rows: False)
     found = Lean(tiny.model("llama", attention="sdpa"))
     monkeypatch.setattr(lean, "wins", lambda rows, weight: weight is found.head.weight)
     assert found.faster() == [rows < 64 for rows in range(narrow.MOST + 1)]

@@ -21,7 +21,7 @@ from longctx.backend.kept import kept, taken
 from longctx.backend.trial import seconds
 from longctx.kernels import steps
 
-MOST = 32  # rows: what the kernel does for each of more is more than a product of many does
+MOST = narrow.SHORT  # rows
 COUNTS = tuple(count for count in narrow.COUNTS if count <= MOST)
 
 _STATES = ("q_proj", "k_proj", "v_proj")
@@ -39,9 +39,10 @@ class Fused:
         norms = [norm for one in layers for norm in (one.before, one.between, *(one.head_norms or ()))]
         biases = [part.bias for one in layers for part in one.linear.values() if part.bias is not None]
         self._numbers = [*self._weights, *biases, *(norm.weight for norm in norms)]
-        self.dtype = self._weights[0].dtype
+        self.dtype = self._weights[0].dtype if layers else torch.float32
         self._widths = tuple(sorted({weight.shape[1] for weight in self._weights}))
-        self.suits, self._known = self._fit(), self._now()
+        self._known = self._now()
+        self.suits = self._known is not None and self._fit()
         self._rooms: dict[tuple[int, int], _Room] = {}
         self._memory = _Memory()
         self._won: dict[tuple[int, int], bool] = {}
@@ -53,20 +54,21 @@ class Fused:
         count = COUNTS[bisect_left(COUNTS, rows)]
         key = count, torch.get_num_threads()
         if key not in self._won:
-            usual = sum(many * narrow.seconds(count, one) for one, many in self._kinds())
+            usual = sum(many * narrow.seconds(count, one) for one, many in kinds(self._weights))
             self._won[key] = self.seconds(count) < usual
         return self._won[key]
 
     def fit(self) -> bool:
         """Whether all parts are as the kernel takes them: through ``.data``, they may have come to be others."""
         if (now := self._now()) != self._known:
-            self.suits, self._known, self._rooms, self._memory = self._fit(), now, {}, _Memory()
+            self.suits, self._known = now is not None and self._fit(), now
+            self._rooms, self._memory = {}, _Memory()
         return self.suits
 
     def seconds(self, rows: int) -> float:
         """What the products of all layers took for ``rows`` rows, one of ``COUNTS``, when they were tried."""
         place, threads, total = COUNTS.index(rows), torch.get_num_threads(), 0.0
-        for weight, many in self._kinds():
+        for weight, many in kinds(self._weights):
             dtype, out, width, _ = narrow.shape(weight)
             total += many * _trial(dtype, out, width, threads)[place] * len(weight) / out
         return total
@@ -77,10 +79,11 @@ class Fused:
         ``turn`` are the cosines and sines of every token's position, [batch or 1, tokens, dim]. One run at a time.
         """
         batch, tokens, width = x.shape
-        if (batch, tokens) not in self._rooms:
-            parts = self._layers, self.dtype, self._widths, self._memory
-            self._rooms[batch, tokens] = _Room(*parts, batch, tokens)
-        room = self._rooms[batch, tokens]
+        room = self._rooms.get((batch, tokens))
+        if room is None:
+            room = _Room(self._layers, self.dtype, self._widths, self._memory, batch, tokens)
+            if batch * tokens <= MOST:  # more are the comparison's, once
+                self._rooms[batch, tokens] = room
         room.x.copy_(x.reshape(-1, width))
         for into, one in zip(room.turn, turn, strict=True):
             into.copy_(one.expand(batch, tokens, -1).reshape(batch * tokens, -1))
@@ -93,24 +96,54 @@ class Fused:
         return room.x.view(batch, tokens, width)
 
     def _fit(self) -> bool:
-        """Whether every part is such as the kernel takes it, and as in the other layers."""
-        known, *others = ({name: one.weight.shape for name, one in layer.linear.items()} for layer in self._layers)
-        dims = {one.head_dim for one in self._layers}
+        """Whether all parts have sizes that go with one another, as in the other layers, and that the kernel takes."""
+        if not self._layers:
+            return False
+        first = self._layers[0]
+        dim, sizes = first.head_dim, _sizes(first)
+        hidden, inner, heads = sizes["o_proj"][0], sizes["gate_proj"][0], sizes["q_proj"][0]
+        kept = sizes["k_proj"][0]
+        into = {"q_proj": heads, "k_proj": kept, "v_proj": kept, "gate_proj": inner, "up_proj": inner}
+        expected = {name: (out, hidden) for name, out in into.items()}
+        expected |= {"o_proj": (hidden, heads), "down_proj": (hidden, inner)}
         return (
-            all(one.is_cpu and one.is_contiguous() and one.dtype == self.dtype for one in self._numbers)
-            and all(other == known for other in others)
-            and len(dims) == 1
-            and all(steps.version(self.dtype, width) for width in (*self._widths, dims.pop() // 2))
+            all(_sizes(one) == expected and one.head_dim == dim and _alike(one) for one in self._layers)
+            and not any(size % dim for size in (heads, kept, 2 * (dim // 2)))
+            and all(steps.version(self.dtype, width) for width in (*self._widths, dim // 2))
         )
 
-    def _now(self) -> list[tuple[int, torch.Size, bool]]:
-        """Where all numbers are, and whether one after another."""
-        return [(one.data_ptr(), one.shape, one.is_contiguous()) for one in self._numbers]
+    def _now(self) -> list[tuple[int, torch.Size]] | None:
+        """Where all numbers are, and how many; None where some are in another format or order than the kernel takes."""
+        if not all(
+            type(one) is nn.Parameter
+            and one.layout == torch.strided
+            and one.is_cpu
+            and one.dtype == self.dtype
+            and one.is_contiguous()
+            for one in self._numbers
+        ):
+            return None
+        return [(one.data_ptr(), one.shape) for one in self._numbers]
 
-    def _kinds(self) -> list[tuple[Tensor, int]]:
-        """One matrix of each shape among the weights, and how many there are."""
-        one = {weight.shape: weight for weight in self._weights}
-        return [(one[shape], many) for shape, many in Counter(weight.shape for weight in self._weights).items()]
+
+def kinds(weights: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
+    """One matrix of each shape among ``weights``, and how many there are."""
+    one = {weight.shape: weight for weight in weights}
+    return [(one[shape], many) for shape, many in Counter(weight.shape for weight in weights).items()]
+
+
+def _sizes(layer: Layer) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(part.weight.shape) for name, part in layer.linear.items()}
+
+
+def _alike(layer: Layer) -> bool:
+    """Whether norms and biases have as many numbers as what they go with."""
+    hidden = layer.linear["o_proj"].weight.shape[0]
+    return (
+        all(norm.weight.shape == (hidden,) for norm in (layer.before, layer.between))
+        and all(norm.weight.shape == (layer.head_dim,) for norm in layer.head_norms or ())
+        and all(one.bias is None or one.bias.shape == one.weight.shape[:1] for one in layer.linear.values())
+    )
 
 
 class _Memory:
@@ -151,11 +184,11 @@ class _Room:
         self._entering, self._leaving = list[tuple[steps.Steps, list[int]]](), list[steps.Steps]()
         doing = steps.Steps(dtype, rows, widths)
         for layer in layers:
-            norms = dict(zip(_STATES, layer.head_norms or (), strict=False))
             _multiply(doing, layer, layer.before, self.x, h, {name: made[name] for name in _STATES})
             doing.wait()
-            for name, norm in norms.items():
-                doing.norm(made[name], norm.weight, norm.eps, made[name], outs[name] // layer.head_dim)
+            if layer.head_norms is not None:
+                for name, norm in zip(_STATES[:2], layer.head_norms, strict=True):
+                    doing.norm(made[name], norm.weight, norm.eps, made[name], outs[name] // layer.head_dim)
                 doing.wait()
             q, k, v = (made[name] for name in _STATES)
             to_q, to_k, to_v = self._shapes
@@ -205,7 +238,9 @@ def _add(doing: steps.Steps, part: nn.Linear, y: Tensor, x: Tensor) -> None:
 @functools.cache  # a fact about the processor and the ``threads`` that there are
 def _trial(dtype: torch.dtype, out: int, width: int, threads: int) -> list[float]:
     """Seconds of a product with weights [out, width] among others, by the counts of rows."""
-    about = f"{dtype} weights [{out}, {width}], rows {COUNTS}, kernel by {steps.version(dtype, width)}"
+    about = (
+        f"{dtype} weights [{out}, {width}], rows {COUNTS}, kernel by {steps.version(dtype, width)}, {steps.REVISION}"
+    )
     return kept("steps", about, functools.partial(_tried, dtype, out, width), _understood)
 
 

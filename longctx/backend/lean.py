@@ -8,7 +8,6 @@ own forward.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -21,9 +20,10 @@ from transformers import PreTrainedModel
 from longctx.backend.anatomy import Unlike, layer_of, norm_of, plain
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import TAP, Tap, attend
-from longctx.backend.fused import Attend, Fused
+from longctx.backend.fused import Attend, Fused, kinds
 from longctx.backend.narrow import COUNTS, MOST, product, seconds, widens, wins
 from longctx.backend.stamps import hooked, modules_of, stamp
+from longctx.kernels import machine
 
 _ROWS = 512  # rows worked on at a time: enough for the products, few enough for what is between them to stay in caches
 _MANY = 64  # rows from which the head's weights are worth a conversion
@@ -89,9 +89,7 @@ class Lean:
 
     def _shapes(self) -> list[tuple[Tensor, int]]:
         """One matrix of each shape among the layers' weights, and how many there are."""
-        layers = [part.weight for layer in self.layers for part in layer.linear.values()]
-        one = {weight.shape: weight for weight in layers}
-        return [(one[shape], count) for shape, count in Counter(weight.shape for weight in layers).items()]
+        return kinds([part.weight for layer in self.layers for part in layer.linear.values()])
 
     def run(
         self,
@@ -115,7 +113,7 @@ class Lean:
         dtype, few = dtype or self.dtype, ids.numel() <= MOST
         x = self.decoder.embed_tokens(ids)
         if fused is None:
-            fused = dtype == self.fused.dtype and self.fused.wins(ids.numel()) and self.fused.fit()
+            fused = dtype == self.fused.dtype and machine.plain() and self.fused.wins(ids.numel()) and self.fused.fit()
         wide = fused or (few and widens(ids.numel(), self.layers[0].linear["gate_proj"].weight))
         x = x.to(torch.float32 if wide else dtype)
         places = torch.arange(ids.shape[1], device=ids.device)[None] if positions is None else positions

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from longctx.backend.kept import kept, taken
 from longctx.backend.trial import fastest
-from longctx.kernels import few_rows
+from longctx.kernels import few_rows, steps
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # in which there is more than one way, on a CPU
 MOST = 256  # rows that are few
@@ -31,7 +31,7 @@ _CHUNK, _FEWER = 4, 12  # rows of ``_by_fours`` at a time, and at the most: more
 _BLOCK = 2**20  # numbers of the weights widened at a time: they stay in caches, and are enough for a product
 _SMALL = 2**17  # of them where the rows come first
 _FASTER = 1.05  # how many times as fast another way must be: each rounds in its own order
-_SHORT = 32  # rows up to which the kernel is tried: what it does for each is more than a product of many does
+SHORT = 32  # rows up to which the kernel is tried: what it does for each is more than a product of many does
 _WEIGHTS = 2**22  # numbers in a matrix of the trial, at the most: rows of a larger one are left out
 _APART = 2**24  # numbers in all matrices of a trial: too many for a cache, as those of all layers are
 _MATRICES = 64  # of them, at the most
@@ -158,8 +158,8 @@ def _trial(dtype: torch.dtype, out: int, width: int, threads: int) -> tuple[list
 
     The shape decides as much as the count; ``threads`` are those that there are.
     """
-    kernel = few_rows.version(dtype, width)
-    about = f"{dtype} weights [{out}, {width}], rows {COUNTS}, ways {sorted(_WAYS)}, kernel by {kernel or 'none'}"
+    kernel = f"kernel {steps.REVISION} by {few_rows.version(dtype, width) or 'none'}"
+    about = f"{dtype} weights [{out}, {width}], rows {COUNTS}, ways {sorted(_WAYS)}, {kernel}"
     ways, times = kept("narrow", about, functools.partial(_tried, dtype, out, width), _understood)
     if _kernel in ways:
         few_rows.ready(dtype, width)
@@ -198,7 +198,7 @@ def _candidates(rows: int, dtype: torch.dtype, compiles: bool) -> tuple[Way, ...
     # in half precision a product may pass the range that its sum with a bias is within
     first = () if dtype == torch.float16 else (_weights_first,)
     widened = (_widened,) if rows > 1 and dtype != torch.float32 else ()
-    if compiles and rows <= _SHORT:
+    if compiles and rows <= SHORT:
         return _usual, *first, _kernel, *(widened if rows > _FEWER else ())
     return (
         _usual,

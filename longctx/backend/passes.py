@@ -28,8 +28,8 @@ _CLOSE = {torch.float16: 0.05, torch.bfloat16: 0.12}
 # The same in formats in which tokens are promised, of the number that is furthest off: rounding reaches a tenth of it
 _EXACT = {torch.float64: 1e-9, torch.float32: 2e-4}
 
-# a memo, not state: what the comparison of the roads found for a model of this stamp; it costs two short passes
-_DIFFERS: WeakKeyDictionary[PreTrainedModel, tuple[int, str]] = WeakKeyDictionary()
+# a memo, not state: what the comparison of the roads found for a model of this stamp; it costs a few short passes
+_DIFFERS: WeakKeyDictionary[PreTrainedModel, tuple[tuple[int, bool], str]] = WeakKeyDictionary()
 
 
 class Passes:
@@ -107,12 +107,13 @@ class Passes:
             if 0 < self._slides < max(width, _TOKENS):
                 raise Unlike(f"layers see no more than {self._slides} tokens back")
             of, differs = _DIFFERS.get(self.model, (None, ""))
-            if of != lean.stamp:
+            now = lean.stamp, lean.fused.suits  # what the kernel comes to be for was not compared
+            if of != now:
                 self.undecided = len(set(self._sample)) < _DISTINCT
                 if self.undecided:
                     raise Unlike(f"{len(set(self._sample))} different tokens are too few to compare the roads with")
                 differs = self._compared(lean)
-                _DIFFERS[self.model] = lean.stamp, differs
+                _DIFFERS[self.model] = now, differs
             if differs:
                 raise Unlike(differs)
         except Unlike as difference:
@@ -131,8 +132,8 @@ class Passes:
         repeats = -(-_ROWS * _TOKENS // len(self._sample))
         ids = torch.tensor((self._sample * repeats)[: _ROWS * _TOKENS], device=self.model.device)
         found: list[list[Tensor]] = []
-        fused = functools.partial(lean.run, dtype=self.model.dtype, fused=True)
-        roads: list[Callable[..., Tensor]] = [self._own, lean.run, *([fused] if lean.fused.suits else [])]
+        fused = functools.partial(lean.run, fused=True)
+        roads: list[Callable[..., Tensor]] = [self._own, lean.run, *([fused] if lean.fused.fit() else [])]
         for road in roads:
             cache = CaptureCache(self._layers, self.model.dtype)
             tap = Tap({}, slice(0, 0), _ignore)

@@ -1,6 +1,6 @@
 """Writes loops over vectors of float32 as LLVM reads them.
 
-Owns names, blocks and the steps that kernels share: widening, exponentials, sums of a vector. Knows no kernel.
+Owns names, blocks and the steps that kernels share: widening, rounding, sums of a vector. Knows no kernel.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from torch import Tensor
 from longctx.kernels import machine
 from longctx.kernels.loops import FORMATS, Loops
 
+REVISION = 1  # to be raised when the way of multiplying changes: what was tried before then holds no more
 _SIDE = 2  # rows of weights that go side by side: numbers of x are loaded once for both
 _NEAR = 2**17  # numbers of the weights that go to all rows before the next ones are read
 _AHEAD = 2**13  # bytes by which weights are asked for before they are needed
@@ -30,7 +31,7 @@ _SMALL = ("norm", "turn", "lay")  # the kinds of steps besides products with wei
 class Steps:
     """Steps over ``rows`` rows, done in the order in which they are named here whenever ``run`` is called.
 
-    Numbers are float32 in contiguous tensors, but for weights and what is called ``into``, which are of ``dtype``.
+    Numbers are float32 in contiguous tensors, but for weights, biases and what is called ``into``: of ``dtype``.
     Threads share a step, and none begins the one behind a ``wait`` before all have done those before it. ``widths`` are
     those of the weights that there are products with. Sizes must be those that are stated: nothing is looked at.
     """
