@@ -247,6 +247,7 @@ def _tile(code: Loops, stored: str, width: int, rows: int, name: str) -> None:
                         key = f"a{turn}.{row}.{s}"
                         inner.next[key] = code.fma(wide[s], x, inner.now[key])
         more = [code.op(f"select i1 %biased, float {code.one(stored, '%bias', one)}, float 0.0") for one in own]
+        beside: list[str] = []  # what is stored where a last one does not stand beside itself
         for row, s in places:
             total = inner.now[f"a0.{row}.{s}"]
             for turn in range(1, turns):
@@ -254,5 +255,9 @@ def _tile(code: Loops, stored: str, width: int, rows: int, name: str) -> None:
             into = code.place("float", "%out", code.add(code.mul("%outs", row), own[s]))
             old = code.op(f"select i1 %adds, float {code.load('float', into)}, float 0.0")
             found = code.op(f"fadd float {code.op(f'fadd float {code.sum(total)}, {more[s]}')}, {old}")
-            new = code.op(f"zext i1 {code.op(f'icmp slt i64 {code.add(outer.index, s)}, %outs')} to i64")
-            code.choose(new, {1: f"store float {found}, ptr {into}, align 2"})
+            if s:
+                beside.append(f"store float {found}, ptr {into}, align 2")
+            else:
+                code.do(f"store float {found}, ptr {into}, align 2")
+        new = code.op(f"zext i1 {code.op(f'icmp slt i64 {code.add(outer.index, _SIDE - 1)}, %outs')} to i64")
+        code.choose(new, {1: "\n  ".join(beside)})
