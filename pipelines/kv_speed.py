@@ -142,7 +142,7 @@ def decoding(
             started = time.perf_counter()
             made = longctx.kv.compress(model, list(ids), spec) if grows(name) else reading.compress(spec)
             contexts[name], seconds[name] = made, time.perf_counter() - started
-    known = [*ids, *ids[-1:]] if not tile else [*list(ids) * (tile // len(ids)), ids[-1]]
+    known = [*list(ids) * max(1, tile // len(ids)), ids[-1]]
     rates: dict[str, list[float]] = {name: [] for name in specs}
     read: dict[str, Any] = {}
     names = list(specs)

@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from machines import needed, threads
+from targets import PROMPT, TREE, scored
 
 from longctx.backend import fused, narrow
 from longctx.backend import lean as lean_layers
@@ -23,8 +24,6 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 WIDE = {"hidden_size": 128, "intermediate_size": 160, "head_dim": 32}
 BIASED = {"attention_bias": True, "mlp_bias": True}
 KINDS = [("llama", {}), ("llama", BIASED), ("llama", {"hidden_act": "gelu"}), ("qwen2", {}), ("qwen3", {})]
-PROMPT = [7, 300, 41, 5, 220, 99, 18, 77, 12, 13, 14]
-TREE = ([30, 31, 32, 33, 34, 35], [-1, 0, 1, 1, 0, 4])
 
 
 def model_of(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Any:
@@ -44,17 +43,6 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Fused, "run", noted)
     return taken
-
-
-def scored(model: Any) -> list[torch.Tensor]:
-    """What a prompt's end, a tree behind it and the token after a kept path say."""
-    made = RowTarget(model, 40)
-    found = [made.score(PROMPT, range(-1, len(PROMPT) - 1), 1)]
-    made.commit(range(len(PROMPT)))
-    tokens, parents = TREE
-    found.append(made.score(tokens, parents, len(tokens)))
-    made.commit([0, 4, 5])
-    return [*found, made.score([36], [-1], 1)]
 
 
 def expected(model: Any) -> list[torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from targets import PROMPT, TREE, scored
 from ways import always
 
 import longctx.kv
@@ -22,8 +23,6 @@ from longctx.backend.target import RowTarget, score_together
 from longctx.kernels import few_rows
 
 pytestmark = pytest.mark.usefixtures("two_threads")
-PROMPT = [7, 300, 41, 5, 220, 99, 18, 77]
-TREE = ([30, 31, 32, 33, 34, 35], [-1, 0, 1, 1, 0, 4])
 
 
 @pytest.mark.parametrize(("family", "tries"), [("llama", True), ("gpt_neox", False)])
@@ -33,17 +32,6 @@ def test_a_target_knows_what_products_take_once_it_has_read_the_prompt(family: s
     made.score(PROMPT, range(-1, len(PROMPT) - 1), 1)
     assert made.products == (Lean(made._model).products() if tries else {})
     assert all(seconds > 0 for seconds in made.products.values())
-
-
-def scored(model: Any) -> list[torch.Tensor]:
-    """What a prompt's end, a tree behind it and the token after a kept path say."""
-    made = RowTarget(model, 40)
-    found = [made.score(PROMPT, range(-1, len(PROMPT) - 1), 1)]
-    made.commit(range(len(PROMPT)))
-    tokens, parents = TREE
-    found.append(made.score(tokens, parents, len(tokens)))
-    made.commit([0, 4, 5])
-    return [*found, made.score([36], [-1], 1)]
 
 
 @pytest.fixture

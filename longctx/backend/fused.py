@@ -102,13 +102,13 @@ class Fused:
         first = self._layers[0]
         dim, sizes = first.head_dim, _sizes(first)
         hidden, inner, heads = sizes["o_proj"][0], sizes["gate_proj"][0], sizes["q_proj"][0]
-        kept = sizes["k_proj"][0]
-        into = {"q_proj": heads, "k_proj": kept, "v_proj": kept, "gate_proj": inner, "up_proj": inner}
+        own = sizes["k_proj"][0]
+        into = {"q_proj": heads, "k_proj": own, "v_proj": own, "gate_proj": inner, "up_proj": inner}
         expected = {name: (out, hidden) for name, out in into.items()}
         expected |= {"o_proj": (hidden, heads), "down_proj": (hidden, inner)}
         return (
             all(_sizes(one) == expected and one.head_dim == dim and _alike(one) for one in self._layers)
-            and not any(size % dim for size in (heads, kept, 2 * (dim // 2)))
+            and not any(size % dim for size in (heads, own, 2 * (dim // 2)))
             and all(steps.version(self.dtype, width) for width in (*self._widths, dim // 2))
         )
 

@@ -23,7 +23,7 @@ REVISION = 1  # to be raised when the way of multiplying changes: what was tried
 _SIDE = 2  # rows of weights that go side by side: numbers of x are loaded once for both
 _NEAR = 2**17  # numbers of the weights that go to all rows before the next ones are read
 _AHEAD = 2**13  # bytes by which weights are asked for before they are needed
-_TOLD = ("steps", "COUNT", "ROWS", "number", "count", "barrier")
+_TOLD = ("steps", "COUNT", "ROWS", "NEAR", "number", "count", "barrier")
 _FIELDS = 10  # numbers that say what a step is: its kind, whether all wait behind it, and what it works on
 _SMALL = ("norm", "turn", "lay")  # the kinds of steps besides products with weights of some width
 
@@ -38,7 +38,7 @@ class Steps:
 
     def __init__(self, dtype: torch.dtype, rows: int, widths: tuple[int, ...]) -> None:
         self._kinds = {width: len(_SMALL) + place for place, width in enumerate(widths)}
-        self._function = _compiled(dtype, widths, _NEAR)
+        self._function = _compiled(dtype, widths)
         self._rows = rows
         self._told = array("q")
         self._held: list[Tensor | None] = []  # whose memory is pointed to
@@ -76,7 +76,7 @@ class Steps:
     def run(self) -> None:
         """Does the steps."""
         address, length = self._told.buffer_info()
-        machine.run(self._function, (address, length // _FIELDS, self._rows))
+        machine.run(self._function, (address, length // _FIELDS, self._rows, _NEAR))
 
     def _step(self, kind: int, tensors: tuple[Tensor | None, ...], *numbers: int) -> int:
         pointers = [0 if one is None else one.data_ptr() for one in tensors]
@@ -93,7 +93,7 @@ def version(dtype: torch.dtype, width: int) -> str:
 
 def ready(dtype: torch.dtype, widths: tuple[int, ...]) -> None:
     """Afterwards steps like these compile nothing."""
-    _compiled(dtype, widths, _NEAR)
+    _compiled(dtype, widths)
 
 
 def _right(dtype: torch.dtype) -> bool:
@@ -109,15 +109,15 @@ def _right(dtype: torch.dtype) -> bool:
 
 
 @functools.cache
-def _compiled(dtype: torch.dtype, widths: tuple[int, ...], near: int) -> Any:
-    return machine.compiled(_code(FORMATS[dtype], widths, near, machine.lanes()))
+def _compiled(dtype: torch.dtype, widths: tuple[int, ...]) -> Any:
+    return machine.compiled(_code(FORMATS[dtype], widths, machine.lanes()))
 
 
-def _code(stored: str, widths: tuple[int, ...], near: int, lanes: int) -> str:
+def _code(stored: str, widths: tuple[int, ...], lanes: int) -> str:
     """``run`` for a thread: its share of every step, and what is to be waited for."""
     code = Loops(lanes)
     kinds: list[Callable[[str], None]] = [functools.partial(one, code, stored) for one in (_norm, _turn, _lay)]
-    kinds += [functools.partial(_product, code, stored, width, near) for width in widths]
+    kinds += [functools.partial(_product, code, stored, width) for width in widths]
     for number, write in enumerate(kinds):
         write(f"step{number}")
     with code.function("void @run(ptr %given)"):
@@ -126,14 +126,14 @@ def _code(stored: str, widths: tuple[int, ...], near: int, lanes: int) -> str:
         several = code.op(f"icmp ne ptr {told['barrier']}, null")
         with code.loop(0, told["COUNT"]) as at:
             step = code.place("i64", told["steps"], code.mul(at.index, _FIELDS))
-            given = f"ptr {step}, i64 {told['ROWS']}, i64 {mine}, i64 {of}"
+            given = f"ptr {step}, i64 {told['ROWS']}, i64 {told['NEAR']}, i64 {mine}, i64 {of}"
             code.choose(code.load("i64", step), {n: f"call void @step{n}({given})" for n in range(len(kinds))})
             waits = code.op(f"select i1 {several}, i64 {code.load('i64', step, 1)}, i64 0")
             code.choose(waits, {1: f"call void {told['barrier']}()"})
     return code.text()
 
 
-_HEAD = "(ptr %step, i64 %rows, i64 %mine, i64 %of)"
+_HEAD = "(ptr %step, i64 %rows, i64 %near, i64 %mine, i64 %of)"
 
 
 def _told(code: Loops, *names: str) -> list[str]:
@@ -200,21 +200,23 @@ def _heads(code: Loops, stored: str, x: str, into: str, shape: tuple[str, str, s
         yield row, code.place("float", x, code.mul(at.index, dim)), code.place(stored, into, place)
 
 
-def _product(code: Loops, stored: str, width: int, near: int, name: str) -> None:
+def _product(code: Loops, stored: str, width: int, name: str) -> None:
     """A share of the weights, block by block: each block goes to all rows before the next one is read."""
     most = code.lanes // 2  # rows whose sums fit the registers; more come in turns, over a block that is in a cache
     for rows in range(1, most + 1):
         _tile(code, stored, width, rows, f"{name}.{rows}")
-    block = max(1, near // width // _SIDE)
     with code.function(f"internal void @{name}{_HEAD}"):
         x, weight, bias, out, outs, added = _told(code, "x", "weight", "bias", "out", "OUTS", "ADDED")
         none, adds = code.null(bias), code.op(f"icmp ne i64 {added}, 0")
         biased = code.op(f"xor i1 {none}, true")
         bias = code.op(f"select i1 {none}, ptr {weight}, ptr {bias}")  # something that can be read
         low, high = code.part("%mine", "%of", code.div(code.add(outs, _SIDE - 1), _SIDE))
-        with code.loop(low, high, block) as at:
-            ends = (at.index, code.least_of(code.add(at.index, block), high))
-            begin, end = (code.mul(end, _SIDE) for end in ends)
+        block = code.most_of(code.div("%near", width * _SIDE), 1)
+        # the step of a loop is a number of the code, and that of the blocks is not
+        blocks = code.div(code.add(code.sub(high, low), code.add(block, -1)), block)
+        with code.loop(0, blocks) as at:
+            first = code.add(low, code.mul(at.index, block))
+            begin, end = (code.mul(n, _SIDE) for n in (first, code.least_of(code.add(first, block), high)))
             with code.loop(0, "%rows", most) as row:
                 line = code.place("float", x, code.mul(row.index, width))
                 made = code.place("float", out, code.mul(row.index, outs))

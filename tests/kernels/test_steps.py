@@ -33,7 +33,7 @@ def normed(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     width=st.sampled_from([16, 48, 80]),
     inner=st.sampled_from([32, 112]),
     biased=st.booleans(),
-    near=st.sampled_from([1, 300, 2**17]),
+    near=st.sampled_from([1, 300, 1000, 2**17]),
     seed=st.integers(0, 999),
 )
 def test_steps_in_a_row_give_what_operations_on_tensors_give(
