@@ -236,22 +236,26 @@ def test_threads_may_become_more_or_fewer_between_passes() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_no_step_begins_before_what_it_reads_is_made(family: str) -> None:
     """Of steps that are not waited for, none reads or writes what another one writes, nor writes what it reads."""
-    kinds = {"norm": 3, "product": 3, "turn": None, "lay": None}  # which of a step's tensors it writes
+    kinds = {"norm": 3, "product": 3, "pack": 1, "turn": None, "lay": None}  # which of a step's tensors it writes
     met: list[int] = []
 
     class Noted:
         """Steps by the places that they read and write since all threads met."""
 
         def __init__(self, *given: Any) -> None:
-            self.read, self.written = set[int](), set[int]()
+            self.read, self.written, self.packed = set[int](), set[int](), dict[int, int]()
 
         def __getattr__(self, name: str) -> Callable[..., int]:
             def step(*given: Any, **more: Any) -> int:
                 into = kinds[name]
                 written = set[int]() if into is None else {given[into].data_ptr()}
                 read = {given[0].data_ptr()}
+                read |= {self.packed[place] for place in read if name == "product"}
                 assert not (read | written) & self.written and not written & (self.read - read), name
                 self.read, self.written = self.read | read, self.written | written
+                if name == "pack":  # all wait for it
+                    self.packed = {given[0].data_ptr(): given[1].data_ptr()}
+                    self.read, self.written = set(), set()
                 return 0
 
             return step
@@ -263,6 +267,7 @@ def test_no_step_begins_before_what_it_reads_is_made(family: str) -> None:
     lean = Lean(model_of(family))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused.steps, "Steps", Noted)
+        patch.setattr(fused.steps, "packed", lambda rows, width: 4 * rows * width)
         fused._Room(lean.layers, torch.float32, (96, 128, 160), fused._Memory(), 1, 3)
     assert len(met) == len(lean.layers) * (6 if family == "qwen3" else 5)
 

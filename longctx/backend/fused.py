@@ -151,12 +151,20 @@ class _Memory:
 
     def __init__(self) -> None:
         self._made: dict[str, Tensor] = {}
+        self._packed = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def rows(self, name: str, rows: int, width: int) -> Tensor:
         """Some [rows, width], the same for a name whatever the rows."""
         if name not in self._made or len(self._made[name]) < rows:
             self._made[name] = torch.empty(max(MOST, rows), width, dtype=torch.float32, device="cpu")
         return self._made[name][:rows]
+
+    def packed(self, rows: int, width: int) -> Tensor:
+        """Bytes for what ``Steps`` packs, of any width up to this one."""
+        size = steps.packed(max(MOST, rows), width)
+        if len(self._packed) < size:
+            self._packed = torch.empty(size, dtype=torch.uint8, device="cpu")
+        return self._packed
 
 
 class _Room:
@@ -180,11 +188,12 @@ class _Room:
         self.turn = memory.rows("cos", rows, first.head_dim), memory.rows("sin", rows, first.head_dim)
         self.said = memory.rows("said", rows, outs["q_proj"])
         self.gated = memory.rows("gated", rows, outs["gate_proj"])
+        packed = memory.packed(rows, max(widths))
         self._shapes = [(batch, outs[name] // first.head_dim, tokens, first.head_dim) for name in _STATES]
         self._entering, self._leaving = list[tuple[steps.Steps, list[int]]](), list[steps.Steps]()
         doing = steps.Steps(dtype, rows, widths)
         for layer in layers:
-            _multiply(doing, layer, layer.before, self.x, h, {name: made[name] for name in _STATES})
+            _multiply(doing, layer, layer.before, self.x, h, packed, {name: made[name] for name in _STATES})
             doing.wait()
             if layer.head_norms is not None:
                 for name, norm in zip(_STATES[:2], layer.head_norms, strict=True):
@@ -195,11 +204,12 @@ class _Room:
             places = [doing.turn(q, *self.turn, to_q), doing.turn(k, *self.turn, to_k), doing.lay(v, to_v)]
             self._entering.append((doing, places))
             doing = steps.Steps(dtype, rows, widths)
-            _add(doing, layer.linear["o_proj"], self.said, self.x)
-            _multiply(doing, layer, layer.between, self.x, h, {name: made[name] for name in ("gate_proj", "up_proj")})
+            _add(doing, layer.linear["o_proj"], self.said, packed, self.x)
+            halves = {name: made[name] for name in ("gate_proj", "up_proj")}
+            _multiply(doing, layer, layer.between, self.x, h, packed, halves)
             self._leaving.append(doing)
             doing = steps.Steps(dtype, rows, widths)
-            _add(doing, layer.linear["down_proj"], self.gated, self.x)
+            _add(doing, layer.linear["down_proj"], self.gated, packed, self.x)
         self._end = doing
 
     def enter(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,16 +231,20 @@ class _Room:
         self._end.run()
 
 
-def _multiply(doing: steps.Steps, layer: Layer, norm: Norm, x: Tensor, h: Tensor, made: Mapping[str, Tensor]) -> None:
+def _multiply(
+    doing: steps.Steps, layer: Layer, norm: Norm, x: Tensor, h: Tensor, packed: Tensor, made: Mapping[str, Tensor]
+) -> None:
     """Norms ``x`` into ``h``, and multiplies that by the weights that something is to be ``made`` with."""
     doing.norm(x, norm.weight, norm.eps, h)
     doing.wait()
+    doing.pack(h, packed)
     for name, out in made.items():
         doing.product(h, layer.linear[name].weight, layer.linear[name].bias, out)
 
 
-def _add(doing: steps.Steps, part: nn.Linear, y: Tensor, x: Tensor) -> None:
+def _add(doing: steps.Steps, part: nn.Linear, y: Tensor, packed: Tensor, x: Tensor) -> None:
     """Adds to ``x`` what the layer ``part`` makes of ``y``."""
+    doing.pack(y, packed)
     doing.product(y, part.weight, part.bias, x, add=True)
     doing.wait()
 
@@ -254,9 +268,11 @@ def _tried(dtype: torch.dtype, out: int, width: int) -> list[float]:
     weights, found = narrow.matrices(dtype, out, width), []
     for rows in COUNTS:
         x, made = (torch.ones(rows, size, dtype=torch.float32, device="cpu") for size in (width, out))
+        packed = torch.empty(steps.packed(rows, width), dtype=torch.uint8, device="cpu")
 
-        def work(rows: int = rows, x: Tensor = x, made: Tensor = made) -> None:
+        def work(rows: int = rows, x: Tensor = x, made: Tensor = made, packed: Tensor = packed) -> None:
             doing = steps.Steps(dtype, rows, (width,))
+            doing.pack(x, packed)
             for weight in weights:
                 doing.product(x, weight, None, made)
             doing.run()

@@ -33,6 +33,7 @@ _SMALL = 2**17  # of them where the rows come first
 _FASTER = 1.05  # how many times as fast another way must be: each rounds in its own order
 SHORT = 32  # rows up to which the kernel is tried: what it does for each is more than a product of many does
 _WEIGHTS = 2**22  # numbers in a matrix of the trial, at the most: rows of a larger one are left out
+_WHOLE = 16  # rows that some ways take together: of a large matrix a number is tried that leaves none over
 _APART = 2**24  # numbers in all matrices of a trial: too many for a cache, as those of all layers are
 _MATRICES = 64  # of them, at the most
 
@@ -145,7 +146,8 @@ _WIDENING = frozenset((_kernel, _widened, _widened_rows_first))  # rows may be w
 def shape(weight: Tensor) -> Shape:
     """What is tried for ``weight`` [out, in]: of a large one, some rows."""
     out, width = weight.shape
-    return weight.dtype, min(out, max(1, _WEIGHTS // width)), width, torch.get_num_threads()
+    most = max(1, _WEIGHTS // width)
+    return weight.dtype, min(out, most - most % _WHOLE or most), width, torch.get_num_threads()
 
 
 def _ways(dtype: torch.dtype, out: int, width: int, threads: int) -> list[Way]:

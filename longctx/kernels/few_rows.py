@@ -38,8 +38,9 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
             "takes contiguous weights and rows as wide as they are, on a CPU, where suits() says yes."
         )
     made = torch.empty(len(x), len(weight), dtype=torch.float32, device="cpu")
-    step = steps.Steps(weight.dtype, len(x), (weight.shape[1],))
-    step.product(x.float().contiguous(), weight, None, made)
+    step, own = steps.Steps(weight.dtype, len(x), (weight.shape[1],)), x.float().contiguous()
+    step.pack(own, torch.empty(steps.packed(*own.shape), dtype=torch.uint8, device="cpu"))
+    step.product(own, weight, None, made)
     step.run()
     return made
 

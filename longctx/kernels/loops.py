@@ -54,6 +54,10 @@ class Loops:
         """All that was written."""
         return "\n".join(self._lines)
 
+    def declare(self, function: str) -> None:
+        """A function that is not written here; before all that are."""
+        self._lines.append(f"declare {function}")
+
     def do(self, line: str) -> None:
         self._lines.append(f"  {line}")
 
@@ -226,6 +230,10 @@ class Loops:
         v = self.vector
         return self.op(f"select <{self.lanes} x i1> {mask}, {v} {one}, {v} {other}")
 
+    def select_all(self, condition: str, one: str, other: str) -> str:
+        """One vector or the other by one condition."""
+        return self.op(f"select i1 {condition}, {self.vector} {one}, {self.vector} {other}")
+
     def sum(self, value: str) -> str:
         """The sum of a vector's numbers."""
         return self.op(
@@ -259,14 +267,17 @@ class Loops:
         if stored == "half":
             value = self.op(f"fptrunc {self.vector} {value} to <{self.lanes} x half>")
         elif stored == "i16":
-            none = self.op(f"fcmp uno {self.vector} {value}, {value}")
-            bits, n = self.op(f"bitcast {self.vector} {value} to {self.whole}"), self.lanes
-            odd = self.op(f"and {self.whole} {self.op(f'lshr {self.whole} {bits}, {self.same(16)}')}, {self.same(1)}")
-            bits = self.op(f"add {self.whole} {self.op(f'add {self.whole} {bits}, {self.same(0x7FFF)}')}, {odd}")
-            bits = self.op(f"lshr {self.whole} {bits}, {self.same(16)}")
-            bits = self.op(f"select <{n} x i1> {none}, {self.whole} {self.same(0x7FC0)}, {self.whole} {bits}")
-            value = self.op(f"trunc {self.whole} {bits} to <{n} x i16>")
+            value = self.op(f"trunc {self.whole} {self.nearest(value)} to <{self.lanes} x i16>")
         self.store(f"<{self.lanes} x {stored}>", value, base, index, of=stored)
+
+    def nearest(self, value: str) -> str:
+        """The nearest numbers of bfloat16 as integers of 32 bits."""
+        none = self.op(f"fcmp uno {self.vector} {value}, {value}")
+        bits, n = self.op(f"bitcast {self.vector} {value} to {self.whole}"), self.lanes
+        odd = self.op(f"and {self.whole} {self.op(f'lshr {self.whole} {bits}, {self.same(16)}')}, {self.same(1)}")
+        bits = self.op(f"add {self.whole} {self.op(f'add {self.whole} {bits}, {self.same(0x7FFF)}')}, {odd}")
+        bits = self.op(f"lshr {self.whole} {bits}, {self.same(16)}")
+        return self.op(f"select <{n} x i1> {none}, {self.whole} {self.same(0x7FC0)}, {self.whole} {bits}")
 
     def line(self, stored: str) -> int:
         """How many numbers of the format ``stored`` come from memory together."""

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import found_whatever_torch_is_told, needed, threads
 
-from longctx.kernels import few_rows, machine, steps
+from longctx.kernels import few_rows, machine, step_code, steps
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -156,10 +156,10 @@ def test_without_a_compiler_that_works_there_is_none(monkeypatch: pytest.MonkeyP
 
 @needed
 def test_a_compiler_that_multiplies_wrongly_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    find, code = machine.checked.__wrapped__, steps._code
+    find, code = machine.checked.__wrapped__, step_code.written
     found_whatever_torch_is_told(steps._right)
     monkeypatch.setattr(steps, "_compiled", steps._compiled.__wrapped__)
-    monkeypatch.setattr(steps, "_code", lambda *given: code(*given).replace("(float 0.0,", "(float 1.0,"))
+    monkeypatch.setattr(step_code, "written", lambda *given: code(*given).replace("(float 0.0,", "(float 1.0,"))
     assert find(torch.float32, steps._right) == ""
 
 

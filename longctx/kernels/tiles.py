@@ -1,0 +1,162 @@
+"""Products of a few rows by the tiles of a processor that has some: sixteen rows of weights by sixteen of x at once.
+
+Owns the code of such steps, the layout of x for them, and the leave that a process needs to have tiles at all. Weights
+are read as they are, so that a product of up to sixteen rows takes as long as reading its weights (Intel, Advanced
+Matrix Extensions: TDPBF16PS). x is rounded to bfloat16, sums are made in float32. Knows no layer and no model.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+import struct
+import sys
+
+import torch
+
+from longctx.kernels.loops import Loops
+
+SIDE, DEEP = 16, 32  # rows of a tile, and numbers of bfloat16 in each
+BYTES = 2 * SIDE * DEEP
+_BESIDE = 2  # groups of rows that go through a tile of weights while it is loaded
+_TILES = 8  # all of the same size
+_LEAVE = (158, 0x1023, 18)  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) of Linux
+_LANES = 16
+
+
+@functools.cache  # a fact about the process, which keeps the leave
+def have() -> bool:
+    """Whether this processor has tiles of bfloat16, and the system lets this process use them."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    try:
+        import llvmlite.binding as llvm
+    except ImportError:
+        return False
+    features = llvm.get_host_cpu_features()
+    if not all(features.get(name) for name in ("amx-tile", "amx-bf16", "avx512f")):
+        return False
+    return bool(ctypes.CDLL(None).syscall(*_LEAVE) == 0)
+
+
+def suit(dtype: torch.dtype, outs: int, width: int) -> bool:
+    """Whether weights [outs, width] come in whole tiles."""
+    return dtype == torch.bfloat16 and not outs % SIDE and not width % DEEP
+
+
+def room(rows: int, width: int) -> int:
+    """Bytes that ``rows`` rows of a width take once they are packed."""
+    return -(-rows // SIDE) * -(-width // DEEP) * BYTES
+
+
+def declare(code: Loops) -> None:
+    """To be written before the rest."""
+    for name, kinds in (
+        ("ldtilecfg", "ptr"),
+        ("tilerelease", ""),
+        ("tilezero", "i8"),
+        ("tileloadd64", "i8, ptr, i64"),
+        ("tilestored64", "i8, ptr, i64"),
+        ("tdpbf16ps", "i8, i8, i8"),
+    ):
+        code.declare(f"void @llvm.x86.{name}({kinds})")
+
+
+def pack(code: Loops, given: tuple[str, str, str], team: tuple[str, str], rows: str) -> None:
+    """Writes x [rows, width] as products take it: by sixteen rows, then by tiles, in each pairs of all rows together.
+
+    ``given`` are x, where it goes, and its width; rows that are missing to sixteen are left as they are.
+    """
+    x, into, width = given
+    deep, words = code.div(width, DEEP), BYTES // 4
+    low, high = code.part(*team, code.mul(rows, deep))
+    pairs = [[2 * n + odd for n in range(_LANES)] for odd in (0, 1)]
+    with code.loop(low, high) as at:
+        row, tile = code.div(at.index, deep), code.rem(at.index, deep)
+        line = code.place("float", x, code.add(code.mul(row, width), code.mul(tile, DEEP)))
+        first, second = (code.wide("float", line, n * _LANES) for n in range(2))
+        one, other = (code.nearest(code.shuffled(first, second, order)) for order in pairs)
+        both = code.op(f"or {code.whole} {one}, {code.op(f'shl {code.whole} {other}, {code.same(16)}')}")
+        group = code.add(code.mul(code.div(row, SIDE), deep), tile)
+        place = code.place("i32", into, code.add(code.mul(group, words), code.rem(row, SIDE)))
+        for n in range(_LANES):
+            code.store("i32", code.op(f"extractelement {code.whole} {both}, i64 {n}"), place, n * SIDE)
+
+
+def product(code: Loops, name: str, width: int, given: tuple[str, ...], team: tuple[str, str], rows: str) -> None:
+    """Inside a function: this thread's share of a product; ``tile`` wrote the functions that it calls by ``name``."""
+    packed, weight, bias, out, outs, biased, adds = given
+    shape = code.op("alloca [64 x i8], align 64")
+    for place, (word,) in enumerate(struct.iter_unpack("<q", _shape())):
+        code.store("i64", str(word), shape, place)
+    code.do(f"call void @llvm.x86.ldtilecfg(ptr {shape})")
+    made = code.op(f"alloca [{_BESIDE * SIDE * SIDE} x float], align 64")
+    low, high = code.part(*team, code.div(outs, SIDE))
+    groups = code.div(code.add(rows, SIDE - 1), SIDE)
+    with code.loop(low, high) as at:
+        first = code.mul(at.index, SIDE)
+        own = code.place("i16", weight, code.mul(first, width))
+        with code.loop(0, groups, _BESIDE) as group:
+            x = code.place("i8", packed, code.mul(group.index, width // DEEP * BYTES))
+            rest = code.least_of(code.sub(groups, group.index), _BESIDE)
+            code.choose(
+                rest,
+                {n: f"call void @{name}.{n}(ptr {x}, ptr {own}, ptr {made})" for n in range(1, _BESIDE + 1)},
+            )
+            begin = code.mul(group.index, SIDE)
+            some = code.least_of(code.sub(rows, begin), _BESIDE * SIDE)
+            _put(code, (made, bias, out), (begin, some), (first, outs), biased, adds)
+    code.do("call void @llvm.x86.tilerelease()")
+
+
+def tile(code: Loops, name: str, width: int) -> None:
+    """The functions by ``name``: sums of one to ``_BESIDE`` groups of rows and the sixteen rows of weights at %w."""
+    for groups in range(1, _BESIDE + 1):
+        with code.function(f"internal void @{name}.{groups}(ptr %x, ptr %w, ptr %made)"):
+            for group in range(groups):
+                code.do(f"call void @llvm.x86.tilezero(i8 {group})")
+            with code.loop(0, width // DEEP) as at:
+                # in the order in which they stand, so that the memory has less to look for: sixteen rows are one piece
+                ahead = code.place("i8", "%w", code.add(code.mul(at.index, BYTES), width // DEEP * BYTES))
+                for line in range(SIDE):
+                    code.ask(code.place("i8", ahead, 64 * line))
+                own = code.place("i16", "%w", code.mul(at.index, DEEP))
+                code.do(f"call void @llvm.x86.tileloadd64(i8 7, ptr {own}, i64 {2 * width})")
+                for group in range(groups):
+                    x = code.place("i8", "%x", code.add(code.mul(at.index, BYTES), group * (width // DEEP) * BYTES))
+                    code.do(f"call void @llvm.x86.tileloadd64(i8 {4 + group}, ptr {x}, i64 64)")
+                    code.do(f"call void @llvm.x86.tdpbf16ps(i8 {group}, i8 7, i8 {4 + group})")
+            for group in range(groups):
+                place = code.place("float", "%made", group * SIDE * SIDE)
+                code.do(f"call void @llvm.x86.tilestored64(i8 {group}, ptr {place}, i64 64)")
+
+
+def _put(
+    code: Loops,
+    where: tuple[str, str, str],
+    rows: tuple[str, str],
+    outs: tuple[str, str],
+    biased: str,
+    adds: str,
+) -> None:
+    """Sums [outs, rows] of sixteen outs, each to its place in out, with what is added."""
+    made, bias, out = where
+    first, count = outs
+    more = code.select_all(biased, code.wide("i16", bias, first), "zeroinitializer")
+    with code.loop(0, rows[1]) as row:
+        group, column = code.div(row.index, SIDE), code.rem(row.index, SIDE)
+        own = code.place("float", made, code.add(code.mul(group, SIDE * SIDE), column))
+        found = "poison"
+        for n in range(SIDE):
+            one = code.load("float", own, n * SIDE)
+            found = code.op(f"insertelement {code.vector} {found}, float {one}, i64 {n}")
+        into = code.place("float", out, code.add(code.mul(code.add(rows[0], row.index), count), first))
+        old = code.select_all(adds, code.wide("float", into, 0), "zeroinitializer")
+        code.store(code.vector, code.vec("fadd", code.vec("fadd", found, more), old), into, of="float")
+
+
+def _shape() -> bytes:
+    """What says how large tiles are: the kind, then bytes of a row and rows of each (Intel 64 manual, LDTILECFG)."""
+    widths, rows = [4 * SIDE] * _TILES + [0] * (16 - _TILES), [SIDE] * _TILES + [0] * (16 - _TILES)
+    return struct.pack("<BB14x16H16B", 1, 0, *widths, *rows)
