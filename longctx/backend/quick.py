@@ -52,7 +52,9 @@ def _may(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 @functools.cache  # a fact about the processor and the ``threads`` that there are
 def _wins(dtype: torch.dtype, width: int, threads: int) -> list[bool]:
-    about = f"{dtype}, {width} wide, rows {_COUNTS}, kernel by {few_queries.version(dtype, width)}"
+    about = (
+        f"{dtype}, {width} wide, rows {_COUNTS}, kernel {few_queries.REVISION} by {few_queries.version(dtype, width)}"
+    )
     return kept("attention", about, functools.partial(_tried, dtype, width), _understood)
 
 

@@ -50,8 +50,8 @@ def logits(
 ) -> list[list[str]]:
     """Two vectors a row of ``query``: its products with ``keys``, which stand with a row for each dimension.
 
-    With ``onto``, half the squares of the query's numbers by variances in place of keys are added to that. What is
-    ``ahead``, a format and an address, is asked for meanwhile: as many numbers as the block has.
+    They are added ``onto`` what is given. What is ``ahead``, a format and an address, is asked for meanwhile: as many
+    numbers as the block has.
     """
     lanes, halves = code.lanes, range(2)
     first = onto or [["zeroinitializer"] * 2] * rows
@@ -64,8 +64,6 @@ def logits(
                 code.ask(code.place(stored, base, code.add(code.mul(at.index, 2 * lanes), line)))
         for row in range(rows):
             number = code.load("float", query, code.add(at.index, row * width))
-            if onto is not None:
-                number = code.op(f"fmul float {code.op(f'fmul float {number}, {number}')}, 0.5")
             for half in halves:
                 at.next[f"s{row}.{half}"] = code.fma(wide[half], code.splat(number), at.now[f"s{row}.{half}"])
     return [[at.now[f"s{row}.{half}"] for half in halves] for row in range(rows)]

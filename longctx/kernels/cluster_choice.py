@@ -22,6 +22,8 @@ _TOLD = (
     "out", "sums", "others", "wide", "log", "total", "HEADS", "ROWS", "CLUSTERS", "PADDED", "SETS", "STRIDE", "ROOM",
     "number", "count",
 )  # fmt: skip
+_AHEAD = 2**12  # bytes by which what clusters say is asked for before it is needed
+_TOLD_APART = 1e-30  # of a row's largest mass: less is too little for sums of float32
 
 
 class Chosen(NamedTuple):
@@ -106,25 +108,8 @@ def _chosen(
     sums, others, total = torch.empty(3, batch, heads, rows, dtype=torch.float32, device="cpu").unbind()
     left, worth = torch.empty(2, batch, heads, padded, dtype=torch.float32, device="cpu").unbind()
     counts = torch.empty(batch, heads, dtype=torch.long, device="cpu")
-    held = (
-        *masses,
-        shares,
-        known,
-        weights,
-        sizes,
-        starts,
-        says,
-        slots,
-        counts,
-        left,
-        worth,
-        out,
-        sums,
-        others,
-        wide,
-        log,
-        total,
-    )
+    given = (*masses, shares, known, weights, sizes, starts, says, slots)
+    held = (*given, counts, left, worth, out, sums, others, wide, log, total)
     measures = (heads, rows, count, padded, batch * heads, slots.stride(1), slots.shape[2])
     machine.run(_compiled(says.dtype, width, blocks.tiles(rows)), (*(one.data_ptr() for one in held), *measures))
     return Chosen(counts, out, log, wide)
@@ -151,10 +136,11 @@ def _compiled(dtype: torch.dtype, width: int, tiles: tuple[int, ...]) -> Any:
 
 def _code(stored: str, width: int, tiles: tuple[int, ...], lanes: int) -> str:
     code = Loops(lanes)
+    ranges.declare(code)
     for number in tiles:
         _tile(code, stored, number, width)
+    _others(code)
     with code.function("void @run(ptr %given)"):
-        counters = code.op(f"alloca [{ranges.VALUES} x i64], align 64")
         told = code.told(_TOLD)
         clusters, padded, rows = told["CLUSTERS"], told["PADDED"], told["ROWS"]
         low, high = code.share(told["number"], told["count"], told["SETS"])
@@ -167,13 +153,15 @@ def _code(stored: str, width: int, tiles: tuple[int, ...], lanes: int) -> str:
             left, worth = (code.place("float", told[name], code.mul(own.index, padded)) for name in ("left", "worth"))
             sizes, starts = (code.place("i64", told[name], kept) for name in ("sizes", "starts"))
             slots = code.place("i64", told["slots"], code.mul(own.index, told["STRIDE"]))
-            _shares(code, (rows, padded), second, known, shares, total)
+            _shares(code, (rows, padded), second, known, shares, total, wide)
             _worth(code, (rows, clusters, padded), shares, total, weights, sizes, worth, left)
-            limit, held = ranges.border(code, clusters, worth, sizes, counters, told["ROOM"])
+            limit, held = ranges.border(code, padded, worth, left, told["ROOM"])
             given = (worth, sizes, starts, slots, left)
             code.store("i64", ranges.write(code, clusters, given, limit, held, told["ROOM"]), told["counts"], own.index)
-            _others(code, (rows, padded), first, left, log, sums)
-            _others(code, (rows, padded), second, left, wide, others)
+            with code.loop(0, rows) as at:
+                line = code.place("float", first, code.mul(at.index, padded))
+                code.do(f"call void @others({_given(code, line, left, padded, log, sums, at.index)})")
+            _wide(code, (rows, padded), (second, shares), left, (wide, others))
             says = code.place(stored, told["says"], code.mul(kept, width))
             out = code.place("float", told["out"], code.mul(row, width))
             with code.loop(0, rows, blocks.TILE) as tile:
@@ -185,8 +173,10 @@ def _code(stored: str, width: int, tiles: tuple[int, ...], lanes: int) -> str:
     return code.text()
 
 
-def _shares(code: Loops, shape: tuple[str, str], second: str, known: str, shares: str, total: str) -> None:
-    """Exponentials of masses beside the largest of a row's and what is known, and their sum with that of the latter."""
+def _shares(
+    code: Loops, shape: tuple[str, str], second: str, known: str, shares: str, total: str, largest: str
+) -> None:
+    """Exponentials of masses beside the ``largest`` of a row's and what is known, and their sum with the latter's."""
     rows, padded = shape
     with code.loop(0, rows) as row:
         place = code.mul(row.index, padded)
@@ -195,6 +185,7 @@ def _shares(code: Loops, shape: tuple[str, str], second: str, known: str, shares
         with code.loop(0, padded, code.lanes, {"most": (code.vector, code.splat(own))}) as at:
             at.next["most"] = code.greater(at.now["most"], code.wide("float", line, at.index))
         most = code.highest(at.now["most"])
+        code.store("float", most, largest, row.index)
         beside = exp(code, code.splat(code.op(f"fsub float {own}, {most}")))
         first = code.op(f"extractelement {code.vector} {beside}, i64 0")
         _exponentials(code, line, into, padded, code.splat(most), first, code.place("float", total, row.index))
@@ -210,9 +201,9 @@ def _exponentials(code: Loops, line: str, into: str, padded: str, most: str, fir
 
 
 def _worth(
-    code: Loops, shape: tuple[str, str, str], shares: str, total: str, weights: str, sizes: str, worth: str, left: str
+    code: Loops, shape: tuple[str, str, str], shares: str, total: str, weights: str, sizes: str, worth: str, short: str
 ) -> None:
-    """How likely a key of each cluster is; none is taken so far, and what fills the last block never counts."""
+    """How likely a key of each cluster is, and the clusters' sizes as integers of 32 bits into ``short``."""
     rows, clusters, padded = shape
     with code.loop(0, padded, code.lanes) as at:
         with code.loop(0, rows, carried={"sum": (code.vector, "zeroinitializer")}) as row:
@@ -220,28 +211,51 @@ def _worth(
             weight = code.load("float", weights, row.index)
             weight = code.op(f"fdiv float {weight}, {code.load('float', total, row.index)}")
             row.next["sum"] = code.fma(share, code.splat(weight), row.now["sum"])
-        code.store(code.vector, row.now["sum"], worth, at.index, of="float")
-        code.store(code.vector, "zeroinitializer", left, at.index, of="float")
-    with code.loop(0, clusters) as at:
-        size = code.op(f"sitofp i64 {code.most_of(code.load('i64', sizes, at.index), 1)} to float")
-        code.store("float", code.op(f"fdiv float {code.load('float', worth, at.index)}, {size}"), worth, at.index)
+        own, size = ranges.sized(code, sizes, at.index, clusters)
+        each = code.vec("fdiv", row.now["sum"], code.greater(size, code.constant(1.0)))
+        code.store(code.vector, each, worth, at.index, of="float")
+        code.store(code.whole, own, short, at.index, of="i32")
 
 
-def _others(code: Loops, shape: tuple[str, str], masses: str, left: str, logs: str, sums: str) -> None:
-    """Masses of what is not taken become exponentials beside the largest, with their sums and the logarithm of all."""
-    rows, padded = shape
+def _given(code: Loops, line: str, left: str, padded: str, logs: str, sums: str, row: str) -> str:
+    """What ``@others`` is told of a row."""
+    log, total = code.place("float", logs, row), code.place("float", sums, row)
+    return f"ptr {line}, ptr {left}, i64 {padded}, ptr {log}, ptr {total}"
+
+
+def _others(code: Loops) -> None:
+    """A row's masses of what is not taken become exponentials beside the largest, with their sum and its logarithm."""
     low = code.constant(few_queries.LOWEST)
-    with code.loop(0, rows) as row:
-        line = code.place("float", masses, code.mul(row.index, padded))
-        with code.loop(0, padded, code.lanes, {"most": (code.vector, low)}) as at:
-            mark = code.op(f"fcmp ogt {code.vector} {code.wide('float', left, at.index)}, zeroinitializer")
-            own = code.select(mark, code.wide("float", line, at.index), low)
-            code.store(code.vector, own, line, at.index, of="float")
+    with code.function("internal void @others(ptr %line, ptr %left, i64 %padded, ptr %log, ptr %total)"):
+        with code.loop(0, "%padded", code.lanes, {"most": (code.vector, low)}) as at:
+            own = code.select(_marked(code, "%left", at.index), code.wide("float", "%line", at.index), low)
+            code.store(code.vector, own, "%line", at.index, of="float")
             at.next["most"] = code.greater(at.now["most"], own)
-        most, total = code.highest(at.now["most"]), code.place("float", sums, row.index)
-        _exponentials(code, line, line, padded, code.splat(most), "0.0", total)
-        found = log(code, code.load("float", total), "0.0")
-        code.store("float", code.op(f"fadd float {most}, {found}"), logs, row.index)
+        most = code.highest(at.now["most"])
+        _exponentials(code, "%line", "%line", "%padded", code.splat(most), "0.0", "%total")
+        found = log(code, code.load("float", "%total"), "0.0")
+        code.store("float", code.op(f"fadd float {most}, {found}"), "%log")
+
+
+def _wide(code: Loops, shape: tuple[str, str], given: tuple[str, str], left: str, made: tuple[str, str]) -> None:
+    """The logarithm of the second masses that are not taken: by their shares, where these are large enough to tell."""
+    (rows, padded), (second, shares), (wide, sums) = shape, given, made
+    with code.loop(0, rows) as row:
+        place = code.mul(row.index, padded)
+        line, share = code.place("float", second, place), code.place("float", shares, place)
+        with code.loop(0, padded, code.lanes, {"sum": (code.vector, "zeroinitializer")}) as at:
+            own = code.wide("float", share, at.index)
+            own = code.select(_marked(code, left, at.index), own, "zeroinitializer")
+            at.next["sum"] = code.vec("fadd", at.now["sum"], own)
+        total = code.sum(at.now["sum"])
+        found = code.op(f"fadd float {code.load('float', wide, row.index)}, {log(code, total, '0.0')}")
+        code.store("float", found, wide, row.index)
+        anew = code.op(f"zext i1 {code.op(f'fcmp olt float {total}, {code.number(_TOLD_APART)}')} to i64")
+        code.choose(anew, {1: f"call void @others({_given(code, line, left, padded, wide, sums, row.index)})"})
+
+
+def _marked(code: Loops, left: str, at: str) -> str:
+    return code.op(f"fcmp ogt {code.vector} {code.wide('float', left, at)}, zeroinitializer")
 
 
 def _tile(code: Loops, stored: str, rows: int, width: int) -> None:
@@ -257,6 +271,9 @@ def _tile(code: Loops, stored: str, rows: int, width: int) -> None:
             with code.loop(0, "%count", carried=names) as at:
                 value = code.place(stored, "%says", code.mul(at.index, width))
                 wide = {part: code.wide(stored, value, part * lanes) for part in parts}
+                if not first:
+                    for line in range(0, width, code.line(stored)):
+                        code.ask(code.place("i8", code.place(stored, value, line), _AHEAD))
                 for row in range(rows):
                     share = code.splat(code.load("float", lines[row], at.index))
                     for part in parts:

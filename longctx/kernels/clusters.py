@@ -16,8 +16,8 @@ from longctx.kernels.loops import FORMATS, Loops
 
 LOWEST = few_queries.LOWEST
 _TOLD = (
-    "q", "means", "spreads", "added", "logs", "first", "second", "HEADS", "ROWS", "CLUSTERS", "PADDED", "SETS",
-    "number", "count",
+    "q", "squares", "means", "spreads", "added", "logs", "first", "second", "HEADS", "ROWS", "CLUSTERS", "PADDED",
+    "SETS", "number", "count",
 )  # fmt: skip
 _WIDEST = few_queries.WIDEST // 2  # numbers of a mean: both statistics of a block are worked on in the nearest caches
 
@@ -74,7 +74,8 @@ def _masses(rows: Tensor, means: Tensor, spreads: Tensor, logs: Tensor, added: T
     block = 2 * machine.lanes()
     padded = -(-means.shape[1] // block) * block
     out = torch.empty(2, batch, heads, count, padded, dtype=torch.float32, device="cpu")
-    pointers = (one.data_ptr() for one in (wide, means, spreads, added, logs, *out))
+    squares = wide.square().mul_(0.5)
+    pointers = (one.data_ptr() for one in (wide, squares, means, spreads, added, logs, *out))
     run = _compiled(means.dtype, width, blocks.tiles(count))
     machine.run(run, (*pointers, heads, count, means.shape[1], padded, batch * heads))
     return out
@@ -119,11 +120,12 @@ def _code(stored: str, width: int, tiles: tuple[int, ...], lanes: int) -> str:
             following = [code.place(stored, told[name], after) for name in ("means", "spreads")]
             with code.loop(0, told["ROWS"], blocks.TILE) as tile:
                 row = code.add(code.mul(own, told["ROWS"]), tile.index)
-                q = code.place("float", told["q"], code.mul(row, width))
+                at = code.mul(row, width)
+                own_ = [code.place("float", told[name], at) for name in ("q", "squares")]
                 added = code.place("float", told["added"], row)
                 made = code.add(code.mul(row, told["PADDED"]), begin)
                 outs = [code.place("float", told[name], made) for name in ("first", "second")]
-                pointers = ", ".join(f"ptr {one}" for one in (q, room, logs, added, *outs, *following))
+                pointers = ", ".join(f"ptr {one}" for one in (*own_, room, logs, added, *outs, *following))
                 given = f"{pointers}, i64 {told['PADDED']}, i64 {code.sub(clusters, begin)}"
                 rest = code.least_of(code.sub(told["ROWS"], tile.index), blocks.TILE)
                 code.choose(rest, {n: f"call void @tile{n}({given})" for n in tiles})
@@ -132,7 +134,7 @@ def _code(stored: str, width: int, tiles: tuple[int, ...], lanes: int) -> str:
 
 def _tile(code: Loops, stored: str, rows: int, width: int) -> None:
     """The masses of a block's clusters, of which ``left`` or all are real, for ``rows`` rows."""
-    names = ("q", "keys", "logs", "added", "first", "second", "means", "spreads")
+    names = ("q", "squares", "keys", "logs", "added", "first", "second", "means", "spreads")
     head = f"internal void @tile{rows}({', '.join(f'ptr %{name}' for name in names)}, i64 %stride, i64 %left)"
     with code.function(head):
         seen = blocks.real(code, "%left")
@@ -140,10 +142,10 @@ def _tile(code: Loops, stored: str, rows: int, width: int) -> None:
         more = [code.splat(code.load("float", "%added", row)) for row in range(rows)]
         firsts = [
             [code.vec("fadd", code.vec("fadd", own[half], more[row]), logs[half]) for half in range(2)]
-            for row, own in enumerate(blocks.logits(code, rows, width, "%q", "%keys", None, (stored, "%means")))
+            for row, own in enumerate(blocks.logits(code, rows, width, "%q", "%keys", ahead=(stored, "%means")))
         ]
         spreads = code.place("float", "%keys", 2 * width * code.lanes)
-        seconds = blocks.logits(code, rows, width, "%q", spreads, firsts, (stored, "%spreads"))
+        seconds = blocks.logits(code, rows, width, "%squares", spreads, firsts, (stored, "%spreads"))
         for name, found in (("%first", firsts), ("%second", seconds)):
             for row, own in enumerate(found):
                 for half in range(2):

@@ -10,6 +10,7 @@ import math
 from longctx.kernels.loops import Loops
 
 _HALF_ROOT = 0x3F3504F3  # the square root of a half, as an integer
+_WHOLE = 1.5 * 2**23  # numbers beside it are whole
 _LEAST = -87.0  # below it an exponential is no normal number
 
 
@@ -22,15 +23,17 @@ def exp(code: Loops, x: str) -> str:
     far = code.op(f"fcmp olt {v} {x}, {low}")  # a comparison that fails keeps what is no number
     none = code.op(f"fcmp oeq {v} {x}, {code.constant(-math.inf)}")
     x = code.select(far, low, x)
-    n = code.op(f"call {v} @llvm.rint.v{code.lanes}f32({v} {code.vec('fmul', x, code.constant(1 / math.log(2)))})")
+    # added to this a number keeps its whole part, rounded, in the last bits: conversions that bound it go one by one
+    moved = code.fma(x, code.constant(1 / math.log(2)), code.constant(_WHOLE))
+    n = code.vec("fsub", moved, code.constant(_WHOLE))
     high = 0.693359375  # ln 2 in two parts, of which the first has few digits
     rest = code.fma(n, code.constant(high - math.log(2)), code.fma(n, code.constant(-high), x))
     found = code.constant(1 / math.factorial(7))
     for k in range(6, -1, -1):
         found = code.fma(found, rest, code.constant(1 / math.factorial(k)))
-    near = code.op(f"call {code.whole} @llvm.fptosi.sat.v{code.lanes}i32.v{code.lanes}f32({v} {n})")
-    exponent = code.op(f"add {code.whole} {near}, {code.same(127)}")
-    scale = code.op(f"bitcast {code.whole} {code.op(f'shl {code.whole} {exponent}, {code.same(23)}')} to {v}")
+    bits = code.op(f"shl {code.whole} {code.op(f'bitcast {v} {moved} to {code.whole}')}, {code.same(23)}")
+    exponent = code.op(f"add {code.whole} {bits}, {code.same(127 << 23)}")
+    scale = code.op(f"bitcast {code.whole} {exponent} to {v}")
     found = code.select(far, "zeroinitializer", code.vec("fmul", found, scale))
     return code.select(none, code.constant(math.nan), found)
 

@@ -20,6 +20,7 @@ from longctx.kernels import blocks, machine
 from longctx.kernels.elementary import exp, log
 from longctx.kernels.loops import FORMATS, Loops
 
+REVISION = 2  # to be raised when the way of attending changes: what was tried before then holds no more
 WIDEST = 256  # numbers of a key: a block of them is worked on in the nearest caches
 LOWEST = -3.0e38  # as a logit: of nothing
 _TOLD = (

@@ -38,8 +38,6 @@ class Loops:
         v, n = self.vector, lanes
         self._lines = [
             f"declare {v} @llvm.fma.v{n}f32({v}, {v}, {v})",
-            f"declare {v} @llvm.rint.v{n}f32({v})",
-            f"declare <{n} x i32> @llvm.fptosi.sat.v{n}i32.v{n}f32({v})",
             f"declare {v} @llvm.maxnum.v{n}f32({v}, {v})",
             "declare float @llvm.maxnum.f32(float, float)",
             "declare float @llvm.sqrt.f32(float)",
