@@ -12,6 +12,7 @@ from machines import found_whatever_torch_is_told, needed, threads
 
 from longctx.kernels import cluster_choice, clusters, machine
 
+WAYS = (cluster_choice.choose, cluster_choice.reference)
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -131,6 +132,20 @@ def test_of_clusters_as_likely_as_each_other_the_first_are_read_until_one_does_n
     chosen = cluster_choice.choose(masses, -1e30 * one, one, sizes, sizes.cumsum(-1) - sizes, means, slots)
     assert slots[0, 0, :6].tolist() == [0, 1, 2, 3, 4, 5] and chosen.counts.tolist() == [[6]]
     assert float(chosen.log) == pytest.approx(float(torch.tensor(9.0).log()))
+
+
+@needed
+@pytest.mark.parametrize("above", [0.0, 60.0, 80.0, 200.0, 1e4])
+def test_what_is_left_is_told_however_little_it_is_beside_what_is_read(above: float) -> None:
+    """A first cluster far above the others is read: shares of these are too small for numbers, and their masses not."""
+    lanes, sizes = machine.lanes(), torch.tensor([[5, 3, 4, 2]])
+    masses = torch.full((2, 1, 1, 2, 2 * lanes), clusters.LOWEST)
+    masses[..., :4] = torch.tensor([[above, -2.0, 1.0, 0.5], [above + 3, -1.0, 1.5, 0.0]])[:, None, None, None]
+    given = torch.zeros(1, 1, 2), torch.ones(1, 1, 2), sizes, sizes.cumsum(-1) - sizes, drawn(1, 4, lanes, seed=3)
+    found, expected = (way(masses.clone(), *given, torch.zeros(1, 1, 5, dtype=torch.long)) for way in WAYS)
+    assert found.counts.tolist() == [[5]]
+    for own, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(own, reference, rtol=1e-5, atol=1e-5)
 
 
 @needed
