@@ -267,7 +267,7 @@ def test_no_step_begins_before_what_it_reads_is_made(family: str) -> None:
     lean = Lean(model_of(family))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused.steps, "Steps", Noted)
-        patch.setattr(fused.steps, "packed", lambda rows, width: 4 * rows * width)
+        patch.setattr(fused.steps, "packed", lambda dtype, rows, width: 4 * rows * width)
         fused._Room(lean.layers, torch.float32, (96, 128, 160), fused._Memory(), 1, 3)
     assert len(met) == len(lean.layers) * (6 if family == "qwen3" else 5)
 
@@ -284,6 +284,38 @@ def test_a_kernel_that_computes_something_else_is_found_out_before_it_is_used(mo
     monkeypatch.setattr(fused._Room, "leave", less)
     with torch.inference_mode():
         assert passes.lean(400) is None and "something else" in passes.why_not
+
+
+@needed
+def test_few_rows_are_compared_too_where_they_are_multiplied_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = Passes(model_of("llama"), range(3, 40))
+    ours = Fused.run
+
+    def wrong(self: Fused, x: torch.Tensor, *more: Any) -> torch.Tensor:
+        found = ours(self, x, *more)
+        return found if x.shape[1] > 1 else found.flip(-1)
+
+    monkeypatch.setattr(Fused, "run", wrong)
+    with torch.inference_mode():
+        assert passes.lean(400) is None and "something else" in passes.why_not
+
+
+@pytest.mark.parametrize(("dtype", "tries"), [(torch.bfloat16, 3), (torch.float32, 1)])
+def test_where_rounding_may_lead_far_other_tokens_are_shown_before_a_road_is_refused(
+    dtype: torch.dtype, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[int]] = []
+
+    def apart(far_from: int) -> Callable[..., str]:
+        return lambda self, lean, sample: shown.append(sample) or ("far" if len(shown) <= far_from else "")
+
+    sample = list(range(3, 40))
+    for far_from, allowed in ((tries - 1, True), (tries, False)):
+        shown.clear()
+        monkeypatch.setattr(Passes, "_apart", apart(far_from))
+        assert (Passes(model_of("llama", dtype), sample).lean(400) is not None) == allowed
+        assert len(shown) == tries and all(sorted(one) == sample for one in shown)
+        assert len({one[0] for one in shown}) == tries, "each begins elsewhere"
 
 
 @needed

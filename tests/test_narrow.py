@@ -216,3 +216,12 @@ def test_what_products_take_is_that_of_their_shapes_and_grows_with_weights_tried
     found = Lean(tiny.model("llama", attention="sdpa"))
     rows = sum(len(part.weight) for layer in found.layers for part in layer.linear.values()) + len(found.head.weight)
     assert found.products() == pytest.approx({n: n * rows / 1e3 for n in narrow.COUNTS})
+
+
+@pytest.mark.parametrize("out", [5, 896, 32_001, 50_257, 151_936])
+@pytest.mark.parametrize("width", [64, 896, 4_864, 2**23])
+def test_of_large_weights_a_part_is_tried_that_leaves_as_many_rows_over(out: int, width: int) -> None:
+    """Some ways take sixteen rows of weights together, and another way for those that are left, or for all."""
+    _, some, same, _ = narrow.shape(torch.empty(out, width, dtype=torch.bfloat16, device="meta"))
+    assert same == width and 0 < some <= out and (some * width <= narrow._WEIGHTS or some == 1)
+    assert some < 16 or (out - some) % 16 == 0

@@ -159,9 +159,9 @@ class _Memory:
             self._made[name] = torch.empty(max(MOST, rows), width, dtype=torch.float32, device="cpu")
         return self._made[name][:rows]
 
-    def packed(self, rows: int, width: int) -> Tensor:
-        """Bytes for what ``Steps`` packs, of any width up to this one."""
-        size = steps.packed(max(MOST, rows), width)
+    def packed(self, dtype: torch.dtype, rows: int, width: int) -> Tensor:
+        """Bytes for what ``Steps`` packs beside weights of a format, of any width up to this one."""
+        size = steps.packed(dtype, max(MOST, rows), width)
         if len(self._packed) < size:
             self._packed = torch.empty(size, dtype=torch.uint8, device="cpu")
         return self._packed
@@ -188,7 +188,7 @@ class _Room:
         self.turn = memory.rows("cos", rows, first.head_dim), memory.rows("sin", rows, first.head_dim)
         self.said = memory.rows("said", rows, outs["q_proj"])
         self.gated = memory.rows("gated", rows, outs["gate_proj"])
-        packed = memory.packed(rows, max(widths))
+        packed = memory.packed(dtype, rows, max(widths))
         self._shapes = [(batch, outs[name] // first.head_dim, tokens, first.head_dim) for name in _STATES]
         self._entering, self._leaving = list[tuple[steps.Steps, list[int]]](), list[steps.Steps]()
         doing = steps.Steps(dtype, rows, widths)
@@ -268,7 +268,7 @@ def _tried(dtype: torch.dtype, out: int, width: int) -> list[float]:
     weights, found = narrow.matrices(dtype, out, width), []
     for rows in COUNTS:
         x, made = (torch.ones(rows, size, dtype=torch.float32, device="cpu") for size in (width, out))
-        packed = torch.empty(steps.packed(rows, width), dtype=torch.uint8, device="cpu")
+        packed = torch.empty(steps.packed(dtype, rows, width), dtype=torch.uint8, device="cpu")
 
         def work(rows: int = rows, x: Tensor = x, made: Tensor = made, packed: Tensor = packed) -> None:
             doing = steps.Steps(dtype, rows, (width,))

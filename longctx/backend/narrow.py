@@ -33,7 +33,7 @@ _SMALL = 2**17  # of them where the rows come first
 _FASTER = 1.05  # how many times as fast another way must be: each rounds in its own order
 SHORT = 32  # rows up to which the kernel is tried: what it does for each is more than a product of many does
 _WEIGHTS = 2**22  # numbers in a matrix of the trial, at the most: rows of a larger one are left out
-_WHOLE = 16  # rows that some ways take together: of a large matrix a number is tried that leaves none over
+_WHOLE = 16  # rows that some ways take together: of a large matrix a number is tried that leaves as many over
 _APART = 2**24  # numbers in all matrices of a trial: too many for a cache, as those of all layers are
 _MATRICES = 64  # of them, at the most
 
@@ -53,7 +53,7 @@ def wins(rows: int, weight: Tensor) -> bool:
 
 
 def widens(rows: int, weight: Tensor) -> bool:
-    """Whether ``product`` makes its sums of weights of 16 bits in float32, and rounds them only if the rows are."""
+    """Whether ``product`` makes its sums of weights of 16 bits in float32, and rounds these only if the rows are."""
     return weight.dtype != torch.float32 and _way(rows, weight) in _WIDENING
 
 
@@ -147,7 +147,8 @@ def shape(weight: Tensor) -> Shape:
     """What is tried for ``weight`` [out, in]: of a large one, some rows."""
     out, width = weight.shape
     most = max(1, _WEIGHTS // width)
-    return weight.dtype, min(out, most - most % _WHOLE or most), width, torch.get_num_threads()
+    over = (most - out) % _WHOLE if most > _WHOLE else 0
+    return weight.dtype, min(out, most - over), width, torch.get_num_threads()
 
 
 def _ways(dtype: torch.dtype, out: int, width: int, threads: int) -> list[Way]:

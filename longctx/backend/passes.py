@@ -22,6 +22,7 @@ from longctx.backend.caches import CaptureCache
 from longctx.backend.lean import Lean
 
 _ROWS, _TOKENS = 2, 24  # of the comparison
+_PARTS = 3  # of the sample, that are tried one after another
 _DISTINCT = 8  # tokens of it: where all are alike, attention gives the same whatever it looks at
 # Relative distance of keys, values and logits: rounding reaches a third of these, another formula passes them
 _CLOSE = {torch.float16: 0.05, torch.bfloat16: 0.12}
@@ -125,35 +126,54 @@ class Passes:
     def _compared(self, lean: Lean) -> str:
         """What differs between one short pass on every road; empty when nothing does beyond rounding.
 
+        In formats of 16 bits rounding alone may lead far: which token most of a text looks at can hang on it. Another
+        formula differs whatever the tokens are, so that others of the sample are shown before a road is called another.
+        """
+        exact, found = self.model.dtype in _EXACT, ""
+        for part in range(1 if exact else _PARTS):
+            start = part * len(self._sample) // _PARTS
+            found = self._apart(lean, [*self._sample[start:], *self._sample[:start]])
+            if not found:
+                return ""
+        return found
+
+    def _apart(self, lean: Lean, sample: list[int]) -> str:
+        """The same for some tokens.
+
         One row stands at the beginning of a text and one at the end of the longest: some layers scale by the position.
         """
         positions = torch.arange(_TOKENS) + torch.tensor([[0], [max(0, self._trained - _TOKENS)]])
         positions = positions.to(self.model.device)
-        repeats = -(-_ROWS * _TOKENS // len(self._sample))
-        ids = torch.tensor((self._sample * repeats)[: _ROWS * _TOKENS], device=self.model.device)
-        found: list[list[Tensor]] = []
+        repeats = -(-_ROWS * _TOKENS // len(sample))
+        ids = torch.tensor((sample * repeats)[: _ROWS * _TOKENS], device=self.model.device).view(_ROWS, _TOKENS)
         fused = functools.partial(lean.run, fused=True)
-        roads: list[Callable[..., Tensor]] = [self._own, lean.run, *([fused] if lean.fused.fit() else [])]
-        for road in roads:
+        roads: list[tuple[Callable[..., Tensor], int]] = [(self._own, _TOKENS), (lean.run, _TOKENS)]
+        if lean.fused.fit():  # which multiplies a few rows otherwise than many: the first tokens by themselves too
+            roads += [(fused, _TOKENS), (fused, 1)]
+        found: list[list[Tensor]] = []
+        for road, tokens in roads:
             cache = CaptureCache(self._layers, self.model.dtype)
-            tap = Tap({}, slice(0, 0), _ignore)
+            tap, keep = Tap({}, slice(0, 0), _ignore), sorted({0, tokens - 1})
             try:
-                logits = road(ids.view(_ROWS, _TOKENS), cache, tap, [_TOKENS - 1], positions, None)
+                logits = road(ids[:, :tokens], cache, tap, keep, positions[:, :tokens], None)
             except torch.OutOfMemoryError as error:  # says nothing of the model: not kept
                 raise Unlike("there was no memory to compare the roads") from error
             except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
                 if road == self._own:
                     raise
                 return f"its parts are not used as the known ones are ({type(error).__name__}: {error})"
-            kept = [cache.cut(row, _TOKENS, self._layers) for row in range(_ROWS)]
-            found.append([state for stored in kept for state in (*stored.keys, *stored.values)] + [logits])
-        exact = self.model.dtype in _EXACT
-        own, *others = found
-        measure = _furthest if exact else _distance
-        far = max(measure(one, its) for other in others for one, its in zip(own, other, strict=True))
-        if far <= (_EXACT if exact else _CLOSE)[self.model.dtype]:
+            kept = [cache.cut(row, tokens, self._layers) for row in range(_ROWS)]
+            found.append([logits] + [state for stored in kept for state in (*stored.keys, *stored.values)])
+        pairs = [(0, 1), (0, 2), (2, 3)][: len(roads) - 1]  # few rows and many of the kernel round alike
+        far = max(self._far(found[one], found[other]) for one, other in pairs)
+        if far <= (_EXACT if self.model.dtype in _EXACT else _CLOSE)[self.model.dtype]:
             return ""
         return f"its layers have the known parts but compute something else (relative distance {far:.2g})"
+
+    def _far(self, own: list[Tensor], other: list[Tensor]) -> float:
+        """How far numbers of one road are from those of another, which may have the first tokens alone."""
+        measure = _furthest if self.model.dtype in _EXACT else _distance
+        return max(measure(one[:, : its.shape[1]], its) for one, its in zip(own, other, strict=True))
 
 
 def _distance(own: Tensor, other: Tensor) -> float:

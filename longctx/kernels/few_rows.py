@@ -1,4 +1,4 @@
-"""A few rows times a matrix of weights, on a CPU: every weight is read once and widened on its way to all rows.
+"""A few rows times a matrix of weights, on a CPU: every weight is read once, and widened on its way or met by tiles.
 
 A product of few rows need take no longer than reading the weights. PyTorch's takes several times as long in formats
 that a processor has no products of. The machine code is that of a step. Knows no layer and no model.
@@ -23,7 +23,7 @@ def version(dtype: torch.dtype, width: int) -> str:
 
 
 def reference(x: Tensor, weight: Tensor) -> Tensor:
-    """What ``product`` gives, up to the order of its sums."""
+    """What ``product`` gives, up to the order of its sums; by tiles it does for ``x`` in bfloat16."""
     return x.float() @ weight.float().t()
 
 
@@ -39,7 +39,7 @@ def product(x: Tensor, weight: Tensor) -> Tensor:
         )
     made = torch.empty(len(x), len(weight), dtype=torch.float32, device="cpu")
     step, own = steps.Steps(weight.dtype, len(x), (weight.shape[1],)), x.float().contiguous()
-    step.pack(own, torch.empty(steps.packed(*own.shape), dtype=torch.uint8, device="cpu"))
+    step.pack(own, torch.empty(steps.packed(weight.dtype, *own.shape), dtype=torch.uint8, device="cpu"))
     step.product(own, weight, None, made)
     step.run()
     return made

@@ -1,7 +1,7 @@
 """Steps of a layer over a few rows, many in one call, on a CPU: norms, products with weights, rotations.
 
-Owns the machine code. Between two calls of small operations a processor waits longer for Python than a step takes.
-Knows no layer and no model.
+Owns the list of steps that the code of ``step_code`` is told. Between two calls of small operations a processor waits
+longer for Python than a step takes. Knows no layer and no model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Steps:
         self._kinds = {width: len(step_code.SMALL) + place for place, width in enumerate(widths)}
         self._function = _compiled(dtype, widths, tiles.have())
         self._dtype, self._rows = dtype, rows
-        self._packed: tuple[Tensor, Tensor] | None = None
+        self._widths = len(widths)
+        self._packed: tuple[Tensor, Tensor] | None = None  # and where
         self._told = array("q")
         self._held: list[Tensor | None] = []  # whose memory is pointed to
 
@@ -44,19 +45,22 @@ class Steps:
         """``out`` is ``x`` [rows * times, width] by its root mean square, and by ``weight`` [width]."""
         (small,) = struct.unpack("<i", struct.pack("<f", eps))
         self._step(step_code.SMALL.index("norm"), (x, weight, out), small, weight.shape[0], times)
+        self._made(out)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, add: bool = False) -> None:
         """``out`` [rows, outs] is ``x`` [rows, width] by the transposed ``weight`` [outs, width]; or has it added."""
         outs, width = weight.shape
         kind = self._kinds[width]
         if self._packed is not None and self._packed[0] is x and tiles.suit(self._dtype, outs, width):
-            x, kind = self._packed[1], kind + len(self._kinds)
+            x, kind = self._packed[1], kind + self._widths
         self._step(kind, (x, weight, bias, out), outs, int(add))
+        self._made(out)
 
     def pack(self, x: Tensor, into: Tensor) -> None:
         """The next products of ``x`` [rows, width] go by tiles, if there are some and enough rows; all wait for this.
 
-        ``into`` are as many bytes as ``packed`` says, which nothing else uses before those products are done.
+        Until ``x`` is made anew: they take its numbers rounded to bfloat16. ``into`` are as many bytes as ``packed``
+        says, which nothing else uses before those products are done.
         """
         if self._by_tiles and tiles.suit(self._dtype, tiles.SIDE, x.shape[1]):
             self._packed = x, into
@@ -88,6 +92,10 @@ class Steps:
         address, length = self._told.buffer_info()
         machine.run(self._function, (address, length // step_code.FIELDS, self._rows, _NEAR))
 
+    def _made(self, out: Tensor) -> None:
+        if self._packed is not None and self._packed[0] is out:
+            self._packed = None
+
     def _step(self, kind: int, tensors: tuple[Tensor | None, ...], *numbers: int) -> int:
         pointers = [0 if one is None else one.data_ptr() for one in tensors]
         told = [kind, 0, *pointers, *numbers]
@@ -96,14 +104,15 @@ class Steps:
         return len(self._told) // step_code.FIELDS - 1
 
 
-def packed(rows: int, width: int) -> int:
-    """Bytes that ``pack`` needs."""
-    return tiles.room(rows, width) if tiles.have() else 0
+def packed(dtype: torch.dtype, rows: int, width: int) -> int:
+    """Bytes that ``pack`` needs beside weights of a format."""
+    return tiles.room(rows, width) if dtype == torch.bfloat16 and rows >= _TILED and tiles.have() else 0
 
 
 def version(dtype: torch.dtype, width: int) -> str:
     """Which compiler steps are had from for numbers of a format and rows of a width; empty where they are not."""
-    return machine.version(dtype, width, _right)
+    found = machine.version(dtype, width, _right)
+    return f"{found} with tiles" if found and dtype == torch.bfloat16 and tiles.have() else found
 
 
 def ready(dtype: torch.dtype, widths: tuple[int, ...]) -> None:
@@ -123,7 +132,7 @@ def _multiplies(dtype: torch.dtype, rows: int, outs: int, width: int) -> bool:
     x, weight = (torch.arange(1, count * width + 1, device="cpu").view(count, -1).to(dtype) for count in (rows, outs))
     made = torch.zeros(rows, outs, dtype=torch.float32, device="cpu")
     steps, wide = Steps(dtype, rows, (width,)), x.float()
-    steps.pack(wide, torch.empty(packed(rows, width), dtype=torch.uint8, device="cpu"))
+    steps.pack(wide, torch.empty(packed(dtype, rows, width), dtype=torch.uint8, device="cpu"))
     steps.product(wide, weight, None, made)
     steps.run()
     return torch.allclose(made, wide @ weight.float().t())

@@ -22,7 +22,6 @@ BYTES = 2 * SIDE * DEEP
 _BESIDE = 2  # groups of rows that go through a tile of weights while it is loaded
 _TILES = 8  # all of the same size
 _LEAVE = (158, 0x1023, 18)  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) of Linux
-_LANES = 16
 
 
 @functools.cache  # a fact about the process, which keeps the leave
@@ -32,9 +31,10 @@ def have() -> bool:
         return False
     try:
         import llvmlite.binding as llvm
-    except ImportError:
+
+        features = llvm.get_host_cpu_features()
+    except (ImportError, OSError, RuntimeError):
         return False
-    features = llvm.get_host_cpu_features()
     if not all(features.get(name) for name in ("amx-tile", "amx-bf16", "avx512f")):
         return False
     return bool(ctypes.CDLL(None).syscall(*_LEAVE) == 0)
@@ -71,16 +71,16 @@ def pack(code: Loops, given: tuple[str, str, str], team: tuple[str, str], rows: 
     x, into, width = given
     deep, words = code.div(width, DEEP), BYTES // 4
     low, high = code.part(*team, code.mul(rows, deep))
-    pairs = [[2 * n + odd for n in range(_LANES)] for odd in (0, 1)]
+    pairs = [[2 * n + odd for n in range(SIDE)] for odd in (0, 1)]
     with code.loop(low, high) as at:
         row, tile = code.div(at.index, deep), code.rem(at.index, deep)
         line = code.place("float", x, code.add(code.mul(row, width), code.mul(tile, DEEP)))
-        first, second = (code.wide("float", line, n * _LANES) for n in range(2))
+        first, second = (code.wide("float", line, n * SIDE) for n in range(2))
         one, other = (code.nearest(code.shuffled(first, second, order)) for order in pairs)
         both = code.op(f"or {code.whole} {one}, {code.op(f'shl {code.whole} {other}, {code.same(16)}')}")
         group = code.add(code.mul(code.div(row, SIDE), deep), tile)
         place = code.place("i32", into, code.add(code.mul(group, words), code.rem(row, SIDE)))
-        for n in range(_LANES):
+        for n in range(SIDE):
             code.store("i32", code.op(f"extractelement {code.whole} {both}, i64 {n}"), place, n * SIDE)
 
 

@@ -19,7 +19,7 @@ there = pytest.mark.skipif(not tiles.have(), reason="this processor has no tiles
 def made(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, add: bool = False
 ) -> torch.Tensor:
-    room = torch.full((steps.packed(*x.shape),), 0xFF, dtype=torch.uint8)  # numbers that are none
+    room = torch.full((steps.packed(weight.dtype, *x.shape),), 0xFF, dtype=torch.uint8)  # numbers that are none
     doing = Steps(weight.dtype, len(x), (weight.shape[1],))
     doing.pack(x, room)
     doing.product(x, weight, bias, out, add)
@@ -71,12 +71,51 @@ def test_only_what_was_packed_is_multiplied_so() -> None:
     x, other, weight = torch.randn(9, 64), torch.randn(9, 64), torch.randn(32, 64).bfloat16()
     first, second = torch.empty(9, 32), torch.empty(9, 32)
     doing = Steps(torch.bfloat16, 9, (64,))
-    doing.pack(x, torch.empty(steps.packed(9, 64), dtype=torch.uint8))
+    doing.pack(x, torch.empty(steps.packed(torch.bfloat16, 9, 64), dtype=torch.uint8))
     doing.product(x, weight, None, first)
     doing.product(other, weight, None, second)
     doing.run()
     torch.testing.assert_close(first, few_rows.reference(x.bfloat16(), weight), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(second, few_rows.reference(other, weight), rtol=1e-5, atol=1e-4)
+
+
+@needed
+@there
+def test_all_wait_for_what_is_packed_and_what_is_made_anew_is_not() -> None:
+    x, other, weight = torch.randn(9, 64), torch.randn(9, 64), torch.randn(64, 64).bfloat16()
+    doing, made = Steps(torch.bfloat16, 9, (64,)), torch.empty(9, 64)
+    doing.pack(x, torch.empty(steps.packed(torch.bfloat16, 9, 64), dtype=torch.uint8))
+    assert doing._told[1] == 1
+    doing.product(other, weight, None, x)
+    doing.wait()
+    doing.product(x, weight, None, made)
+    doing.run()
+    torch.testing.assert_close(made, few_rows.reference(x, weight), rtol=1e-5, atol=1e-3)
+    assert (made - few_rows.reference(x.bfloat16(), weight)).abs().max() > 1e-2
+
+
+@needed
+@there
+@pytest.mark.parametrize("widths", [(64, 96), (96, 64), (64, 96, 64)])
+def test_every_width_has_its_own_products(widths: tuple[int, ...]) -> None:
+    doing, expected, made = Steps(torch.bfloat16, 9, widths), list[torch.Tensor](), list[torch.Tensor]()
+    for width in widths:
+        x, weight = torch.randn(9, width), torch.randn(32, width).bfloat16()
+        made.append(torch.empty(9, 32))
+        expected.append(few_rows.reference(x.bfloat16(), weight))
+        doing.pack(x, torch.empty(steps.packed(torch.bfloat16, 9, width), dtype=torch.uint8))
+        doing.product(x, weight, None, made[-1])
+    doing.run()
+    for one, other in zip(made, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-3)
+
+
+@needed
+@there
+def test_what_is_kept_of_trials_says_whether_there_were_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = steps.version(torch.bfloat16, 64)
+    monkeypatch.setattr(tiles, "have", lambda: False)
+    assert found != steps.version(torch.bfloat16, 64) != ""
 
 
 @needed
@@ -99,7 +138,7 @@ def test_they_and_the_librarys_own_leave_one_another_alone(count: int) -> None:
 @there
 def test_nothing_is_written_beside_what_is_made_and_packed() -> None:
     guard, rows, outs, width = 64, 9, 48, 96
-    room = torch.full((steps.packed(rows, width) + 2 * guard,), 7, dtype=torch.uint8)
+    room = torch.full((steps.packed(torch.bfloat16, rows, width) + 2 * guard,), 7, dtype=torch.uint8)
     sums = torch.full((rows * outs + 2 * guard,), torch.nan)
     x, weight = torch.randn(rows, width), torch.randn(outs, width).bfloat16()
     doing = Steps(torch.bfloat16, rows, (width,))
@@ -149,7 +188,7 @@ def test_without_leave_there_are_none(monkeypatch: pytest.MonkeyPatch, refused: 
 def test_a_machine_without_them_multiplies_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "have", lambda: False)
     x, weight = torch.randn(9, 64), torch.randn(32, 64).bfloat16()
-    assert steps.packed(9, 64) == 0
+    assert steps.packed(torch.bfloat16, 9, 64) == 0
     torch.testing.assert_close(few_rows.product(x, weight), few_rows.reference(x, weight), rtol=1e-5, atol=1e-4)
 
 
