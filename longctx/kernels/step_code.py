@@ -112,11 +112,8 @@ def _nothing(code: Loops, stored: str, name: str) -> None:
 def _tiled(code: Loops, width: int, name: str) -> None:
     tiles.tile(code, name, width)
     with code.function(f"internal void @{name}{_HEAD}"):
-        x, weight, bias, out, outs, added = _told(code, "x", "weight", "bias", "out", "OUTS", "ADDED")
-        none, adds = code.null(bias), code.op(f"icmp ne i64 {added}, 0")
-        biased = code.op(f"xor i1 {none}, true")
-        bias = code.op(f"select i1 {none}, ptr {weight}, ptr {bias}")
-        tiles.product(code, name, width, (x, weight, bias, out, outs, biased, adds), ("%mine", "%of"), "%rows")
+        given = _multiplied(code)
+        tiles.product(code, name, width, given, ("%mine", "%of"), "%rows")
 
 
 @contextmanager
@@ -132,16 +129,22 @@ def _heads(code: Loops, stored: str, x: str, into: str, shape: tuple[str, str, s
         yield row, code.place("float", x, code.mul(at.index, dim)), code.place(stored, into, place)
 
 
+def _multiplied(code: Loops) -> tuple[str, ...]:
+    """What a product works on: x, weights, bias, out, its outs, and whether a bias and what is in out are added."""
+    x, weight, bias, out, outs, added = _told(code, "x", "weight", "bias", "out", "OUTS", "ADDED")
+    none, adds = code.null(bias), code.op(f"icmp ne i64 {added}, 0")
+    biased = code.op(f"xor i1 {none}, true")
+    bias = code.op(f"select i1 {none}, ptr {weight}, ptr {bias}")  # something that can be read
+    return x, weight, bias, out, outs, biased, adds
+
+
 def _product(code: Loops, stored: str, width: int, name: str) -> None:
     """A share of the weights, block by block: each block goes to all rows before the next one is read."""
     most = code.lanes // 2  # rows whose sums fit the registers; more come in turns, over a block that is in a cache
     for rows in range(1, most + 1):
         _tile(code, stored, width, rows, f"{name}.{rows}")
     with code.function(f"internal void @{name}{_HEAD}"):
-        x, weight, bias, out, outs, added = _told(code, "x", "weight", "bias", "out", "OUTS", "ADDED")
-        none, adds = code.null(bias), code.op(f"icmp ne i64 {added}, 0")
-        biased = code.op(f"xor i1 {none}, true")
-        bias = code.op(f"select i1 {none}, ptr {weight}, ptr {bias}")  # something that can be read
+        x, weight, bias, out, outs, biased, adds = _multiplied(code)
         low, high = code.part("%mine", "%of", code.div(code.add(outs, _SIDE - 1), _SIDE))
         block = code.most_of(code.div("%near", width * _SIDE), 1)
         # the step of a loop is a number of the code, and that of the blocks is not
