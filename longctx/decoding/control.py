@@ -5,6 +5,7 @@ Knows counts and values; no drafter and no model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -40,8 +41,8 @@ class Control(Protocol):
         None: nothing."""
         ...
 
-    def cut(self, tree: TokenTree) -> TokenTree:
-        """The part of what was drafted that is worth its rows."""
+    def cut(self, tree: TokenTree, seconds: float) -> TokenTree:
+        """The part of what was drafted, in ``seconds``, that is worth its rows."""
         ...
 
     def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None:
@@ -62,7 +63,8 @@ class Acceptance:
 
     A node is judged when its parent was right, whether it was verified or not: what came out says what was right. An
     estimate counts for less the more of its kind were judged: where rows cost nearly nothing, what is left of it would
-    have them filled by a drafter that is never right.
+    have them filled by a drafter that is never right. It counts for less, too, the unlikelier it makes what came: by
+    exp(hits - expected hits) where fewer were right than it said, about the chance of that if it were true.
     """
 
     def __init__(self) -> None:
@@ -76,9 +78,9 @@ class Acceptance:
             zip(tree.parents.tolist(), tree.sources.tolist(), _conditional(tree), strict=True)
         ):
             key = (source, int(sure * _BINS))
-            tries = self._tries.get(key, 0.0)
-            counts = _PRIOR / (1.0 + tries / _PRIOR)
-            chance = (self._hits.get(key, 0.0) + counts * sure) / (tries + counts)
+            tries, hits = self._tries.get(key, 0.0), self._hits.get(key, 0.0)
+            counts = _PRIOR / (1.0 + tries / _PRIOR) * math.exp(min(0.0, hits - sure * tries))
+            chance = (hits + counts * sure) / (tries + counts)
             reach[node] = min(1.0, chance) * (reach[parent] if parent >= 0 else 1.0)
         return replace(tree, values=reach)
 

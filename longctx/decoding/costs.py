@@ -63,6 +63,8 @@ class RowCosts:
                 weight = _FIRST if not self._measured[here] else _NEW if seconds < _ODD * known else _NEW / 10
                 curve[bucket] = known + weight * (seconds - known)
             self._measured[here] = True
+            # fewer rows take no longer: where they seem to, their pass was disturbed, and more would be free for ever
+            curve |= {fewer: min(took, curve[bucket]) for fewer, took in curve.items() if fewer < bucket}
 
     def renew(self, seconds: float, context: int = 0) -> None:
         """One row takes ``seconds`` now, as a request begins: the machine may have more or less to do than it had.
@@ -97,11 +99,16 @@ class RowCosts:
         """
         return float(self._read(self._nearest(context), np.asarray([_bucket(rows)]))[0])
 
-    def best(self, reach: NDArray[np.float64], context: int = 0) -> int:
-        """How many nodes of falling ``reach`` give the most tokens a second: argmax of (1 + their sum) / seconds."""
+    def best(self, reach: NDArray[np.float64], context: int = 0, beside: float = 0.0) -> int:
+        """How many nodes of falling ``reach`` give the most tokens a second: argmax of (1 + their sum) / seconds.
+
+        To have nodes at all took ``beside`` seconds: where they do not pay for these too, none are best.
+        """
         gains = 1.0 + np.concatenate(([0.0], np.cumsum(reach)))
         buckets = np.asarray([_bucket(1 + count) for count in range(len(gains))])
-        return int(np.argmax(gains / self._read(self._nearest(context), buckets)))
+        took = self._read(self._nearest(context), buckets)
+        took[1:] += beside
+        return int(np.argmax(gains / took))
 
     def _nearest(self, context: int) -> Curve:
         """The curve of the context measured nearest to ``context``, the shorter of two; empty where none was."""

@@ -208,7 +208,7 @@ class Decoding:
         self._asked = budget is not None
         if budget is None:
             return merge((), 0, 0)
-        drafts = []
+        drafts, started = [], time.perf_counter()
         for (name, drafter), unseen in zip(self._drafters, self._unseen, strict=True):
             with Guard(name):
                 while unseen:
@@ -220,7 +220,7 @@ class Decoding:
             tree = tree.proposed()  # what was drawn decides which nodes become one, and so what a cut leaves
         if self.target.rows == "chain":
             tree = tree.chain()
-        return self._control.cut(tree).best_path_first()
+        return self._control.cut(tree, time.perf_counter() - started).best_path_first()
 
     def _time(self, depth: int) -> None:
         """Tells the control, once, what passes take that it asks for, as rounds that commit nothing; all is as before.

@@ -235,7 +235,7 @@ def test_a_controller_that_looks_at_values_keeps_the_law_whether_it_cuts_or_not(
         for rows, seconds in ((1, 1.0), (2, 1.2)):
             control.feedback([0], rows, seconds, 0)
         control.plan(5, 0)
-        children, chances, rest = offers(tree := control.cut(merge([draft], 5, 3)), -1, p)
+        children, chances, rest = offers(tree := control.cut(merge([draft], 5, 3), 0.0), -1, p)
         reached = 1.0
         for child, chance in zip(children, chances, strict=True):
             out[tree.tokens[child]] += q[token] * reached * chance

@@ -20,7 +20,7 @@ def test_the_likeliest_nodes_are_kept_up_to_the_count() -> None:
     control = plugins.load("controllers", "fixed:nodes=3").begin()
     values = np.asarray([0.2, 0.9, 0.1, 0.8, 0.3])
     tree = merge([Draft(np.arange(5), np.full(5, -1), values)], 1, 9)
-    assert sorted(control.cut(tree).values.tolist()) == [0.3, 0.8, 0.9]
+    assert sorted(control.cut(tree, 0.0).values.tolist()) == [0.3, 0.8, 0.9]
     assert control.plan(4, 0).nodes == 3
 
 

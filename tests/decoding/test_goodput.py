@@ -49,7 +49,7 @@ def run(
     for number in range(rounds):
         budget = control.plan(99, context)  # type: ignore[attr-defined]
         asked.append(budget is not None)
-        tree = control.cut(chain(min(budget.nodes, 40), claimed)) if budget is not None else merge([], 0, 0)  # type: ignore[attr-defined]
+        tree = control.cut(chain(min(budget.nodes, 40), claimed), 0.0) if budget is not None else merge([], 0, 0)  # type: ignore[attr-defined]
         took = clock(1 + len(tree))
         came = committed(rng, right(number), len(tree))
         control.feedback(came, 1 + len(tree), took, context)  # type: ignore[attr-defined]
@@ -184,7 +184,7 @@ def test_products_of_a_pass_of_its_own_say_nothing_of_passes_that_are_shared(con
         control.expect(tried(STEEP))
         control.feedback([1], 1, 1.0, 0)
         budget = control.plan(99, 0)
-        planned.append(len(control.cut(chain(min(16, budget.nodes), 0.7))) if budget is not None else 0)
+        planned.append(len(control.cut(chain(min(16, budget.nodes), 0.7), 0.0)) if budget is not None else 0)
     assert planned[0] == 0 < planned[1]
 
 
@@ -295,7 +295,49 @@ def test_a_cost_that_keeps_drafts_away_is_forgotten_and_learned_anew_at_once() -
     assert costs.seconds(16) < 45
     costs.add(8, 0.4)
     costs.renew(3.0)
-    assert costs.seconds(8) == costs.seconds(1) == 3.0, "no more rows are cheaper than one"
+    assert 3.0 == costs.seconds(1) <= costs.seconds(8) < 3.03, "no more rows are cheaper than one"
+
+
+def test_a_disturbed_pass_of_one_row_makes_no_others_free() -> None:
+    costs = RowCosts()
+    costs.renew(70.0)
+    assert costs.seconds(2) > 70.0
+    costs.add(2, 47.0)
+    assert costs.seconds(1) == costs.seconds(2) == 47.0, "one row takes no longer than two"
+    costs.add(8, 80.0)
+    assert costs.seconds(1) == 47.0 and costs.seconds(8) == 80.0
+    costs.add(1, 43.0)
+    assert costs.seconds(2) > costs.seconds(1) == 46.0
+
+
+def test_drafts_must_pay_for_the_time_they_took_to_be_made() -> None:
+    costs = RowCosts()
+    for rows, seconds in ((1, 1.0), (2, 1.01), (4, 1.02)):
+        costs.add(rows, seconds)
+    reach = np.asarray([0.05, 0.02])
+    assert costs.best(reach) == 2 and costs.best(reach, 0, 0.03) == 2
+    assert costs.best(reach, 0, 0.06) == 0
+    rng = np.random.default_rng(3)
+    for beside in rng.uniform(0, 1, 100):
+        reach = -np.sort(-rng.random(3))
+        tried = [(1 + reach[:n].sum()) / (costs.seconds(1 + n) + (beside if n else 0)) for n in range(4)]
+        assert costs.best(reach, 0, beside) == int(np.argmax(tried))
+
+
+def test_drafts_that_are_nearly_free_to_verify_and_long_to_make_are_no_longer_asked_for() -> None:
+    asked = {}
+    for took in (0.0, 0.3):
+        control = Goodput().begin()
+        control.feedback((5,), 1, 1.0, 0)
+        asked[took] = 0
+        for _ in range(200):
+            if control.plan(16, 0) is None:
+                tree = merge([], 0, 0)
+            else:
+                tree = control.cut(chain(8, 0.15), took)
+                asked[took] += 1
+            control.feedback((-1,), 1 + len(tree), 1.0 + 0.001 * len(tree), 0)
+    assert asked[0.3] < 30 < asked[0.0]
 
 
 def test_passes_are_asked_for_until_more_than_one_count_of_rows_was_measured() -> None:
@@ -322,6 +364,19 @@ def test_acceptance_is_learned_by_source_and_claim_also_of_nodes_that_were_not_v
     assert reached.values[1] > 0.8 > 0.2 > reached.values[0] > reached.values[2]
     other = merge([Draft.empty(), Draft.chain([1], [0.85])], 9, 9)  # another drafter that claims as much
     assert acceptance.reach(other).values[0] == pytest.approx(0.85)
+
+
+def test_an_estimate_that_is_refuted_counts_for_nothing_soon_and_one_that_is_too_high_for_something() -> None:
+    def after(hits: int, tries: int, sure: float) -> float:
+        acceptance, tree = Acceptance(), merge([Draft.chain([1], [sure])], 9, 9)
+        for number in range(tries):
+            acceptance.learn(tree, [1 if number < hits else 2])
+        return float(acceptance.reach(tree).values[0])
+
+    assert after(0, 4, 0.75) < 0.06, "a chance of 0.004 that this happens"
+    assert 0.03 < after(0, 4, 0.15) < 0.1, "half of the time this happens"
+    assert 0.3 < after(2, 4, 0.75) < 0.65
+    assert after(4, 4, 0.75) > after(3, 4, 0.75) > after(2, 4, 0.75) > after(1, 4, 0.75) > after(0, 4, 0.75)
 
 
 def test_a_child_is_judged_only_where_its_parent_was_right() -> None:

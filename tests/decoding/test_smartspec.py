@@ -19,7 +19,7 @@ def settled(right: float, per_row: float, rounds: int = 300) -> list[int]:
         budget = control.plan(99, 0)
         count = budget.nodes if budget is not None else 0
         if budget is not None:
-            control.cut(merge([Draft.chain([1] * count, [0.9] * count)], count, 5))
+            control.cut(merge([Draft.chain([1] * count, [0.9] * count)], count, 5), 0.0)
         came: list[int] = []
         while len(came) < count and rng.random() < right:
             came.append(1)
@@ -43,5 +43,5 @@ def test_where_drafts_never_pay_a_chain_of_one_is_tried_now_and_then() -> None:
 def test_of_a_tree_only_its_best_chain_is_verified() -> None:
     control = plugins.load("controllers", "smartspec").begin()
     tree = merge([Draft(np.asarray([1, 2, 3]), np.asarray([-1, -1, 1]), np.asarray([0.3, 0.8, 0.7]))], 9, 9)
-    assert control.cut(tree).tokens.tolist() == [2, 3]
+    assert control.cut(tree, 0.0).tokens.tolist() == [2, 3]
     assert control.plan(1, 0).depth == pytest.approx(1)

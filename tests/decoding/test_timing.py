@@ -39,8 +39,8 @@ class Asking:
     def plan(self, depth: int, context: int) -> Budget | None:
         return Fixed(8).plan(depth, context)
 
-    def cut(self, tree: TokenTree) -> TokenTree:
-        return Fixed(8).cut(tree)
+    def cut(self, tree: TokenTree, seconds: float) -> TokenTree:
+        return Fixed(8).cut(tree, seconds)
 
     def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None:
         self.heard.append(0)

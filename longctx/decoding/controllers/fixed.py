@@ -31,7 +31,7 @@ class Fixed:
     def plan(self, depth: int, context: int) -> Budget | None:
         return Budget(self.nodes, depth) if self.nodes else None
 
-    def cut(self, tree: TokenTree) -> TokenTree:
+    def cut(self, tree: TokenTree, seconds: float) -> TokenTree:
         return tree.best(self.nodes)
 
     def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None: ...

@@ -2,7 +2,8 @@
 
 Nodes are taken by falling chance of being reached while (1 + their sum) / seconds of the pass grows (Liu et al. 2024,
 arXiv 2406.14066, whose k this is for chains; with a cost that grows evenly, the threshold of Huang et al. 2024, arXiv
-2405.19715). Where drafts do not pay for some rounds it stops asking for them, for longer each time.
+2405.19715). What drafting took counts as well: where drafts do not pay for it too none is verified, and after some such
+rounds it stops asking for them, for longer each time.
 """
 
 from __future__ import annotations
@@ -63,11 +64,11 @@ class Weighing:
             return None
         return Budget(self._asked, depth)
 
-    def cut(self, tree: TokenTree) -> TokenTree:
+    def cut(self, tree: TokenTree, seconds: float) -> TokenTree:
         self._drafted = tree
         reached = self._acceptance.reach(tree)
         reach = -np.sort(-reached.values)[: self._nodes]
-        count = self._costs.best(reach, self._context)
+        count = self._costs.best(reach, self._context, seconds)
         self._asked = min(self._nodes, max(_LEAST, 2 * count))
         self._idle = 0 if count else self._idle + 1
         if self._idle >= _PATIENCE:

@@ -55,7 +55,7 @@ class OneRate:
             self._plain, length = 0, 1
         return Budget(length, min(length, depth)) if length else None
 
-    def cut(self, tree: TokenTree) -> TokenTree:
+    def cut(self, tree: TokenTree, seconds: float) -> TokenTree:
         self._chain = tree.chain()
         return self._chain
 

@@ -49,7 +49,7 @@ class Sifting:
         self._drafted = None
         return Budget(self._options.nodes, depth)
 
-    def cut(self, tree: TokenTree) -> TokenTree:
+    def cut(self, tree: TokenTree, seconds: float) -> TokenTree:
         self._drafted = tree
         reached = self._acceptance.reach(tree)
         return reached.proposed().best(min(self._options.nodes, int(np.sum(reached.values >= self._options.least))))
