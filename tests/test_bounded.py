@@ -195,3 +195,28 @@ def test_so_many_blocks_go_together_as_memory_holds_and_on_a_cpu_one() -> None:
     assert [together(rows, slots) for slots in (0, 32_000, 128_000, 1_000_000)] == [4, 4, 2, 1]
     assert together(rows.expand(8, -1, -1, -1), 32_000) == 1
     assert together(torch.empty(1, 14, 256, 64), 32_000) == 1
+
+
+@pytest.mark.parametrize("by", [[5, 0, -2], [0, 0, 0], [1] * 20])
+def test_only_keys_that_move_are_turned(by: list[int]) -> None:
+    turned: list[int] = []
+
+    def turn(keys: Tensor, apart: Tensor) -> Tensor:
+        turned.append(keys.shape[2])
+        return keys * (1 + apart.unsqueeze(-1))  # nothing says more than that 0 leaves a key as it is
+
+    keys, values = tensors(KV_HEADS, 20, DIM, seed=0), tensors(KV_HEADS, 20, DIM, seed=1)
+    query, key = tensors(1, 4, 3, DIM, seed=2), tensors(1, KV_HEADS, 3, DIM, seed=3)
+    slots, apart = torch.arange(20).expand(1, KV_HEADS, -1), torch.zeros(1, KV_HEADS, 20, dtype=torch.long)
+    apart[:, 1, : len(by)] = torch.tensor(by)  # of one KV head
+    Fixed.choice = Choice(slots, places=slots + apart)
+    context = Context(20, (Held(keys, values, Index(20, 20), None, turn),), Fixed())
+    layer = Bounded(0, context.layers[0], context, Meter(20))
+    layer.update(key, key)
+    out = layer.attend(query, key, key, None, SCALE, None, None)
+    whole = torch.cat((keys[None] * (1 + apart.unsqueeze(-1)), key), 2).repeat_interleave(2, 1)
+    said = torch.cat((values[None], key), 2).repeat_interleave(2, 1)
+    seen = torch.cat((torch.ones(3, 20, dtype=torch.bool), torch.ones(3, 3, dtype=torch.bool).tril()), 1)
+    expected = plainly(query, whole, said, seen.expand(1, 4, -1, -1), None, None)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+    assert turned == [sum(step != 0 for step in by)]

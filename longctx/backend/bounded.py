@@ -20,7 +20,7 @@ from longctx.backend.forks import Context, Fork, Held, Window
 from longctx.backend.meter import Meter
 from longctx.backend.parts import Part, causal_part, fold, merge, part, with_sinks
 from longctx.errors import CacheError, ModelError
-from longctx.keys import EVERYTHING, Asked, Choice, KVReport
+from longctx.keys import EVERYTHING, Asked, Choice, KVReport, Turn
 
 
 class Bounded(Fork):  # type: ignore[no-untyped-call]
@@ -274,9 +274,21 @@ def _read(held: Held, choice: Choice, asked: Asked) -> Part:
         stand = choice.slots
         if held.index.stored is not None:
             stand = held.index.stored.expand(batch, -1, -1).gather(2, choice.slots)
-        keys = held.turn(keys, choice.places - stand)
+        keys = _moved(keys, choice.places - stand, held.turn)
     seen = None if choice.read is None else choice.read[:, :, None]
     return part(folded, keys, values, scale, seen, softcap)
+
+
+def _moved(keys: Tensor, by: Tensor, turn: Turn) -> Tensor:
+    """``keys`` [batch, kv_heads, slots, dim] turned ``by`` so many positions, where that is none as they are.
+
+    A policy that moves the beginning of a text alone would have all of its keys turned otherwise, for every block.
+    """
+    slots = by.any(0).any(0).nonzero()[:, 0]
+    if len(slots) == by.shape[-1]:
+        return turn(keys, by)
+    keys[:, :, slots] = turn(keys[:, :, slots], by[:, :, slots])
+    return keys
 
 
 def _gathered(states: Tensor, slots: Tensor) -> Tensor:
