@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longctx.backend.forks import Held
-from longctx.backend.parts import capped
+from longctx.backend.parts import part
 from longctx.keys import Asked, Choice
 from longctx.protocols import KVPolicy
 
@@ -31,7 +31,6 @@ def slack(policy: KVPolicy, held: Held, queries: Tensor, scale: float, softcap: 
     heads, count, dim = queries.shape
     kv_heads = len(held.keys)
     rows = queries.view(kv_heads, heads // kv_heads, count, dim).permute(2, 0, 1, 3)
-    turned = held.keys.float().transpose(-1, -2)
     off = []
     for at in range(0, count, _AT_ONCE):
         some = rows[at : at + _AT_ONCE]
@@ -39,11 +38,9 @@ def slack(policy: KVPolicy, held: Held, queries: Tensor, scale: float, softcap: 
         choice = policy.choose(held.index, asked)
         if choice.unread is None or choice.slots is None:
             continue
-        folded = some.float().transpose(0, 1).reshape(kv_heads, -1, dim)  # one product for all: no copies of the keys
-        scores = capped((folded @ turned).mul_(scale), softcap).view(kv_heads, len(some), heads // kv_heads, -1)
-        taken = _taken(choice, len(turned[0, 0])).transpose(0, 1)[:, :, None]
-        left = scores.masked_fill_(taken, torch.finfo(scores.dtype).min).logsumexp(-1)
-        off.append((left - choice.unread.base.transpose(0, 1)).flatten(1))
+        keys, seen = held.keys.expand(len(some), -1, -1, -1), ~_taken(choice, held.keys.shape[1])[:, :, None]
+        left = part(some, keys, keys, scale, seen, softcap).log  # what keys say is not asked for, and they are there
+        off.append((left - choice.unread.base).transpose(0, 1).flatten(1))
     if not off:
         return None
     ordered = torch.cat(off, 1).sort(-1).values
