@@ -15,7 +15,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -25,6 +24,7 @@ from longctx.backend.places import cache_folder, put
 from longctx.backend.stamps import modules_of, stamp
 from longctx.backend.target import RowTarget
 from longctx.drafts import Successors
+from longctx.likeliest import likeliest
 from longctx.protocols import Progress
 
 _MOST = 16384  # ids asked: most of what an English answer is made of
@@ -33,7 +33,6 @@ _ENOUGH = 20.0  # seconds of all requests, after which no more ids are asked: on
 _RANKS = 16
 _TEXTS = 64  # from which it is found what the model expects most often
 _FIRST, _AT_ONCE = 16, 256  # ids of the first pass, and of one at the most
-_WIDE = 2**19  # logits that are widened at once
 _MAGIC = b"lctxsuc3"
 
 
@@ -190,13 +189,8 @@ def _best(target: RowTarget, ids: Sequence[int]) -> tuple[NDArray[np.int32], NDA
     """The likeliest tokens after each of ``ids`` and their probabilities; 0 where the model gives no finite ones."""
     logits = target.score(ids, [-1] * len(ids), len(ids))
     target.rollback()
-    tokens, chances = [], []
-    for some in torch.split(logits, max(1, _WIDE // logits.shape[-1])):
-        wide = some.float()
-        values, indices = wide.topk(min(_RANKS, wide.shape[-1]), -1)
-        tokens.append(indices.to(torch.int32).cpu().numpy())
-        chances.append((values - wide.logsumexp(-1, keepdim=True)).exp().nan_to_num(0.0, 0.0, 0.0).cpu().numpy())
-    return np.concatenate(tokens), np.concatenate(chances)
+    tokens, chances = likeliest(logits, _RANKS)
+    return tokens.astype(np.int32), np.nan_to_num(chances, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _load(path: Path) -> Known | None:

@@ -14,7 +14,6 @@ from itertools import islice
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from longctx.decoding.acceptance import Rule
 from longctx.decoding.control import Control
@@ -23,10 +22,10 @@ from longctx.decoding.laws import Laws, Processor
 from longctx.decoding.timing import seconds_of
 from longctx.decoding.tree import TokenTree, merge
 from longctx.drafts import Stats, Verified
+from longctx.likeliest import likeliest
 from longctx.protocols import Drafting, Progress, Target
 
 _OTHERS = 4  # rows that were not accepted and are told of
-_WIDE = 2**19  # logits that are widened at once: fresh memory for more costs ten times what is done with them
 
 PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
 
@@ -247,18 +246,7 @@ class Decoding:
             return Verified(tuple(kept), rows, parents, accepted)
         others = islice((row for row in range(len(rows)) if row not in accepted), _OTHERS)
         told = (*accepted, *others)
-        return Verified(tuple(kept), rows, parents, accepted, told, *self._tops(logits[list(told)]))
-
-    def _tops(self, logits: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The likeliest tokens of every row and their probabilities, as many as drafters need."""
-        tops, chances = [], []
-        step = max(1, _WIDE // logits.shape[-1])
-        for at in range(0, len(logits), step):
-            wide = logits[at : at + step].float()
-            values, indices = wide.topk(min(self._needs, wide.shape[-1]), -1)
-            tops.append(indices.cpu().numpy())
-            chances.append((values - wide.logsumexp(-1, keepdim=True)).exp().cpu().numpy())
-        return np.concatenate(tops), np.concatenate(chances)
+        return Verified(tuple(kept), rows, parents, accepted, told, *likeliest(logits[list(told)], self._needs))
 
     def _clip(self, tokens: list[int]) -> tuple[list[int], bool]:
         """``tokens`` up to the one that ends the generation, and whether one does; never more than the limit leaves."""
