@@ -1,8 +1,8 @@
 """The parts of ``docs/`` that follow from the code and from the files of results: ``make docs`` renews them.
 
 Owns the marked parts of the pages of methods, the tables of methods, their place in the site's navigation, the pictures
-of published needle rows, and the reference of the command line. Everything outside the marks is written by hand. A
-method without a page gets one.
+of published needle rows, the reference of the command line, and the table of speeds in the README. Everything outside
+the marks is written by hand. A method without a page gets one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import statistics
 import subprocess
 import sys
 import typing
@@ -22,7 +21,7 @@ import numpy as np
 
 from longctx import plugins
 
-from . import bench_report, bench_speculation, kv_report, long_qa, long_qa_report, needle_results
+from . import bench_report, kv_report, long_qa, long_qa_report, needle_results, speculation_report
 from .rows import read
 from .selection_report import NAMES, rows_by_model
 
@@ -98,8 +97,10 @@ def contents(root: Path) -> dict[Path, str]:
     found[bounded] = _filled(bounded.read_text(encoding="utf-8"), {"kv": costs})
     stored = docs / "compiled.md"
     found[stored] = _filled(stored.read_text(encoding="utf-8"), {"compiled": _compiled(docs / "results")})
-    drafted = docs / "speculation.md"
-    found[drafted] = _filled(drafted.read_text(encoding="utf-8"), {"speculation": _speculation(docs / "results")})
+    drafted, speeds = docs / "speculation.md", speculation_report.tables(docs / "results")
+    found[drafted] = _filled(drafted.read_text(encoding="utf-8"), {"speculation": speeds})
+    readme, brief = root / "README.md", speculation_report.brief(docs / "results")
+    found[readme] = _filled(readme.read_text(encoding="utf-8"), {"speed": brief})
     needles = docs / "needle.md"
     found[needles] = _filled(needles.read_text(encoding="utf-8"), {"found": needle_results.part(docs / "results")})
     measured = docs / "evaluation.md"
@@ -300,55 +301,6 @@ def _compiled(results: Path) -> str:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _speculation(results: Path) -> str:
-    """The rows of ``longctx bench speculation``: a table for every file, model, number format and machine.
-
-    A run that was interrupted may have gone on another day; older rows do not say of which run they are, but the day.
-    """
-    runs: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for path in sorted(results.glob("speculation*.jsonl")):
-        for row in read(path):
-            made, day = (row["made_with"], "") if "made_with" in row else (row, row["date"])
-            drawn = f"drawn at temperature {made['temperature']}, " if "temperature" in made else ""
-            key = (path.name, made["model"], made["dtype"], drawn + row["machine"], str(made["threads"]), day)
-            runs.setdefault((*key, f"longctx {made['longctx']}, torch {made['torch']}"), []).append(row)
-    parts = []
-    for (_, model, dtype, machine, threads, _, made_with), rows in runs.items():
-        found = bench_speculation.summary(rows)
-        methods = list(dict.fromkeys(row["method"] for row in rows if not row["method"].startswith("hf")))
-        days = sorted(row["date"] for row in rows)
-        lines = [
-            f"**{model}**, {dtype}; {machine}, {threads} threads, {' to '.join(dict.fromkeys((days[0], days[-1])))}, "
-            f"{made_with}.",
-            "",
-            f"| group | prompts | stock tokens/s | prompt lookup | {' | '.join(methods)} "
-            "| tokens a pass | same | prompt |",
-            f"|---|--:|--:|--:|{'--:|' * len(methods)}--:|--:|--:|",
-        ]
-        best = methods[-1]
-        for group, ratios in found.items():
-            own = [row for row in rows if row["group"] == group]
-            speeds = [row["tokens_per_second"] for row in own if row["method"] == "hf"]
-            stock = statistics.median(speed for speed in speeds if speed)
-            drafted = [row for row in own if row["method"] == best]
-            passes = statistics.mean(row["tokens_per_round"] for row in drafted)
-            cells = [f"{ratios[name]:.2f}" if name in ratios else "" for name in ("hf_lookup", *methods)]
-            same = f"{sum(row['same'] for row in drafted)} of {len(drafted)}"
-            first = {row["prompt"]: row["first_seconds"] for row in own if row["method"] == "hf"}
-            sooner = statistics.geometric_mean(first[row["prompt"]] / row["first_seconds"] for row in drafted)
-            cells += [f"{passes:.2f}", same, f"{sooner:.2f}"]
-            lines.append(f"| {group} | {len(drafted)} | {stock:.1f} | {' | '.join(cells)} |")
-        means = [[by[name] for by in found.values() if name in by] for name in ("hf_lookup", *methods)]
-        shown = [
-            f"{statistics.geometric_mean(ratios):.2f}" if 0 < len(ratios) == len(found) else "" for ratios in means
-        ]
-        lines.append(f"| geometric mean | | | {' | '.join(shown)} | | | |")
-        if refused := {row["method"]: row["refused"]["message"] for row in rows if "refused" in row}:
-            lines += ["", f"Refused: {'; '.join(f'`{name}`, {why}' for name, why in refused.items())}."]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) or "No file of results holds such rows yet."
 
 
 def _range(spread: Mapping[str, float], places: int) -> str:

@@ -9,6 +9,7 @@ import re
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ import longctx.kv
 from longctx import errors, plugins
 from longctx.commands.settings import Settings
 from longctx.documents.limits import Limits
-from longctx.pipelines import docs_site
+from longctx.pipelines import docs_site, speculation_report
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -97,15 +98,40 @@ def test_speculation_over_two_days_is_one_table_that_names_what_is_refused(tmp_p
             row |= {"same": True, "tokens_per_round": 1.0, "first_seconds": 1.0, "date": day, "made_with": made}
             rows.append(row if speed else row | {"refused": {"kind": "unchanged", "message": "no token"}})
     (tmp_path / "speculation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    page = docs_site._speculation(tmp_path)
+    page = speculation_report.tables(tmp_path)
     assert page.count("**m**") == 1 and "2 threads, 2026-01-31 to 2026-02-01, longctx 1, torch 2." in page
     assert "| a | 2 | 10.0 | 1.50 | 2.00 |  | 1.00 | 2 of 2 | 1.00 |" in page
     assert "| geometric mean | | | 1.50 | 2.00 |  | | | |" in page and "Refused: `lookup`, no token." in page
 
 
+def test_only_runs_of_eight_prompts_a_group_stand_in_the_readme(tmp_path: Path) -> None:
+    made = {"model": "m", "dtype": "float32", "threads": 2, "longctx": "1", "torch": "2"}
+    speeds = {"hf": [10, 10], "hf_lookup:5,2": [15, 15], "hf_lookup:9,2": [5, 20], "none": [10, 10], "auto": [40, 90]}
+
+    def run(name: str, prompts: int, **more: Any) -> None:
+        common = {"machine": "x", "same": True, "tokens_per_round": 1.0, "first_seconds": 1.0, "date": "2026-01-31"}
+        rows = [
+            common | {"group": group, "prompt": 20 * at + prompt, "method": method, "tokens_per_second": by[at]}
+            for at, group in enumerate("ab")
+            for prompt in range(prompts)
+            for method, by in speeds.items()
+        ]
+        text = "".join(json.dumps(row | {"made_with": made | more}) + "\n" for row in rows)
+        (tmp_path / f"speculation-{name}.jsonl").write_text(text)
+
+    run("few", 7)
+    run("drawn", 8, temperature=1.5)
+    assert speculation_report.brief(tmp_path) == speculation_report.NONE
+    run("many", 8)
+    _, _, *lines = speculation_report.brief(tmp_path).splitlines()
+    # the best setting of each group: sqrt(1.5 * 2); sqrt(4 * 9)
+    assert lines == ["| m | float32 | 16 | 1.73 | 1.00 | **6.00** | 4.00 to 9.00 | x, 2 threads, 2026-01-31 |"]
+
+
 def test_a_method_without_a_page_gets_one_that_asks_to_be_written(tmp_path: Path) -> None:
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("results"))
-    shutil.copy(ROOT / "zensical.toml", tmp_path)
+    for file in ("zensical.toml", "README.md"):
+        shutil.copy(ROOT / file, tmp_path)
     page = tmp_path / "docs" / "methods" / "drafters" / "lookup.md"
     page.unlink()
     index = tmp_path / "docs" / "methods" / "index.md"
