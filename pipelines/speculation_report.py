@@ -33,10 +33,10 @@ def brief(results: Path) -> str:
         "|---|---|--:|--:|--:|--:|--:|---|",
     ]
     for (_, model, dtype, machine, threads, _, _), rows in _runs(results).items():
-        prompts = Counter(row["group"] for row in rows if row["method"] == "auto")
-        if not prompts or min(prompts.values()) < _LEAST or any("temperature" in _made(row) for row in rows):
-            continue
+        prompts = Counter(row["group"] for row in rows if row["method"] == "auto" and row["tokens_per_second"])
         found = bench_speculation.summary(rows)
+        if not found or min(prompts[group] for group in found) < _LEAST or any("temperature" in _made(r) for r in rows):
+            continue
         means = {method: _mean(found, method) for method in ("hf_lookup", "none", "auto")}
         each = [by["auto"] for by in found.values()]
         lines.append(
@@ -67,10 +67,12 @@ def _table(run: Run, rows: Sequence[Row]) -> str:
     _, model, dtype, machine, threads, _, made_with = run
     found = bench_speculation.summary(rows)
     methods = list(dict.fromkeys(row["method"] for row in rows if not row["method"].startswith("hf")))
+    lookups = len({row["method"] for row in rows if row["method"].startswith("hf_lookup:")})
     lines = [
         f"**{model}**, {dtype}; {machine}, {threads} threads, {_days(rows)}, {made_with}.",
         "",
-        f"| group | prompts | stock tokens/s | prompt lookup | {' | '.join(methods)} | tokens a pass | same | prompt |",
+        f"| group | prompts | stock tokens/s | prompt lookup ({lookups}) | {' | '.join(methods)} "
+        "| tokens a pass | same | prompt |",
         f"|---|--:|--:|--:|{'--:|' * len(methods)}--:|--:|--:|",
     ]
     best = methods[-1]

@@ -100,6 +100,7 @@ def test_speculation_over_two_days_is_one_table_that_names_what_is_refused(tmp_p
     (tmp_path / "speculation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     page = speculation_report.tables(tmp_path)
     assert page.count("**m**") == 1 and "2 threads, 2026-01-31 to 2026-02-01, longctx 1, torch 2." in page
+    assert "| group | prompts | stock tokens/s | prompt lookup (1) | document | lookup |" in page
     assert "| a | 2 | 10.0 | 1.50 | 2.00 |  | 1.00 | 2 of 2 | 1.00 |" in page
     assert "| geometric mean | | | 1.50 | 2.00 |  | | | |" in page and "Refused: `lookup`, no token." in page
 

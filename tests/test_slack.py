@@ -35,27 +35,29 @@ def queries(count: int, seed: int) -> torch.Tensor:
     return 3 * tensors(KV_HEADS * GROUPS, count, DIM, seed=seed)
 
 
-def excess(layer: Held, asking: torch.Tensor, policy: Any) -> torch.Tensor:
+def excess(layer: Held, asking: torch.Tensor, policy: Any, softcap: float | None = None) -> torch.Tensor:
     """By a plain loop: how far the true mass is above the estimate, as logarithms [kv_heads, count * groups]."""
     off: list[list[float]] = [[] for _ in range(KV_HEADS)]
     for at in range(asking.shape[1]):
         rows = asking[:, at].view(1, KV_HEADS, GROUPS, DIM)
-        choice = policy.choose(layer.index, Asked(rows, layer.keys, SCALE, None, 400))
+        choice = policy.choose(layer.index, Asked(rows, layer.keys, SCALE, softcap, 400))
         for head in range(KV_HEADS):
             read = choice.slots[0, head] if choice.read is None else choice.slots[0, head][choice.read[0, head]]
             left = torch.ones(400, dtype=torch.bool)
             left[read] = False
             for row in range(GROUPS):
                 logits = layer.keys[head].double() @ rows[0, head, row].double() * SCALE
+                logits = logits if softcap is None else softcap * (logits / softcap).tanh()
                 off[head].append(float(logits[left].logsumexp(0) - choice.unread.base[0, head, row]))
     return torch.tensor(off)
 
 
-def test_it_is_the_conformal_quantile_of_the_excess() -> None:
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_it_is_the_conformal_quantile_of_the_excess(softcap: float | None) -> None:
     layer = held(POLICY, 80)
     asking = queries(100, seed=5)
-    found = slack(POLICY, layer, asking, SCALE, None)
-    expected = excess(layer, asking, POLICY).sort(-1).values[:, 297 - 1]  # ceil(0.985 * (300 + 1)) of 300
+    found = slack(POLICY, layer, asking, SCALE, softcap)
+    expected = excess(layer, asking, POLICY, softcap).sort(-1).values[:, 297 - 1]  # ceil(0.985 * (300 + 1)) of 300
     assert found is not None
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

@@ -285,9 +285,10 @@ def _moved(keys: Tensor, by: Tensor, turn: Turn) -> Tensor:
     A policy that moves the beginning of a text alone would have all of its keys turned otherwise, for every block.
     """
     slots = by.any(0).any(0).nonzero()[:, 0]
-    if len(slots) == by.shape[-1]:
+    if 2 * len(slots) > by.shape[-1]:  # to take them out and put them back is not free
         return turn(keys, by)
-    keys[:, :, slots] = turn(keys[:, :, slots], by[:, :, slots])
+    if len(slots):
+        keys[:, :, slots] = turn(keys[:, :, slots], by[:, :, slots])
     return keys
 
 

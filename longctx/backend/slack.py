@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from longctx.backend.forks import Held
-from longctx.backend.parts import part
+from longctx.backend.parts import capped, part
 from longctx.keys import Asked, Choice
 from longctx.protocols import KVPolicy
 
@@ -38,14 +38,24 @@ def slack(policy: KVPolicy, held: Held, queries: Tensor, scale: float, softcap: 
         choice = policy.choose(held.index, asked)
         if choice.unread is None or choice.slots is None:
             continue
-        keys, seen = held.keys.expand(len(some), -1, -1, -1), ~_taken(choice, held.keys.shape[1])[:, :, None]
-        left = part(some, keys, keys, scale, seen, softcap).log  # what keys say is not asked for, and they are there
+        left = _left(some, held.keys, _taken(choice, held.keys.shape[1]), scale, softcap)
         off.append((left - choice.unread.base).transpose(0, 1).flatten(1))
     if not off:
         return None
     ordered = torch.cat(off, 1).sort(-1).values
     total = ordered.shape[1]
     return ordered[:, min(total, math.ceil(_SURE * (total + 1))) - 1]
+
+
+def _left(some: Tensor, keys: Tensor, taken: Tensor, scale: float, softcap: float | None) -> Tensor:
+    """The logarithm of the mass of keys [kv_heads, slots, dim] that are not ``taken``, [batch, kv_heads, groups]."""
+    if keys.device.type == "cpu" and softcap is None:  # the fused kernel: a tenth of the time of what stands below
+        each = keys.expand(len(some), -1, -1, -1)  # its values too: what they say is not asked for
+        return part(some.to(keys.dtype), each, each, scale, ~taken[:, :, None]).log.float()
+    folded = some.float().transpose(0, 1).flatten(1, 2)  # one product for all: no copies of the keys
+    scores = capped((folded @ keys.float().transpose(-1, -2)).mul_(scale), softcap)
+    scores = scores.view(len(keys), len(some), -1, keys.shape[1]).transpose(0, 1)
+    return scores.masked_fill_(taken[:, :, None], torch.finfo(scores.dtype).min).logsumexp(-1)
 
 
 def _taken(choice: Choice, slots: int) -> Tensor:

@@ -63,8 +63,6 @@ class RowCosts:
                 weight = _FIRST if not self._measured[here] else _NEW if seconds < _ODD * known else _NEW / 10
                 curve[bucket] = known + weight * (seconds - known)
             self._measured[here] = True
-            # fewer rows take no longer: where they seem to, their pass was disturbed, and more would be free for ever
-            curve |= {fewer: min(took, curve[bucket]) for fewer, took in curve.items() if fewer < bucket}
 
     def renew(self, seconds: float, context: int = 0) -> None:
         """One row takes ``seconds`` now, as a request begins: the machine may have more or less to do than it had.
@@ -75,7 +73,8 @@ class RowCosts:
         with self._changing:
             self._products = {rows: _REMEMBERED * more for rows, more in self._products.items()}
             own = self._own(1, seconds, context)
-            ratio = seconds / float(self._read(own, _ONE)[0])
+            # as it was measured: what disturbed a first pass and scaled all that is known goes out again with the next
+            ratio = seconds / own.get(1, float(self._read(own, _ONE)[0]))
             for curve in list(self._curves.values()):
                 for bucket, known in list(curve.items()):
                     curve[bucket] = ratio * known
@@ -102,7 +101,7 @@ class RowCosts:
     def best(self, reach: NDArray[np.float64], context: int = 0, beside: float = 0.0) -> int:
         """How many nodes of falling ``reach`` give the most tokens a second: argmax of (1 + their sum) / seconds.
 
-        To have nodes at all took ``beside`` seconds: where they do not pay for these too, none are best.
+        To have nodes at all takes ``beside`` seconds: where they do not pay for these too, none are best.
         """
         gains = 1.0 + np.concatenate(([0.0], np.cumsum(reach)))
         buckets = np.asarray([_bucket(1 + count) for count in range(len(gains))])
@@ -143,12 +142,16 @@ class RowCosts:
         return np.asarray(1.0 + _BESIDE * (buckets - 1) + more)
 
     def _read(self, curve: Curve, buckets: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The cost of so many rows by what was measured, as ``seconds`` says."""
+        """The cost of so many rows by what was measured, as ``seconds`` says.
+
+        Fewer rows take no longer than more: where they seem to, their pass was disturbed, and more would seem free.
+        """
         guess = self._guess(buckets)
         if not curve:
             return guess
         counts = np.asarray(sorted(curve))
-        taken, expected = np.asarray([curve[count] for count in counts.tolist()]), self._guess(counts)
+        measured, expected = np.asarray([curve[count] for count in counts.tolist()]), self._guess(counts)
+        taken = np.minimum.accumulate(measured[::-1])[::-1]
         one = taken[0] / expected[0]
         # what is far from its guess may lie below one row, and what stands beside it then with it
         found = np.maximum(one * guess + np.interp(buckets, counts, taken - one * expected), min(one, taken.min()))

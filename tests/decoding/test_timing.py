@@ -9,13 +9,13 @@ import pytest
 import torch
 from scripted import Scripted, Telling, plainly, right
 
-from longctx.decoding import timing
+from longctx.decoding import loop, timing
 from longctx.decoding.acceptance import Greedy
 from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.loop import Decoding
 from longctx.decoding.timing import seconds_of
 from longctx.decoding.tree import TokenTree
-from longctx.drafts import Budget
+from longctx.drafts import Budget, Draft
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
@@ -23,11 +23,12 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 class Asking:
     """Asks for the time of ``counts`` of rows, and drafts up to eight nodes; keeps what it is told before it plans.
 
-    ``heard`` are the products that it is told of, and 0 for each round that it is told of.
+    ``heard`` are the products that it is told of, and 0 for each round that it is told of; ``took`` is what drafts are
+    said to have taken.
     """
 
     def __init__(self, counts: Sequence[int]) -> None:
-        self.counts, self.told, self.asked, self.heard = counts, [], [], []  # type: ignore[var-annotated]
+        self.counts, self.told, self.asked, self.heard, self.took = counts, [], [], [], []  # type: ignore[var-annotated]
 
     def untimed(self, context: int) -> Sequence[int]:
         self.asked.append(context)
@@ -40,6 +41,7 @@ class Asking:
         return Fixed(8).plan(depth, context)
 
     def cut(self, tree: TokenTree, seconds: float) -> TokenTree:
+        self.took.append(seconds)
         return Fixed(8).cut(tree, seconds)
 
     def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None:
@@ -92,6 +94,20 @@ def test_the_control_is_told_of_products_once_and_before_any_round(prompt: list[
     decoding = Decoding(target, prompt, Greedy(), [("right", Telling(prompt, right))], control, max_new_tokens=40)
     list(decoding.run())
     assert control.heard == [target.products] + [0] * (decoding.stats.rounds - (len(prompt) > 1))
+
+
+def test_the_control_is_told_what_drafting_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, control = Slow(), Asking(())
+
+    class Late(Telling):
+        def propose(self, budget: Budget) -> Draft:
+            target.now += 0.25
+            return super().propose(budget)
+
+    monkeypatch.setattr(loop, "time", target)
+    drafters = [(name, Late(PROMPT, right)) for name in "ab"]
+    list(Decoding(target, PROMPT, Greedy(), drafters, control, max_new_tokens=40).run())
+    assert len(control.took) > 3 and set(control.took) == {0.5}
 
 
 def test_without_leave_and_without_drafters_no_pass_is_made_for_its_time() -> None:
