@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    StopStringCriteria,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import longctx
 from longctx import Document, suffixes
@@ -108,6 +115,10 @@ def test_a_stop_string_ends_with_its_token_also_across_rounds(at: int) -> None:
         out = longctx.generate(model, TOKENIZER, PROMPT, drafters=drafters, stop=[stop], **OPTIONS)  # type: ignore[arg-type]
         assert torch.equal(out.sequences, expected)
         assert stop not in out.text and TOKENIZER.decode(full).startswith(out.text)
+        criteria = StopStringCriteria(TOKENIZER, [stop])
+        own = longctx.speculative(drafters=drafters)  # type: ignore[arg-type]
+        made = model.generate(PROMPT, do_sample=False, stopping_criteria=[criteria], custom_generate=own, **OPTIONS)
+        assert torch.equal(made, expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
