@@ -225,9 +225,10 @@ def test_a_plan_predicts_the_peak_of_asking_within_a_fifth(embedded_folder: Path
     )
     command = [sys.executable, "-m", "longctx", "ask", "long.txt", QUESTION, *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run(
-        [sys.executable, "-c", code, *command], capture_output=True, text=True, env=environment, check=True
-    )
+    for _ in range(2):  # the first of a machine also tries ways of multiplying, which takes memory of its own
+        ran = subprocess.run(
+            [sys.executable, "-c", code, *command], capture_output=True, text=True, env=environment, check=True
+        )
     shown, peak = ran.stdout.splitlines()
     tokens = json.loads(shown)["usage"]["document_tokens"]
     plan = planned(Path("embedded"), "--tokens", str(tokens), *flags[:4])
