@@ -2,8 +2,8 @@
 
 Nodes are taken by falling chance of being reached while (1 + their sum) / seconds of the pass grows (Liu et al. 2024,
 arXiv 2406.14066, whose k this is for chains; with a cost that grows evenly, the threshold of Huang et al. 2024, arXiv
-2405.19715). Where drafts do not pay for some rounds, for the time that they took to be made
-included, it stops asking for them, for longer each time.
+2405.19715). What drafting took counts as well: where drafts do not pay for it too none is verified, and after some such
+rounds it stops asking for them, for longer each time.
 """
 
 from __future__ import annotations
@@ -68,14 +68,14 @@ class Weighing:
         self._drafted = tree
         reached = self._acceptance.reach(tree)
         reach = -np.sort(-reached.values)[: self._nodes]
-        count = self._costs.best(reach, self._context)  # what was drafted is there: its time is spent in any case
-        paid = self._costs.best(reach, self._context, seconds) > 0
+        # their time is spent, but costs of rows are too uncertain to verify what wins less than it took to make
+        count = self._costs.best(reach, self._context, seconds)
         self._asked = min(self._nodes, max(_LEAST, 2 * count))
-        self._idle = 0 if paid else self._idle + 1
+        self._idle = 0 if count else self._idle + 1
         if self._idle >= _PATIENCE:
             # the next try comes later each time: what trying costs stays a small share of what it could win
             self._pause, self._paused, self._idle = min(_LONGEST, max(1, 2 * self._pause)), 0, _PATIENCE - 1
-        elif paid:
+        elif count:
             self._pause = 0
         return reached.proposed().best(count)
 
