@@ -37,7 +37,7 @@ from longctx.decoding.loop import PIECE, Decoding, Ends
 from longctx.decoding.noise import row_seed
 from longctx.drafts import DraftSource, Generation, Stats, Successors
 from longctx.errors import BadOption
-from longctx.pace import costs_of, worth_timing
+from longctx.pace import costs_of, refuted_of, worth_timing
 from longctx.protocols import Drafter, Drafting, Progress
 from longctx.stacks import Drafters, Stack, resolve
 from longctx.suffixes import SuffixIndex
@@ -237,7 +237,9 @@ def begin(
         prompt,
         rule,
         at_work,
-        plugins.resolve("controllers", controller).begin(costs_of(model, target.rows) if alone else None),
+        plugins.resolve("controllers", controller).begin(
+            costs_of(model, target.rows) if alone else None, refuted_of(model, [name for name, _ in stack])
+        ),
         max_new_tokens=max_new_tokens,
         needs=max((drafter.needs for _, drafter in stack), default=0),
         ends=ends,

@@ -1,15 +1,17 @@
-"""What passes of a model take, kept from one request to the next, and when a request may make passes to find out.
+"""What requests of a model hand on to the next: what passes take, and which claims of drafters were never right.
 
-Owns the memo. Knows no controller.
+Owns the memos, and when a request may make passes to find out. Knows no controller.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
+from longctx.decoding.control import Refuted
 from longctx.decoding.costs import RowCosts
 from longctx.drafts import Kind
 
@@ -17,14 +19,20 @@ from longctx.drafts import Kind
 # where an answer may be long does that not matter.
 _LONG = 512  # new tokens
 
-# a memo, not state: how much is drafted follows the clock in any case, and no token follows how much is drafted
+# memos, not state: how much is drafted follows the clock in any case, and no token follows how much is drafted
 _KNOWN: WeakKeyDictionary[Any, dict[tuple[Any, ...], RowCosts]] = WeakKeyDictionary()
+_REFUTED: WeakKeyDictionary[Any, dict[tuple[str, ...], Refuted]] = WeakKeyDictionary()
 
 
 def costs_of(model: Any, rows: Kind) -> RowCosts:
     """The costs of passes of ``model`` where it is now, for all requests that have these passes for themselves."""
     where = (rows, model.device, model.dtype, torch.get_num_threads())
     return _KNOWN.setdefault(model, {}).setdefault(where, RowCosts())
+
+
+def refuted_of(model: Any, drafters: Sequence[str]) -> Refuted:
+    """The claims of drafters of these names, in this order, that were next to never right in requests of ``model``."""
+    return _REFUTED.setdefault(model, {}).setdefault(tuple(drafters), set())
 
 
 def worth_timing(max_new_tokens: int) -> bool:

@@ -13,7 +13,7 @@ import longctx
 from longctx import pace
 from longctx.backend.lean import Lean
 from longctx.decoding import loop
-from longctx.decoding.control import Control
+from longctx.decoding.control import Control, Refuted
 from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.costs import RowCosts
 
@@ -28,9 +28,11 @@ class Keeping:
 
     def __init__(self) -> None:
         self.given: list[RowCosts | None] = []
+        self.refuted: list[Refuted | None] = []
 
-    def begin(self, costs: RowCosts | None = None) -> Control:
+    def begin(self, costs: RowCosts | None = None, refuted: Refuted | None = None) -> Control:
         self.given.append(costs)
+        self.refuted.append(refuted)
         return Fixed(4)
 
 
@@ -46,6 +48,32 @@ def test_requests_of_a_model_share_what_its_passes_take_and_those_of_a_batch_do_
     torch.set_num_threads(2)
     longctx.generate(model, TOKENIZER, PROMPT, **options)
     assert control.given[5] is not one, "with another number of threads passes take something else"
+
+
+def test_requests_of_a_model_with_the_same_drafters_share_what_was_never_right() -> None:
+    control, model = Keeping(), tiny.model(num_hidden_layers=1)
+    options = OPTIONS | {"controller": control, "max_new_tokens": 3}
+    for asked, drafters in (
+        (model, ["document", "lookup"]),
+        (model, ["document", "lookup"]),
+        (model, ["lookup", "document"]),
+        (model, ["document"]),
+        (tiny.model(num_hidden_layers=1), ["document", "lookup"]),
+    ):
+        longctx.generate(asked, TOKENIZER, PROMPT, drafters=drafters, **options)
+    longctx.generate(model, TOKENIZER, PROMPT.repeat(2, 1), drafters=["document"], **options)
+    one, two, *others, alone, _, first, second = control.refuted
+    assert one is two is not None and all(one is not other for other in (*others, alone, first))
+    assert first is second is alone, "who shares a pass draws the same conclusions"
+
+
+def test_drafts_that_were_never_right_are_not_verified_in_the_next_request() -> None:
+    model, options = tiny.model(num_hidden_layers=2), OPTIONS | {"drafters": ["random"], "max_new_tokens": 20}
+    with torch.inference_mode():
+        expected = model.generate(PROMPT, do_sample=False, **OPTIONS | {"max_new_tokens": 20})
+    first, second = (longctx.generate(model, TOKENIZER, PROMPT, **options) for _ in range(2))
+    assert first.stats.drafted > second.stats.drafted == 0
+    assert torch.equal(first.sequences, expected) and torch.equal(second.sequences, expected)
 
 
 def test_no_pass_is_made_for_its_time_where_products_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from readers import (
 )
 
 from longctx import Document, Reader
-from longctx.decoding.control import Control
+from longctx.decoding.control import Control, Refuted
 from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.costs import RowCosts
 from longctx.errors import BadOption, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod
@@ -271,7 +271,7 @@ class Watching:
     def __init__(self) -> None:
         self.begun = 0
 
-    def begin(self, costs: RowCosts | None = None) -> Control:
+    def begin(self, costs: RowCosts | None = None, refuted: Refuted | None = None) -> Control:
         self.begun += 1
         return Fixed(4)
 

@@ -19,7 +19,17 @@ from longctx.drafts import Budget
 _BINS = 10  # of the drafters' own estimate
 _PRIOR = 6.0  # tries that a drafter's own estimate counts for where none was judged
 _KEEPS = 0.98  # of the counts, per round: what was long ago matters less
+_REFUTED = 3.0  # expected hits of which none came, and next to none in all: a chance of one in twenty
+_SELDOM = 0.1  # of the expected hits
+_DOUBTED = 4.0  # tries without a hit that a kind begins with that was refuted in an earlier request
 _TINY = 1e-300
+
+
+Claim = tuple[int, int]
+"""Who proposes, by its bits, and the bin of what they claim."""
+
+Refuted = set[Claim]
+"""The claims that were next to never right, for all requests of a model with the same drafters."""
 
 
 class Control(Protocol):
@@ -53,8 +63,11 @@ class Control(Protocol):
 class Controller(Protocol):
     """A method of deciding. Frozen: all options are fields."""
 
-    def begin(self, costs: RowCosts | None = None) -> Control:
-        """``costs`` are those of passes of the model, for all of its requests; None: this one's are like no other's."""
+    def begin(self, costs: RowCosts | None = None, refuted: Refuted | None = None) -> Control:
+        """``costs`` are those of passes of the model, for all of its requests; None: this one's are like no other's.
+
+        ``refuted`` is what its requests with the same drafters know of these, and is kept up; None: nothing is known.
+        """
         ...
 
 
@@ -65,11 +78,17 @@ class Acceptance:
     estimate counts for less the more of its kind were judged: where rows cost nearly nothing, what is left of it would
     have them filled by a drafter that is never right. It counts for less, too, the unlikelier it makes what came: by
     exp(hits - expected hits) where fewer were right than it said, about the chance of that if it were true.
+
+    A claim that an earlier request found to be next to never right begins with some tries in which it was not: to find
+    that out again would cost each request a few rows that win nothing. With its first hit, which it may have without
+    being verified, it begins anew.
     """
 
-    def __init__(self) -> None:
-        self._hits: dict[tuple[int, int], float] = {}
-        self._tries: dict[tuple[int, int], float] = {}
+    def __init__(self, refuted: Refuted | None = None) -> None:
+        self._refuted: Refuted = set() if refuted is None else refuted
+        self._doubted = set(self._refuted)  # no hit of this request has cleared them
+        self._hits: dict[Claim, float] = {}
+        self._tries = dict.fromkeys(self._doubted, _DOUBTED)
 
     def reach(self, tree: TokenTree) -> TokenTree:
         """The tree with calibrated values: the chance that a node and all above it are right."""
@@ -95,8 +114,16 @@ class Acceptance:
             below = tree.children.get(parent, {})
             for own, node in below.items():
                 key = (int(tree.sources[node]), int(sure[node] * _BINS))
+                if own == token and key in self._doubted:
+                    self._doubted.discard(key)
+                    self._tries[key] = self._hits[key] = 0.0
                 self._tries[key] = self._tries.get(key, 0.0) + 1.0
                 self._hits[key] = self._hits.get(key, 0.0) + (own == token)
+                expected = sure[node] * self._tries[key]
+                if expected > _REFUTED and self._hits[key] < _SELDOM * expected:
+                    self._refuted.add(key)
+                else:
+                    self._refuted.discard(key)
             if token not in below:
                 return
             parent = below[token]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from longctx.decoding.control import Refuted
 from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
@@ -20,7 +21,7 @@ class Fixed:
         if self.nodes < 0:
             raise ValueError(f"nodes={self.nodes} must not be negative")
 
-    def begin(self, costs: RowCosts | None = None) -> Fixed:
+    def begin(self, costs: RowCosts | None = None, refuted: Refuted | None = None) -> Fixed:
         return self
 
     def untimed(self, context: int) -> Sequence[int]:

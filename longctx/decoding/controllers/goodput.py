@@ -3,7 +3,8 @@
 Nodes are taken by falling chance of being reached while (1 + their sum) / seconds of the pass grows (Liu et al. 2024,
 arXiv 2406.14066, whose k this is for chains; with a cost that grows evenly, the threshold of Huang et al. 2024, arXiv
 2405.19715). What drafting took counts as well: where drafts do not pay for it too none is verified, and after some such
-rounds it stops asking for them, for longer each time.
+rounds it stops asking for them, for longer each time. Claims that an earlier request found to be never right are not
+verified before one of them was right.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longctx.decoding.control import Acceptance
+from longctx.decoding.control import Acceptance, Refuted
 from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
@@ -34,16 +35,16 @@ class Goodput:
         if self.nodes < 1:
             raise ValueError(f"nodes={self.nodes} must be at least 1")
 
-    def begin(self, costs: RowCosts | None = None) -> Weighing:
-        return Weighing(self.nodes, RowCosts(alone=False) if costs is None else costs)
+    def begin(self, costs: RowCosts | None = None, refuted: Refuted | None = None) -> Weighing:
+        return Weighing(self.nodes, RowCosts(alone=False) if costs is None else costs, refuted)
 
 
 class Weighing:
     """The controller at work."""
 
-    def __init__(self, nodes: int, costs: RowCosts) -> None:
+    def __init__(self, nodes: int, costs: RowCosts, refuted: Refuted | None) -> None:
         self._nodes = nodes
-        self._acceptance, self._costs = Acceptance(), costs
+        self._acceptance, self._costs = Acceptance(refuted), costs
         self._timed, self._context = False, 0  # whether this request made a plain pass; the tokens before its rows
         self._drafted: TokenTree | None = None  # what the latest round proposed, before the cut
         self._asked = min(nodes, 2 * _LEAST)

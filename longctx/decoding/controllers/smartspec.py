@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from longctx.decoding.control import Refuted
 from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
@@ -28,7 +29,7 @@ class Smartspec:
         if self.longest < 1:
             raise ValueError(f"longest={self.longest} must be at least 1")
 
-    def begin(self, costs: RowCosts | None = None) -> OneRate:
+    def begin(self, costs: RowCosts | None = None, refuted: Refuted | None = None) -> OneRate:
         # the costs of other requests are renewed by a plain pass alone, and this one seldom makes any
         return OneRate(self.longest, RowCosts(alone=costs is not None))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longctx.decoding.control import Acceptance
+from longctx.decoding.control import Acceptance, Refuted
 from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
@@ -28,16 +28,16 @@ class Threshold:
         if not 0 <= self.least <= 1 or self.nodes < 1:
             raise ValueError(f"least={self.least} must lie in [0, 1] and nodes={self.nodes} be at least 1")
 
-    def begin(self, costs: RowCosts | None = None) -> Sifting:
-        return Sifting(self)
+    def begin(self, costs: RowCosts | None = None, refuted: Refuted | None = None) -> Sifting:
+        return Sifting(self, refuted)
 
 
 class Sifting:
     """The controller at work."""
 
-    def __init__(self, options: Threshold) -> None:
+    def __init__(self, options: Threshold, refuted: Refuted | None) -> None:
         self._options = options
-        self._acceptance = Acceptance()
+        self._acceptance = Acceptance(refuted)
         self._drafted: TokenTree | None = None
 
     def untimed(self, context: int) -> Sequence[int]:
