@@ -70,12 +70,12 @@ class SuffixIndex:
             low, high = ranges[length - 1]
             if length < len(ranges) and ranges[length] == (low, high):
                 continue  # every place of this end is one of the longer end
-            looked = range(low, high) if high - low <= 4 * most else _evenly(low, high, 4 * most)
-            places = (len(self) - self._order[at] for at in looked)
+            looked = slice(low, high) if high - low <= 4 * most else _evenly(low, high, 4 * most)
+            places = (len(self) - self.order[looked]).tolist()
             fresh = [place for place in places if place < len(self) and place not in found]
             room = most - len(found)
-            for at in range(len(fresh)) if len(fresh) <= room else _evenly(0, len(fresh), room):
-                found[fresh[at]] = length
+            chosen = fresh if len(fresh) <= room else [fresh[at] for at in _evenly(0, len(fresh), room)]
+            found.update(dict.fromkeys(chosen, length))
             if len(found) == most:
                 break
         return list(found.items())
@@ -108,9 +108,9 @@ def fold(folds: NDArray[np.int32], tokens: NDArray[np.int32]) -> NDArray[np.int3
     return np.where(known, folds[np.where(known, tokens, 0)], tokens) if len(folds) else tokens
 
 
-def _evenly(low: int, high: int, count: int) -> list[int]:
+def _evenly(low: int, high: int, count: int) -> NDArray[np.int64]:
     """``count`` numbers of [low, high), spread over all of it."""
-    return [low + i * (high - low) // count for i in range(count)]
+    return low + np.arange(count) * (high - low) // count
 
 
 def recent_matches(tokens: NDArray[np.int32], most: int) -> list[tuple[int, int]]:

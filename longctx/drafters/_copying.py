@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,7 @@ from longctx.drafts import Budget, Draft
 _HALF = 2.5  # matched tokens at which a copy is as likely to go on as to end
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):  # dozens are made for every draft
     """The ``length`` tokens before ``at`` in ``text`` are the latest tokens; ``text`` may be the document itself.
 
     ``weight`` is how much it counts beside places of the same length.
@@ -43,6 +42,8 @@ def grow(places: Sequence[Place], budget: Budget) -> Draft:
     weights, those of the next longest what is left, and so on.
     """
     votes = _weights(places)
+    texts, ats = [place.text for place in places], [place.at for place in places]
+    sizes, lengths = [len(text) for text in texts], [place.length for place in places]
     heap: list[tuple[float, int, int, int, list[int], int]] = []  # -value, tie, parent, token, places, depth
     ties = 0
 
@@ -50,13 +51,13 @@ def grow(places: Sequence[Place], budget: Budget) -> Draft:
         nonlocal ties
         below: dict[int, list[int]] = {}
         for voter in voters:
-            place = places[voter]
-            if place.at + depth < len(place.text):
-                below.setdefault(int(place.text[place.at + depth]), []).append(voter)
-        total = sum(votes[voter] for voter in voters)
+            at = ats[voter] + depth
+            if at < sizes[voter]:
+                below.setdefault(texts[voter].item(at), []).append(voter)
+        total = sum(map(votes.__getitem__, voters))
         for token, own in below.items():
-            share = sum(votes[voter] for voter in own) / total
-            sure = trust(max(places[voter].length for voter in own) + depth) if depth else 1.0
+            share = sum(map(votes.__getitem__, own)) / total
+            sure = trust(max(map(lengths.__getitem__, own)) + depth) if depth else 1.0
             ties += 1
             heapq.heappush(heap, (-value * share * sure, ties, parent, token, own, depth))
 
@@ -84,12 +85,16 @@ def grow(places: Sequence[Place], budget: Budget) -> Draft:
 
 def _weights(places: Sequence[Place]) -> list[float]:
     """What each place's vote counts; all together less than 1."""
-    votes = [0.0] * len(places)
-    left = 1.0
-    for length in sorted({place.length for place in places}, reverse=True):
-        as_long = [i for i, place in enumerate(places) if place.length >= length]
-        whole = sum(places[i].weight for i in as_long)
-        for i in as_long:
-            votes[i] += left * trust(length) * places[i].weight / whole
+    weights: dict[int, float] = {}  # of the places of a length
+    for place in places:
+        weights[place.length] = weights.get(place.length, 0.0) + place.weight
+    shares: dict[int, float] = {}  # of a weight of 1 in the trust in so long a match
+    whole, left = 0.0, 1.0
+    for length in sorted(weights, reverse=True):
+        whole += weights[length]
+        shares[length] = left * trust(length) / whole
         left *= 1.0 - trust(length)
-    return votes
+    votes, vote = dict[int, float](), 0.0
+    for length in sorted(shares):
+        votes[length] = vote = vote + shares[length]  # a place also has a share in the trust in its shorter ends
+    return [place.weight * votes[place.length] for place in places]
