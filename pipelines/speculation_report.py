@@ -68,12 +68,13 @@ def _table(run: Run, rows: Sequence[Row]) -> str:
     found = bench_speculation.summary(rows)
     methods = list(dict.fromkeys(row["method"] for row in rows if not row["method"].startswith("hf")))
     lookups = len({row["method"] for row in rows if row["method"].startswith("hf_lookup:")})
+    beside = {"hf_lookup": f"prompt lookup ({lookups})"} if lookups else {}
+    columns = beside | {method: method for method in methods}
     lines = [
         f"**{model}**, {dtype}; {machine}, {threads} threads, {_days(rows)}, {made_with}.",
         "",
-        f"| group | prompts | stock tokens/s | prompt lookup ({lookups}) | {' | '.join(methods)} "
-        "| tokens a pass | same | prompt |",
-        f"|---|--:|--:|--:|{'--:|' * len(methods)}--:|--:|--:|",
+        f"| group | prompts | stock tokens/s | {' | '.join(columns.values())} | tokens a pass | same | prompt |",
+        f"|---|--:|--:|{'--:|' * len(columns)}--:|--:|--:|",
     ]
     best = methods[-1]
     for group, ratios in found.items():
@@ -82,13 +83,13 @@ def _table(run: Run, rows: Sequence[Row]) -> str:
         stock = statistics.median(speed for speed in speeds if speed)
         drafted = [row for row in own if row["method"] == best]
         passes = statistics.mean(row["tokens_per_round"] for row in drafted)
-        cells = [f"{ratios[name]:.2f}" if name in ratios else "" for name in ("hf_lookup", *methods)]
+        cells = [f"{ratios[name]:.2f}" if name in ratios else "" for name in columns]
         same = f"{sum(row['same'] for row in drafted)} of {len(drafted)}"
         first = {row["prompt"]: row["first_seconds"] for row in own if row["method"] == "hf"}
         sooner = statistics.geometric_mean(first[row["prompt"]] / row["first_seconds"] for row in drafted)
         cells += [f"{passes:.2f}", same, f"{sooner:.2f}"]
         lines.append(f"| {group} | {len(drafted)} | {stock:.1f} | {' | '.join(cells)} |")
-    means = [_mean(found, name) for name in ("hf_lookup", *methods)]
+    means = [_mean(found, name) for name in columns]
     lines.append(f"| geometric mean | | | {' | '.join(means)} | | | |")
     if refused := {row["method"]: row["refused"]["message"] for row in rows if "refused" in row}:
         lines += ["", f"Refused: {'; '.join(f'`{name}`, {why}' for name, why in refused.items())}."]
