@@ -1,4 +1,4 @@
-"""What requests of a model hand on to the next: what passes take, and which claims of drafters were never right.
+"""What requests of a model hand on to the next: what passes take, and which claims of drafters never came true.
 
 Owns the memos, and when a request may make passes to find out. Knows no controller.
 """
@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from longctx.decoding.control import Refuted
+from longctx.decoding.claims import Refuted
 from longctx.decoding.costs import RowCosts
 from longctx.drafts import Kind
 
@@ -21,7 +21,7 @@ _LONG = 512  # new tokens
 
 # memos, not state: how much is drafted follows the clock in any case, and no token follows how much is drafted
 _KNOWN: WeakKeyDictionary[Any, dict[tuple[Any, ...], RowCosts]] = WeakKeyDictionary()
-_REFUTED: WeakKeyDictionary[Any, dict[tuple[str, ...], Refuted]] = WeakKeyDictionary()
+_REFUTED: WeakKeyDictionary[Any, dict[tuple[str, ...], Refuted]] = WeakKeyDictionary()  # by the drafters' names
 
 
 def costs_of(model: Any, rows: Kind) -> RowCosts:
@@ -31,8 +31,11 @@ def costs_of(model: Any, rows: Kind) -> RowCosts:
 
 
 def refuted_of(model: Any, drafters: Sequence[str]) -> Refuted:
-    """The claims of drafters of these names, in this order, that were next to never right in requests of ``model``."""
-    return _REFUTED.setdefault(model, {}).setdefault(tuple(drafters), set())
+    """The claims of drafters of these names, in this order, that next to never came true in requests of ``model``.
+
+    Drafters of one name and other options are not told apart: a doubt that is wrong ends with the first hit.
+    """
+    return _REFUTED.setdefault(model, {}).setdefault(tuple(drafters), Refuted())
 
 
 def worth_timing(max_new_tokens: int) -> bool:

@@ -1,4 +1,4 @@
-"""What passes of a model take is kept for its later requests, and found by passes of their own where that pays."""
+"""What passes take and which claims never came true is kept for later requests; passes are timed where that pays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import longctx
 from longctx import pace
 from longctx.backend.lean import Lean
 from longctx.decoding import loop
-from longctx.decoding.control import Control, Refuted
+from longctx.decoding.claims import Refuted
+from longctx.decoding.control import Control
 from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.costs import RowCosts
 
@@ -67,13 +68,15 @@ def test_requests_of_a_model_with_the_same_drafters_share_what_was_never_right()
     assert first is second is alone, "who shares a pass draws the same conclusions"
 
 
-def test_drafts_that_were_never_right_are_not_verified_in_the_next_request() -> None:
-    model, options = tiny.model(num_hidden_layers=2), OPTIONS | {"drafters": ["random"], "max_new_tokens": 20}
+def test_what_was_never_right_is_known_to_the_next_request_and_changes_no_token() -> None:
+    model, options = tiny.model(num_hidden_layers=2), OPTIONS | {"drafters": ["random"], "seed": 3}
     with torch.inference_mode():
-        expected = model.generate(PROMPT, do_sample=False, **OPTIONS | {"max_new_tokens": 20})
-    first, second = (longctx.generate(model, TOKENIZER, PROMPT, **options) for _ in range(2))
-    assert first.stats.drafted > second.stats.drafted == 0
-    assert torch.equal(first.sequences, expected) and torch.equal(second.sequences, expected)
+        expected = model.generate(PROMPT, do_sample=False, **OPTIONS)
+    assert not pace.refuted_of(model, ["random"])
+    for _ in range(2):
+        found = longctx.generate(model, TOKENIZER, PROMPT, **options)
+        assert torch.equal(found.sequences, expected) and found.stats.accepted == 0
+        assert len(pace.refuted_of(model, ["random"])) == 1 and not pace.refuted_of(model, ["document"])
 
 
 def test_no_pass_is_made_for_its_time_where_products_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:

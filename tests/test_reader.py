@@ -24,7 +24,8 @@ from readers import (
 )
 
 from longctx import Document, Reader
-from longctx.decoding.control import Control, Refuted
+from longctx.decoding.claims import Refuted
+from longctx.decoding.control import Control
 from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.costs import RowCosts
 from longctx.errors import BadOption, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod

@@ -3,8 +3,8 @@
 Nodes are taken by falling chance of being reached while (1 + their sum) / seconds of the pass grows (Liu et al. 2024,
 arXiv 2406.14066, whose k this is for chains; with a cost that grows evenly, the threshold of Huang et al. 2024, arXiv
 2405.19715). What drafting took counts as well: where drafts do not pay for it too none is verified, and after some such
-rounds it stops asking for them, for longer each time. Claims that an earlier request found to be never right are not
-verified before one of them was right.
+rounds it stops asking for them, for longer each time. Drafts whose claims an earlier request
+found to come next to never true count for little until one does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longctx.decoding.control import Acceptance, Refuted
+from longctx.decoding.claims import Acceptance, Refuted
 from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
@@ -86,8 +86,8 @@ class Weighing:
             self._costs.renew(seconds, context)
         else:
             self._costs.add(rows, seconds, context)
-        if self._drafted is not None:
-            self._acceptance.learn(self._drafted, tokens)
+        if self._drafted is not None and self._acceptance.learn(self._drafted, tokens):
+            self._idle = self._pause = 0  # drafts were put off for what an earlier request had found
 
 
 PLUGIN = Goodput

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from longctx.decoding.control import Refuted
+from longctx.decoding.claims import Refuted
 from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from longctx.decoding.control import Acceptance, Refuted
+from longctx.decoding.claims import Acceptance, Refuted
 from longctx.decoding.costs import RowCosts
 from longctx.decoding.tree import TokenTree
 from longctx.drafts import Budget
@@ -29,15 +29,15 @@ class Threshold:
             raise ValueError(f"least={self.least} must lie in [0, 1] and nodes={self.nodes} be at least 1")
 
     def begin(self, costs: RowCosts | None = None, refuted: Refuted | None = None) -> Sifting:
-        return Sifting(self, refuted)
+        return Sifting(self)
 
 
 class Sifting:
     """The controller at work."""
 
-    def __init__(self, options: Threshold, refuted: Refuted | None) -> None:
+    def __init__(self, options: Threshold) -> None:
         self._options = options
-        self._acceptance = Acceptance(refuted)
+        self._acceptance = Acceptance()
         self._drafted: TokenTree | None = None
 
     def untimed(self, context: int) -> Sequence[int]:

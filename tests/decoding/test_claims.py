@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from longctx.decoding.control import Acceptance, Refuted
+from longctx.decoding.claims import Acceptance, Refuted
 from longctx.decoding.tree import TokenTree, merge
 from longctx.drafts import Draft
 
@@ -72,17 +72,26 @@ def chances(refuted: Refuted, sure: float, tokens: Sequence[int]) -> list[float]
     return found
 
 
-def test_a_claim_that_was_never_right_is_doubted_in_later_requests_until_its_first_hit() -> None:
+@pytest.mark.parametrize("sure", [0.35, 0.55, 0.75])
+def test_a_claim_that_never_came_true_is_doubted_in_later_requests_until_its_first_hit(sure: float) -> None:
     refuted = Refuted()
-    assert chances(refuted, 0.75, [2] * 3)[0] == pytest.approx(0.75) and not refuted, "three may be bad luck"
-    chances(refuted, 0.75, [2] * 9)
-    assert len(refuted) == 1 and chances(refuted, 0.75, [])[0] < 0.06
+    assert chances(refuted, sure, [2] * 3)[0] == pytest.approx(sure) and not refuted, "three may be bad luck"
+    chances(refuted, sure, [2] * 15)
+    assert len(refuted) == 1 and chances(refuted, sure, [])[0] < 0.4 * sure
     assert chances(refuted, 0.95, [])[0] == pytest.approx(0.95), "of other claims nothing is known"
-    chances(refuted, 0.75, [2])
-    assert len(refuted) == 1, "still never right"
-    cleared = chances(refuted, 0.75, [1, 1, 2])
-    assert cleared[1:] == chances(Refuted(), 0.75, [1, 1, 2])[1:], "it begins anew"
-    assert not refuted and chances(refuted, 0.75, [])[0] == pytest.approx(0.75)
+    for misses in (1, 4, 15):
+        chances(refuted, sure, [2] * misses)
+        assert len(refuted) == 1, "still never right"
+    cleared = chances(refuted, sure, [1, 1, 2])
+    assert cleared[1:] == chances(Refuted(), sure, [1, 1, 2])[1:], "with a hit the doubt is gone"
+    assert not refuted and chances(refuted, sure, [])[0] == pytest.approx(sure)
+
+
+def test_what_a_request_found_itself_does_not_end_with_a_doubt() -> None:
+    refuted = Refuted()
+    chances(refuted, 0.75, [2] * 9)
+    found = chances(refuted, 0.75, [*[2] * 30, 1])[-1]
+    assert found == chances(Refuted(), 0.75, [*[2] * 30, 1])[-1] < 0.1
 
 
 def test_a_claim_that_is_too_high_but_sometimes_right_is_not_doubted_in_later_requests() -> None:
@@ -93,8 +102,34 @@ def test_a_claim_that_is_too_high_but_sometimes_right_is_not_doubted_in_later_re
     assert refuted, "once, and never since"
 
 
-def test_requests_at_the_same_time_do_not_disturb_each_other() -> None:
-    refuted = Refuted()
+def test_only_what_is_judged_in_every_round_is_doubted() -> None:
+    """A second token is judged where the first was right: never, where nothing is verified for its sake."""
+    refuted, tree = Refuted(), merge([Draft.chain([1, 1], [0.55, 0.55 * 0.75])], 9, 9)
+    acceptance = Acceptance(refuted)
+    for _ in range(12):
+        acceptance.learn(tree, [1, 2])
+    assert not refuted
+    chances(refuted, 0.75, [2] * 9)
+    assert len(refuted) == 1
+    first, second = Acceptance(refuted).reach(tree).values
+    assert first == pytest.approx(0.55) and second == pytest.approx(0.55 * 0.75)
+
+
+def test_a_request_that_says_nothing_new_leaves_what_another_found() -> None:
+    refuted, tree = Refuted(), merge([Draft.chain([1], [0.75])], 9, 9)
     early = Acceptance(refuted)
     chances(refuted, 0.75, [2] * 9)
-    assert early.reach(merge([Draft.chain([1], [0.75])], 9, 9)).values[0] == pytest.approx(0.75)
+    assert early.reach(tree).values[0] == pytest.approx(0.75)
+    early.learn(tree, [2])
+    assert len(refuted) == 1
+    assert not early.learn(tree, [1]), "no doubt of its own"
+    assert not refuted
+
+
+def test_hits_are_expected_by_each_claim_for_itself() -> None:
+    """Claims of one bin may be as far apart as 0.01 and 0.09; a tenth of what is expected is not next to never."""
+    tree, refuted = tree_of(range(2), [-1, -1], [0.01, 0.09]), Refuted()
+    acceptance = Acceptance(refuted)
+    for number in range(400):
+        acceptance.learn(tree, [1 if number % 40 == 0 else 7])
+    assert not refuted
