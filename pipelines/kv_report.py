@@ -108,8 +108,11 @@ def _turns(row: Row) -> tuple[str | None, int]:
 
 
 def quality(rows: Sequence[Row]) -> list[str]:
-    """One table over all documents, one for every length where lengths were asked for, and the bound where audited."""
+    """One table over all documents, one for each suite and each length if there are several, and the audited bound."""
     lines = _losses("All documents", rows)
+    sources = list(dict.fromkeys(_source(row) for row in rows))
+    for source in sources if len(sources) > 1 else ():
+        lines += _losses(source, [row for row in rows if _source(row) == source])
     lengths = sorted({row["length"] for row in rows if "length" in row})
     for length in lengths if len(lengths) > 1 else ():
         lines += _losses(f"{length:,} tokens", [row for row in rows if row.get("length") == length])
@@ -173,8 +176,12 @@ def _bounds(rows: Sequence[Row]) -> list[str]:
 
 
 def _head(path: Path, rows: Sequence[Row]) -> str:
-    made_with = rows[-1]["made_with"].items()
-    settings = "; ".join(f"{name} {value}" for name, value in made_with if name != "options")
+    made_with: dict[str, list[str]] = {}
+    for row in rows:
+        for name, value in row["made_with"].items():
+            made_with.setdefault(name, []).append(str(value))
+    every = {name: " and ".join(dict.fromkeys(values)) for name, values in made_with.items() if name != "options"}
+    settings = "; ".join(f"{name} {values}" for name, values in every.items())
     return f"\n## {path.stem}\n\n{settings}. {where_and_when(rows)}.\n"
 
 
@@ -183,6 +190,11 @@ def _by(rows: Sequence[Row], name: str) -> dict[str, list[Row]]:
     for row in rows:
         found.setdefault(row[name], []).append(row)
     return found
+
+
+def _source(row: Row) -> str:
+    """Where a row's question is from; rows of speed and the oldest do not say."""
+    return str(row.get("made_with", {}).get("source", ""))
 
 
 def _asked(row: Row) -> tuple[str, str]:

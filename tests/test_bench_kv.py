@@ -271,6 +271,26 @@ def test_the_page_holds_policies_against_the_full_cache_on_the_same_questions() 
     )
 
 
+def test_the_page_holds_suites_in_one_file_together_and_apart(tmp_path: Path) -> None:
+    def row(source: str, question: str, policy: str, score: float) -> dict[str, Any]:
+        return {
+            "document": source, "question": question, "policy": policy, "score": score, "loss": 0.0, "same": False,
+            "read_share": 0.25, "lookup_bytes": 2**21, "date": "2026-01-01", "machine": "m", "made_with":
+            {"source": source, "seed": 7, "options": {"budget": policy}},
+        }  # fmt: skip
+
+    scores = {"leval": [1.0, 0.0], "longbench": [1.0, 1.0, 0.0]}
+    rows = [row(s, str(n), "full", 1.0) for s, own in scores.items() for n in range(len(own))]
+    rows += [row(s, str(n), "quest", one) for s, own in scores.items() for n, one in enumerate(own)]
+    (tmp_path / "kv-both-m.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    page = "\n".join(kv_report.tables(tmp_path))
+    assert "source leval and longbench; seed 7. m" in page
+    shown = [line.split(" | ")[1:5:3] for line in page.splitlines() if line.startswith("| quest |")]
+    assert shown == [["5", "60.0"], ["2", "50.0"], ["3", "66.7"]]
+    alone = "\n".join(kv_report.quality([one for one in rows if one["document"] == "leval"]))
+    assert alone.count("| quest |") == 1
+
+
 def test_the_page_compares_speeds_repeat_by_repeat() -> None:
     def row(method: str, rates: list[float]) -> dict[str, Any]:
         return {
