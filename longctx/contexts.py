@@ -29,7 +29,7 @@ from longctx.keys import Index
 from longctx.protocols import KVPolicy, Progress
 from longctx.store import contexts as stored
 
-PIECE = 1024  # tokens of a context that are read in one pass
+PIECE = 2048  # tokens of a context that are read in one pass: each makes the weights ready for its products anew
 _OWN = ("keys", "values", "stored", "slack")  # tensors of a stored layer that are not the policy's
 Policy = str | KVPolicy
 

@@ -27,7 +27,7 @@ from longctx.protocols import Drafting, Progress, Target
 
 _OTHERS = 4  # rows that were not accepted and are told of
 
-PIECE = 1024  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
+PIECE = 2048  # prompt tokens of one prefill pass: bounds memory, and how long stopping takes
 
 Reach = Callable[[int], int]
 """How many tokens drafts may go beyond so many committed ones."""
