@@ -19,7 +19,8 @@ from longctx.drafts import Kind
 # where an answer may be long does that not matter.
 _LONG = 512  # new tokens
 
-# memos, not state: how much is drafted follows the clock in any case, and no token follows how much is drafted
+# memos, not state: how much is drafted follows the clock in any case, and no token follows how much is drafted; where a
+# rule draws by the drafts, their law does not
 _KNOWN: WeakKeyDictionary[Any, dict[tuple[Any, ...], RowCosts]] = WeakKeyDictionary()
 _REFUTED: WeakKeyDictionary[Any, dict[tuple[str, ...], Refuted]] = WeakKeyDictionary()  # by the drafters' names
 

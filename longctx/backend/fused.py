@@ -31,14 +31,17 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class Fused:
-    """The layers ``layers`` by the kernel. It ``suits`` where that can be had for all their parts."""
+    """The layers ``layers`` by the kernel. It ``suits`` where that can be had for all their parts.
+
+    ``shapes``: one matrix of each shape among their weights, and how many there are.
+    """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._layers = layers
         self._weights = [part.weight for layer in layers for part in layer.linear.values()]
         norms = [norm for one in layers for norm in (one.before, one.between, *(one.head_norms or ()))]
         biases = [part.bias for one in layers for part in one.linear.values() if part.bias is not None]
-        self._kinds = kinds(self._weights)
+        self.shapes = kinds(self._weights)
         self._numbers = [*self._weights, *biases, *(norm.weight for norm in norms)]
         self.dtype = self._weights[0].dtype if layers else torch.float32
         self._widths = tuple(sorted({weight.shape[1] for weight in self._weights}))
@@ -55,7 +58,7 @@ class Fused:
         count = COUNTS[bisect_left(COUNTS, rows)]
         key = count, torch.get_num_threads()
         if key not in self._won:
-            usual = sum(many * narrow.seconds(count, one) for one, many in self._kinds)
+            usual = sum(many * narrow.seconds(count, one) for one, many in self.shapes)
             self._won[key] = self.seconds(count) < usual
         return self._won[key]
 
@@ -69,7 +72,7 @@ class Fused:
     def seconds(self, rows: int) -> float:
         """What the products of all layers took for ``rows`` rows, one of ``COUNTS``, when they were tried."""
         place, threads, total = COUNTS.index(rows), torch.get_num_threads(), 0.0
-        for weight, many in self._kinds:
+        for weight, many in self.shapes:
             dtype, out, width, _ = narrow.shape(weight)
             total += many * _trial(dtype, out, width, threads)[place] * len(weight) / out
         return total

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from longctx.backend.anatomy import Unlike, layer_of, norm_of, plain
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import TAP, Tap, attend
-from longctx.backend.fused import Attend, Fused, kinds
+from longctx.backend.fused import Attend, Fused
 from longctx.backend.narrow import COUNTS, MOST, product, seconds, widens, wins
 from longctx.backend.stamps import hooked, modules_of, stamp
 from longctx.kernels import machine
@@ -56,8 +56,6 @@ class Lean:
             raise Unlike("the model has no plain linear head")
         self.dtype = arithmetic(self.head.weight.dtype, self.head.weight.device)
         self.fused = Fused(self.layers)
-        # one matrix of each shape among the layers' weights, and how many there are
-        self._shapes = kinds([part.weight for layer in self.layers for part in layer.linear.values()])
 
     def holds(self, model: PreTrainedModel) -> bool:
         """Whether ``model`` still is what was found, part for part. Raises Unlike where hooks were set since."""
@@ -72,7 +70,7 @@ class Lean:
 
         Afterwards every shape was tried, so that no later pass has a trial in it.
         """
-        shapes, head = self._shapes, self.head.weight
+        shapes, head = self.fused.shapes, self.head.weight
         total = sum(count * weight.numel() for weight, count in shapes)
 
         def share(rows: int) -> float:
@@ -85,7 +83,7 @@ class Lean:
 
     def products(self) -> dict[int, float]:
         """Seconds that the products of a pass took by its rows when they were tried, with the head's for every row."""
-        found = {rows: sum(count * seconds(rows, weight) for weight, count in self._shapes) for rows in COUNTS}
+        found = {rows: sum(count * seconds(rows, weight) for weight, count in self.fused.shapes) for rows in COUNTS}
         found.update((rows, self.fused.seconds(rows)) for rows in COUNTS if self.fused.wins(rows))
         return {rows: layers + seconds(rows, self.head.weight) for rows, layers in found.items()}
 
