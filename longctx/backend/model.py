@@ -126,6 +126,17 @@ def beyond_window(model: PreTrainedModel, tokens: int, reach: int) -> tuple[str,
     )
 
 
+def past_window(model: PreTrainedModel, tokens: int) -> tuple[str, ...]:
+    """A warning where ``tokens``, of a prompt and what was said to it, pass what the model was trained with."""
+    trained = stated_window(model)
+    if trained is None or tokens <= trained:
+        return ()
+    return (
+        f"{tokens} tokens of prompt and answer pass the {trained} that the model was trained with: what it says of so "
+        f"many is not to be relied on. Reader.ask finds what matters in longer texts.",
+    )
+
+
 @torch.inference_mode()
 def fingerprint(loaded: Loaded) -> str:
     """A hash of configuration, vocabulary and a sample of every weight: equal for equal models, whatever their name."""

@@ -12,11 +12,14 @@ from pathlib import Path
 from longctx.commands.ask import check_drafters, read_documents
 from longctx.commands.screen import Screen
 from longctx.commands.settings import Settings
-from longctx.errors import EmptyInput, UsageError
+from longctx.errors import DoesNotFit, EmptyInput, UsageError
 
 
 def generate(prompt: Path, document: Path | None, stop: Sequence[str], settings: Settings, screen: Screen) -> None:
-    """What is wrong with the files or the names is raised before a model is loaded."""
+    """What is wrong with the files or the names is raised before a model is loaded.
+
+    Raises DoesNotFit for a prompt that passes the model's window: it would be read for hours, and the answer worthless.
+    """
     check_drafters(settings)
     text = _read(prompt)
     copied = read_documents([str(document)], settings)[0] if document is not None else None
@@ -25,11 +28,18 @@ def generate(prompt: Path, document: Path | None, stop: Sequence[str], settings:
     from longctx.generation import generate as run
 
     loaded = from_pretrained(settings.model, settings.dtype, settings.device, screen.progress)
+    ids = Tokens(loaded.tokenizer).turn(text)
+    if len(ids) + settings.max_new_tokens > loaded.window:
+        raise DoesNotFit(
+            f"the prompt {prompt} has {len(ids)} tokens and {settings.max_new_tokens} new ones are asked for, but the "
+            f"model's window is {loaded.window}. Shorten it, lower --max-new-tokens, or let `longctx ask {prompt} "
+            f'"QUESTION"` find what matters in it.'
+        )
     started = time.perf_counter()
     made = run(
         loaded.model,
         loaded.tokenizer,
-        Tokens(loaded.tokenizer).turn(text),
+        ids,
         drafters=settings.stack(),
         controller=settings.controller,
         document=copied,

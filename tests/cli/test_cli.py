@@ -330,6 +330,12 @@ def test_generate_refuses_what_it_cannot_use(words: Sequence[str], said: str, mo
     assert asked(model, "story.txt", QUESTION, "--controller", "nonsense").exit_code == 2
 
 
+def test_generate_reads_no_prompt_that_passes_the_window(model: Path, folder: Path) -> None:
+    (folder / "long.txt").write_text(story() * 12)
+    ran = call("generate", str(model), "--prompt", "long.txt", "--max-new-tokens", "12")
+    assert ran.exit_code == 3 and "12 new ones are asked for" in ran.stderr and "longctx ask long.txt" in ran.stderr
+
+
 def test_a_controller_is_chosen_by_its_flag_or_by_the_configuration(model: Path, folder: Path) -> None:
     (folder / "still.toml").write_text('controller = "fixed:nodes=0"\n')
     words = ["generate", str(model), "--prompt", "story.txt", "--max-new-tokens", "12", "--json", "--quiet"]
