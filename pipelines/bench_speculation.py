@@ -103,9 +103,9 @@ def run_speculation(
     ``data`` is a file of JSON objects with "group" and "prompt" on each line; without it, passages of the Python
     language reference are quoted, summarised, asked about and ignored. ``stacks`` are drafters as on the command line
     ("document+ngram"); by default none, each one alone, and "auto". ``lookups`` are settings of Hugging Face's prompt
-    lookup: tokens drafted, and the longest n-gram matched. Above ``temperature`` 0 every method draws, all with
-    ``seed`` plus the number of the prompt, and answers are held against those of the first stack instead of Hugging
-    Face's, which draws other tokens from the same law.
+    lookup, tokens drafted and the longest n-gram matched, or "none" alone. Above ``temperature`` 0 every method draws,
+    all with ``seed`` plus the number of the prompt, and answers are held against those of the first stack instead of
+    Hugging Face's, which draws other tokens from the same law.
 
     A prompt that lacks a method's row is answered by all of them again, for ratios are of one run. When every prompt is
     answered, the rows of a method that drafted no token for any of them say that they are refused, and stderr says so.
@@ -215,11 +215,13 @@ def methods_of(
     """Hugging Face's own decoding, its prompt lookup with several settings, and each of our stacks."""
     drawn: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     found: dict[str, Method] = {"hf": lambda ids, new, seed: _stock(model, ids, new, drawn, seed)}
-    for setting in lookups:
+    for setting in () if list(lookups) == ["none"] else lookups:
         try:
             tokens, ngram = (int(part) for part in setting.split(","))
         except ValueError as error:
-            raise UsageError(f"lookups={setting!r} is not tokens and n-gram, such as {LOOKUPS[0]!r}.") from error
+            raise UsageError(
+                f"lookups={setting!r} is not 'none', nor tokens and n-gram as in {LOOKUPS[0]!r}."
+            ) from error
         options = {**drawn, "prompt_lookup_num_tokens": tokens, "max_matching_ngram_size": ngram}
         found[f"hf_lookup:{setting}"] = lambda ids, new, seed, options=options: _stock(model, ids, new, options, seed)  # type: ignore[misc]
     for stack in stacks:

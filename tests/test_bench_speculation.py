@@ -78,6 +78,7 @@ def test_a_row_says_what_was_asked_with_what_and_in_how_much_memory(
 def test_an_interrupted_run_goes_on_with_whole_prompts(
     kept: int, folder: Path, asked: dict[str, Any], tmp_path: Path
 ) -> None:
+    assert set(bench.methods_of(None, None, ["none"], ["none"])) == {"hf", "none"}
     asked |= {"stacks": ["none"], "lookups": ["5,2", "10,2"]}  # neither is idle, whatever the clock says
     path = bench.run_speculation(str(folder), tmp_path, **asked)
     rows = rows_of(path)
