@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from longctx.backend import parts, quick
 from longctx.backend.attention import _folded
-from longctx.kernels import few_queries
+from longctx.kernels import few_queries, tiles
 
 _MANY = 1500
 
@@ -29,7 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return attend(query, *given, **more)
 
     monkeypatch.setattr(few_queries, "attend", counted)
-    monkeypatch.setattr(quick, "_wins", lambda dtype, width, threads: [True] * 7)
+    monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads: [1] * 7)
     return seen
 
 
@@ -119,20 +119,38 @@ def test_a_trial_decides_by_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) 
     def fastest(ways: Any, margin: float) -> tuple[int, float]:
         for way in ways:
             way()
-        tried.append(len(tried))
-        return len(tried) % 2, 1.0
+        tried.append(len(ways))
+        return len(tried) % len(ways), 1.0
 
     monkeypatch.setattr(quick, "fastest", fastest)
     monkeypatch.setattr(quick, "_KEYS", 64)
-    assert quick._tried(torch.float32, 32) == [True, False, True, False, True, False, True]
-    with pytest.raises(ValueError, match="the rows are others"):
-        quick._understood([True])
-    found = [False, True, True, True, True, True, False]
-    monkeypatch.setattr(quick, "_wins", lambda dtype, width, threads: found)
+    assert quick._tried(torch.float32, 32) == [1, 0, 1, 0, 1, 0, 1] and set(tried) == {2}
+    for wrong in ([1], [1, 2, 3, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0, "1"]):
+        with pytest.raises(ValueError, match="the ways are others"):
+            quick._understood(wrong)
+    monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads: quick._understood([0, 1, 1, 1, 1, 1, 0]))
     key = drawn(1, 1, _MANY, 32, seed=1)
     with torch.inference_mode():
         for rows, wins in ((1, False), (2, True), (3, True), (32, True), (33, False), (64, False)):
             assert (quick.over(drawn(1, 1, rows, 32, seed=0), key, key, 1.0) is not None) == wins, rows
+
+
+@needed
+@pytest.mark.skipif(not tiles.have(), reason="this processor has no tiles of bfloat16, or may not use them")
+def test_tiles_are_one_of_the_ways_where_there_are_some(
+    calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quick, "fastest", lambda ways, margin: (len(ways) - 1, 1.0))
+    monkeypatch.setattr(quick, "_KEYS", 64)
+    assert quick._tried(torch.bfloat16, 32) == [2] * 7 and quick._tried(torch.bfloat16, 48) == [1] * 7
+    monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads: [2] * 7)
+    query, key, value = (drawn(1, 2, many, 32, seed=many).bfloat16() for many in (5, _MANY, _MANY))
+    with torch.inference_mode():
+        part = parts.part(query, key, value, 0.3)
+    assert not calls, "the other kernel was asked"
+    for own, other in zip(part, few_queries.reference(query, key, value, 0.3), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-2, atol=1e-3)
+    assert not torch.equal(part.out, parts.part(query, key[:, :, :-1], value[:, :, :-1], 0.3).out)
 
 
 @needed

@@ -1,6 +1,6 @@
-"""Attention of a few queries by the compiled kernel, where that is faster than the library's.
+"""Attention of a few queries by a compiled kernel, where one is faster than the library's.
 
-Owns the choice between the two and the trial that decides. Knows no cache and no layer.
+Owns the choice between them and the trial that decides. Knows no cache and no layer.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from bisect import bisect_left
 import torch
 from torch import Tensor
 
-from longctx.backend.kept import kept, said
+from longctx.backend.kept import kept
 from longctx.backend.trial import fastest
-from longctx.kernels import few_queries, machine
+from longctx.kernels import few_queries, machine, tile_queries
 
 MOST = 64  # rows of a KV head that are few
 _COUNTS = (1, 2, 4, 8, 16, 32, MOST)  # that are tried; others are as the next of these
 _LEAST = 1024  # keys below which what a call costs is most of it
 _KEYS = 2**14  # of the trial: more than the nearer caches hold, as those of all layers are
-_FASTER = 1.05  # how many times as fast the kernel must be: it rounds otherwise
+_FASTER = 1.05  # how many times as fast a kernel must be: it rounds otherwise
+_KERNELS = (few_queries, tile_queries)  # a way is the place of one counted from 1; 0 is the library's
 
 
 def over(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
-    """What ``few_queries.attend`` gives for all of many keys; None where the library's way is as fast.
+    """What the kernels' ``attend`` gives for all of many keys, by the fastest; None where that is the library's way.
 
     Nothing is kept for gradients.
     """
@@ -32,8 +33,8 @@ def over(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tenso
     rows, width = query.shape[2], query.shape[3]
     if rows > MOST or key.shape[2] < _LEAST or not _may(query, key, value):
         return None
-    wins = _wins(key.dtype, width, torch.get_num_threads())[bisect_left(_COUNTS, rows)]
-    return few_queries.attend(query, key, value, scale) if wins else None
+    way = _ways(key.dtype, width, torch.get_num_threads())[bisect_left(_COUNTS, rows)]
+    return _KERNELS[way - 1].attend(query, key, value, scale) if way else None
 
 
 def named(
@@ -51,26 +52,27 @@ def _may(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 
 @functools.cache  # a fact about the processor and the ``threads`` that there are
-def _wins(dtype: torch.dtype, width: int, threads: int) -> list[bool]:
+def _ways(dtype: torch.dtype, width: int, threads: int) -> list[int]:
     about = (
-        f"{dtype}, {width} wide, rows {_COUNTS}, kernel {few_queries.REVISION} by {few_queries.version(dtype, width)}"
+        f"{dtype}, {width} wide, rows {_COUNTS}, kernel {few_queries.REVISION} by {few_queries.version(dtype, width)}, "
+        f"tiles {tile_queries.REVISION} by {tile_queries.version(dtype, width)}"
     )
     return kept("attention", about, functools.partial(_tried, dtype, width), _understood)
 
 
-def _understood(found: list[bool]) -> list[bool]:
-    if len(found) != len(_COUNTS):
-        raise ValueError("the rows are others")
-    return [said(one) for one in found]
+def _understood(found: list[int]) -> list[int]:
+    if len(found) != len(_COUNTS) or any(way not in range(len(_KERNELS) + 1) for way in found):
+        raise ValueError("the rows or the ways are others")
+    return [int(way) for way in found]
 
 
-def _tried(dtype: torch.dtype, width: int) -> list[bool]:
-    """For every count of rows, whether the kernel is the faster one."""
+def _tried(dtype: torch.dtype, width: int) -> list[int]:
+    """The fastest way for every count of rows."""
     key, value = torch.ones(2, 1, 2, _KEYS, width, dtype=dtype, device="cpu").unbind()
-    return [_quicker(torch.ones(1, 2, rows, width, dtype=dtype, device="cpu"), key, value) for rows in _COUNTS]
+    return [_fastest(torch.ones(1, 2, rows, width, dtype=dtype, device="cpu"), key, value) for rows in _COUNTS]
 
 
-def _quicker(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def _fastest(query: Tensor, key: Tensor, value: Tensor) -> int:
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    ways = (lambda: flash(query, key, value, 0.0, False), lambda: few_queries.attend(query, key, value, 1.0))
-    return fastest(ways, _FASTER)[0] == 1
+    kernels = [functools.partial(by.attend, query, key, value, 1.0) for by in _KERNELS if by.suits(key, value)]
+    return fastest((lambda: flash(query, key, value, 0.0, False), *kernels), _FASTER)[0]

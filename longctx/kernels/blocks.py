@@ -25,16 +25,20 @@ def turn(code: Loops, stored: str, width: int, where: Callable[[str], str], room
     lanes = code.lanes
     with code.loop(0, 2 * lanes, lanes) as group, code.loop(0, width, lanes) as part:
         rows = [code.wide(stored, where(code.add(group.index, own)), part.index) for own in range(lanes)]
-        for own, column in enumerate(_turned(code, rows)):
+        for own, column in enumerate(turned(code, rows)):
             place = code.add(code.mul(code.add(part.index, own), 2 * lanes), group.index)
             code.store(code.vector, column, room, place, of="float")
 
 
-def _turned(code: Loops, rows: Sequence[str]) -> list[str]:
-    """As many vectors as each has numbers, with rows for columns."""
-    found, n, apart = list(rows), code.lanes, code.lanes // 2
+def turned(code: Loops, rows: Sequence[str]) -> list[str]:
+    """As many vectors as each has numbers, with rows for columns.
+
+    Of half as many, each of which holds half of one row and behind it half of the row that comes half a vector later,
+    it is those columns that the halves are of.
+    """
+    found, n, apart = list(rows), code.lanes, len(rows) // 2
     while apart:
-        for i in range(n):
+        for i in range(len(rows)):
             if i & apart:
                 continue
             one, other = found[i], found[i | apart]

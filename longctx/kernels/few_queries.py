@@ -219,7 +219,7 @@ def _code(dtype: torch.dtype, width: int, tiles: tuple[int, ...], lanes: int) ->
                     given = f"{', '.join(f'ptr {one}' for one in pointers)}, i64 {left}"
                     rest = code.least_of(code.sub(told["ROWS"], tile.index), blocks.TILE)
                     code.choose(rest, {n: f"call void @tile{n}({given})" for n in tiles})
-            _end(code, told["ROWS"], width, out, top, sums)
+            end(code, told["ROWS"], width, out, top, sums)
     return code.text()
 
 
@@ -241,7 +241,7 @@ def _begin(code: Loops, rows: str, width: int, out: str, top: str, sums: str) ->
         code.store(code.vector, "zeroinitializer", out, at.index, of="float")
 
 
-def _end(code: Loops, rows: str, width: int, out: str, top: str, sums: str) -> None:
+def end(code: Loops, rows: str, width: int, out: str, top: str, sums: str) -> None:
     """Outputs by the sums of their weights, and logarithms in place of the largest; of no weight 0, and the lowest."""
     with code.loop(0, rows) as row:
         total = code.load("float", sums, row.index)

@@ -63,6 +63,19 @@ def declare(code: Loops) -> None:
         code.declare(f"void @llvm.x86.{name}({kinds})")
 
 
+def begin(code: Loops) -> None:
+    """Inside a function: tiles can be used from here on, by this thread."""
+    shape = code.op("alloca [64 x i8], align 64")
+    for place, (word,) in enumerate(struct.iter_unpack("<q", _shape())):
+        code.store("i64", str(word), shape, place)
+    code.do(f"call void @llvm.x86.ldtilecfg(ptr {shape})")
+
+
+def end(code: Loops) -> None:
+    """Inside the same function: they are free."""
+    code.do("call void @llvm.x86.tilerelease()")
+
+
 def pack(code: Loops, given: tuple[str, str, str], team: tuple[str, str], rows: str) -> None:
     """Writes x [rows, width] as products take it: by sixteen rows, then by tiles, in each pairs of all rows together.
 
@@ -87,10 +100,7 @@ def pack(code: Loops, given: tuple[str, str, str], team: tuple[str, str], rows: 
 def product(code: Loops, name: str, width: int, given: tuple[str, ...], team: tuple[str, str], rows: str) -> None:
     """Inside a function: this thread's share of a product; ``tile`` wrote the functions that it calls by ``name``."""
     packed, weight, bias, out, outs, biased, adds = given
-    shape = code.op("alloca [64 x i8], align 64")
-    for place, (word,) in enumerate(struct.iter_unpack("<q", _shape())):
-        code.store("i64", str(word), shape, place)
-    code.do(f"call void @llvm.x86.ldtilecfg(ptr {shape})")
+    begin(code)
     made = code.op(f"alloca [{_BESIDE * SIDE * SIDE} x float], align 64")
     low, high = code.part(*team, code.div(outs, SIDE))
     groups = code.div(code.add(rows, SIDE - 1), SIDE)
@@ -104,10 +114,10 @@ def product(code: Loops, name: str, width: int, given: tuple[str, ...], team: tu
                 rest,
                 {n: f"call void @{name}.{n}(ptr {x}, ptr {own}, ptr {made})" for n in range(1, _BESIDE + 1)},
             )
-            begin = code.mul(group.index, SIDE)
-            some = code.least_of(code.sub(rows, begin), _BESIDE * SIDE)
-            _put(code, (made, bias, out), (begin, some), (first, outs), biased, adds)
-    code.do("call void @llvm.x86.tilerelease()")
+            start = code.mul(group.index, SIDE)
+            some = code.least_of(code.sub(rows, start), _BESIDE * SIDE)
+            _put(code, (made, bias, out), (start, some), (first, outs), biased, adds)
+    end(code)
 
 
 def tile(code: Loops, name: str, width: int) -> None:

@@ -1,0 +1,177 @@
+"""Attention of a few queries over many keys by the tiles of a processor that has some: as long as reading them takes.
+
+Owns the machine code. Sixteen keys by sixteen rows are multiplied at once as keys are stored, so that a vector has one
+key's logits of all rows and softmax needs no sum across a vector; values are laid beside each other in pairs once for
+all rows (Intel, Advanced Matrix Extensions: TDPBF16PS). Softmax is made as it goes, a block of keys at a time; its
+weights are rounded to bfloat16, sums are made in float32. Knows no cache and no policy.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import struct
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from longctx.kernels import machine, tile_blocks, tiles
+from longctx.kernels.few_queries import LOWEST, WIDEST, end
+from longctx.kernels.loops import Loops
+from longctx.kernels.tile_blocks import BLOCK, HALF
+from longctx.kernels.tiles import DEEP, SIDE
+
+REVISION = 1  # to be raised when the way of attending changes: what was tried before then holds no more
+_TOLD = (
+    "q", "packed", "k", "v", "out", "top", "sums", "HEADS", "ROWS", "GROUPS", "KEYS", "PIECES", "SETS", "SCALE",
+    "K_BATCH", "K_HEAD", "K_KEY", "V_BATCH", "V_HEAD", "V_KEY", "number", "count",
+)  # fmt: skip
+
+
+def suits(key: Tensor, value: Tensor) -> bool:
+    """Whether ``attend`` can be had for keys and values [batch, kv_heads, keys, dim]: on a CPU with tiles, alike.
+
+    They are of bfloat16, and their numbers stand side by side, in whole tiles.
+    """
+    width, dtype = key.shape[-1], key.dtype
+    return (
+        key.is_cpu
+        and value.is_cpu
+        and dtype == value.dtype
+        and width == value.shape[-1] <= WIDEST
+        and key.stride(-1) == value.stride(-1) == 1
+        and bool(version(dtype, width))
+    )
+
+
+def version(dtype: torch.dtype, width: int) -> str:
+    """Which compiler ``attend`` is had from for keys of a format and a width; empty where it is not."""
+    there = dtype == torch.bfloat16 and not width % DEEP and tiles.have()
+    return machine.version(dtype, width, _right) if there else ""
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Rows [batch, kv_heads, rows, dim] over keys and values [batch or 1, kv_heads, keys, dim], all of bfloat16.
+
+    Returns the rows' outputs, float32 [batch, kv_heads, rows, dim], and the logarithms of their softmax's denominators,
+    float32 [batch, kv_heads, rows]. Infinite logits make outputs that are no numbers. Raises ValueError for keys that
+    do not suit, for none, and for other shapes.
+    """
+    fits = query.is_cpu and query.dtype == key.dtype and key.shape == value.shape and key.shape[0] in (1, len(query))
+    alike = (query.shape[1], query.shape[3]) == (key.shape[1], key.shape[3])
+    if not suits(key, value) or not fits or not alike or not key.shape[2]:
+        raise ValueError(
+            f"query {tuple(query.shape)} of {query.dtype}, key {tuple(key.shape)} of {key.dtype} on {key.device}, "
+            f"value {tuple(value.shape)}: it takes rows as wide as keys, in bfloat16 on a CPU, where suits() says yes."
+        )
+    return _attended(query, key, value, scale)
+
+
+def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    batch, heads, rows, width = query.shape
+    wide = query.float().contiguous()
+    threads, sets, groups = machine.threads() or 1, batch * heads, -(-rows // SIDE)
+    pieces = threads // math.gcd(sets, threads)
+    out = torch.empty(pieces, batch, heads, rows, width, dtype=torch.float32, device="cpu")
+    log = torch.empty(pieces, batch, heads, groups * SIDE, dtype=torch.float32, device="cpu")
+    sums = torch.empty_like(log)
+    packed = torch.empty(pieces * sets * _room(groups, width), dtype=torch.uint8, device="cpu")
+    strides = (own if len(states) > 1 else (0, *own[1:]) for states in (key, value) for own in (states.stride()[:3],))
+    (scaling,) = struct.unpack("<i", struct.pack("<f", scale))
+    machine.run(
+        _compiled(width, rows <= HALF),
+        (
+            *(one.data_ptr() for one in (wide, packed, key, value, out, log, sums)),
+            *(heads, rows, groups, key.shape[2], pieces, sets, scaling),
+            *(number for own in strides for number in own),
+        ),
+    )
+    log = log[..., :rows]
+    if pieces == 1:
+        return out[0], log[0]
+    return (out * log.softmax(0).unsqueeze(-1)).sum(0), log.logsumexp(0)
+
+
+def _room(groups: int, width: int) -> int:
+    """Bytes that so many groups of rows take once they are packed, one of half a vector twice."""
+    return (groups + 1) * SIDE * width * 2
+
+
+def _right(dtype: torch.dtype) -> bool:
+    numbers = torch.arange(2 * (BLOCK + SIDE) * DEEP, dtype=torch.float32, device="cpu")
+    key, value = (numbers % 31 / 16).sin().to(dtype).view(2, 1, 1, BLOCK + SIDE, DEEP)
+    for rows in (HALF, SIDE + 1):
+        query = value[:, :, :rows]
+        found, logits = _attended(query, key, value, 1.0), query.float() @ key.float().transpose(-1, -2)
+        out, log = logits.softmax(-1) @ value.float(), logits.logsumexp(-1)
+        if not torch.allclose(found[0], out, atol=0.01) or not torch.allclose(found[1], log, rtol=1e-4):
+            return False
+    return True
+
+
+@functools.cache  # machine code, which takes a while to compile
+def _compiled(width: int, half: bool) -> Any:
+    return machine.compiled(_code(width, machine.lanes(), half))
+
+
+def _code(width: int, lanes: int, half: bool) -> str:
+    """``run`` for a thread's share: some of the keys of some of the sets, a block of keys at a time for all rows.
+
+    With ``half`` the rows are so few that a vector holds the logits of two keys.
+    """
+    code = Loops(lanes)
+    tiles.declare(code)
+    with code.function("void @run(ptr %given)"):
+        told = code.told(_TOLD)
+        rooms = tile_blocks.rooms(code, width)
+        with code.loop(0, BLOCK * SIDE, DEEP) as at:  # of the rows behind half a vector nothing else is ever written
+            code.store(code.vector, "zeroinitializer", rooms["weights"], at.index, of="i16")
+        bits = code.op(f"trunc i64 {told['SCALE']} to i32")
+        scale = code.splat(code.op(f"bitcast i32 {bits} to float"))
+        low, high = code.share(told["number"], told["count"], code.mul(told["SETS"], told["PIECES"]))
+        tiles.begin(code)
+        with code.loop(low, high) as unit:
+            piece, own = code.div(unit.index, told["SETS"]), code.rem(unit.index, told["SETS"])
+            first, last = (code.div(code.mul(told["KEYS"], one), told["PIECES"]) for one in (piece, code.add(piece, 1)))
+            text, head = code.div(own, told["HEADS"]), code.rem(own, told["HEADS"])
+            bases = []
+            for name in ("k", "v"):
+                parts = ((text, "BATCH"), (head, "HEAD"), (first, "KEY"))
+                begin = functools.reduce(code.add, (code.mul(n, told[f"{name.upper()}_{part}"]) for n, part in parts))
+                bases.append(code.place("i16", told[name], begin))
+            query = code.place("float", told["q"], code.mul(code.mul(own, told["ROWS"]), width))
+            room = code.mul(code.add(told["GROUPS"], 1), width * 2 * SIDE)
+            packed = code.place("i8", told["packed"], code.mul(unit.index, room))
+            tile_blocks.pack(code, width, half, query, packed, told["ROWS"])
+            out = code.place("float", told["out"], code.mul(code.mul(unit.index, told["ROWS"]), width))
+            logs = code.mul(code.mul(unit.index, told["GROUPS"]), SIDE)
+            top, sums = (code.place("float", told[name], logs) for name in ("top", "sums"))
+            _begin(code, told, width, out, top, sums)
+            length = code.sub(last, first)
+            with code.loop(0, length, BLOCK) as at:
+                left = code.least_of(code.sub(length, at.index), BLOCK)
+                found = tile_blocks.whole(code, width, told, bases, at.index, left, rooms)
+                tile_blocks.pair(code, width, found, rooms["mixed"])
+                with code.loop(0, told["GROUPS"]) as group:
+                    here = code.place("i8", packed, code.mul(group.index, width * 2 * SIDE))
+                    begin = code.mul(group.index, SIDE)
+                    state = (code.place("float", top, begin), code.place("float", sums, begin))
+                    some = code.least_of(code.sub(told["ROWS"], begin), SIDE)
+                    tile_blocks.logits(code, width, half, here, found[0], rooms["logits"])
+                    tile_blocks.weigh(code, half, scale, left, state, rooms)
+                    tile_blocks.add(code, width, code.place("float", out, code.mul(begin, width)), some, rooms)
+            if half:
+                tile_blocks.join(code, sums)
+            end(code, told["ROWS"], width, out, top, sums)
+        tiles.end(code)
+    return code.text()
+
+
+def _begin(code: Loops, told: dict[str, str], width: int, out: str, top: str, sums: str) -> None:
+    """Nothing has been seen yet."""
+    with code.loop(0, code.mul(told["GROUPS"], SIDE), SIDE) as at:
+        code.store(code.vector, code.constant(LOWEST), top, at.index, of="float")
+        code.store(code.vector, "zeroinitializer", sums, at.index, of="float")
+    with code.loop(0, code.mul(told["ROWS"], width), SIDE) as at:
+        code.store(code.vector, "zeroinitializer", out, at.index, of="float")
