@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from longctx.backend import parts, quick
 from longctx.backend.attention import _folded
-from longctx.kernels import few_queries, tiles
+from longctx.kernels import few_queries, tile_queries, tiles
 
 _MANY = 1500
 
@@ -140,17 +140,22 @@ def test_a_trial_decides_by_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) 
 def test_tiles_are_one_of_the_ways_where_there_are_some(
     calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quick, "fastest", lambda ways, margin: (len(ways) - 1, 1.0))
-    monkeypatch.setattr(quick, "_KEYS", 64)
-    assert quick._tried(torch.bfloat16, 32) == [2] * 7 and quick._tried(torch.bfloat16, 48) == [1] * 7
+    for second in (True, False):  # whichever was the faster one before it
+        turns = iter([second, True] * 7 + [second] * 7)
+        monkeypatch.setattr(quick, "fastest", lambda ways, margin, turns=turns: (int(next(turns)), 1.0))
+        monkeypatch.setattr(quick, "_KEYS", 64)
+        assert quick._tried(torch.bfloat16, 32) == [2] * 7 and quick._tried(torch.bfloat16, 48) == [int(second)] * 7
     monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads: [2] * 7)
-    query, key, value = (drawn(1, 2, many, 32, seed=many).bfloat16() for many in (5, _MANY, _MANY))
+    asked: list[int] = []
+    attend = tile_queries.attend
+    monkeypatch.setattr(tile_queries, "attend", lambda *given: asked.append(given[0].shape[2]) or attend(*given))
+    query, key, value = (drawn(1, 2, many, 32, seed=seed).bfloat16() for seed, many in enumerate((5, _MANY, _MANY)))
     with torch.inference_mode():
         part = parts.part(query, key, value, 0.3)
-    assert not calls, "the other kernel was asked"
+        assert quick.over(query[:, :, :0], key, value, 0.3) is None
+    assert not calls and asked == [5]
     for own, other in zip(part, few_queries.reference(query, key, value, 0.3), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-2, atol=1e-3)
-    assert not torch.equal(part.out, parts.part(query, key[:, :, :-1], value[:, :, :-1], 0.3).out)
 
 
 @needed

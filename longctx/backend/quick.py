@@ -31,7 +31,7 @@ def over(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tenso
     if not machine.plain():
         return None
     rows, width = query.shape[2], query.shape[3]
-    if rows > MOST or key.shape[2] < _LEAST or not _may(query, key, value):
+    if not 0 < rows <= MOST or key.shape[2] < _LEAST or not _may(query, key, value):
         return None
     way = _ways(key.dtype, width, torch.get_num_threads())[bisect_left(_COUNTS, rows)]
     return _KERNELS[way - 1].attend(query, key, value, scale) if way else None
@@ -74,5 +74,9 @@ def _tried(dtype: torch.dtype, width: int) -> list[int]:
 
 def _fastest(query: Tensor, key: Tensor, value: Tensor) -> int:
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    kernels = [functools.partial(by.attend, query, key, value, 1.0) for by in _KERNELS if by.suits(key, value)]
-    return fastest((lambda: flash(query, key, value, 0.0, False), *kernels), _FASTER)[0]
+    found, best = 0, functools.partial(flash, query, key, value, 0.0, False)
+    for way, kernel in enumerate(_KERNELS, 1):
+        other = functools.partial(kernel.attend, query, key, value, 1.0)
+        if kernel.suits(key, value) and fastest((best, other), _FASTER)[0]:
+            found, best = way, other
+    return found

@@ -1,6 +1,6 @@
 """Kernels that are compiled where they run, each a file with a reference in plain torch beside it or in its tests.
 
 ``few_rows``, ``few_queries``, ``tile_queries``, ``clusters``, ``cluster_choice`` and ``steps`` are kernels; a next one
-is one like them. Their code is written with ``loops``, ``elementary`` and the steps of ``blocks``, ``ranges``, ``tiles``
-and ``tile_blocks``, that of ``steps`` in ``step_code``; ``machine`` compiles, checks and runs it.
+is one like them. Their code is written with ``loops``, ``elementary`` and the steps of ``blocks``, ``ranges``,
+``tiles`` and ``tile_blocks``, that of ``steps`` in ``step_code``; ``machine`` compiles, checks and runs it.
 """

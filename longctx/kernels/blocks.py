@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+from longctx.kernels.elementary import log
 from longctx.kernels.loops import Loops, Turn
 
 TILE = 8  # rows that are worked on at a time
 CHUNK = 2  # vectors of a row's output that are summed in registers at a time
+LOWEST = -3.0e38  # as a logit: of nothing
 Ahead = tuple[str, str] | None
 
 
@@ -33,8 +35,7 @@ def turn(code: Loops, stored: str, width: int, where: Callable[[str], str], room
 def turned(code: Loops, rows: Sequence[str]) -> list[str]:
     """As many vectors as each has numbers, with rows for columns.
 
-    Of half as many, each of which holds half of one row and behind it half of the row that comes half a vector later,
-    it is those columns that the halves are of.
+    Of half as many the halves are turned each by itself: a vector holds half a row, and half of one so much later.
     """
     found, n, apart = list(rows), code.lanes, len(rows) // 2
     while apart:
@@ -132,6 +133,20 @@ def values(code: Loops, stored: str, parts: range, width: int, fades: list[str],
                 at.next[f"a{row}.{part}"] = code.fma(wide[part], weight, at.now[f"a{row}.{part}"])
     for name, place in places.items():
         code.store(vector, at.now[name], "%out", place, of="float")
+
+
+def end(code: Loops, rows: str, width: int, out: str, top: str, sums: str) -> None:
+    """Outputs by the sums of their weights, and logarithms in place of the largest; of no weight 0, and the lowest."""
+    with code.loop(0, rows) as row:
+        total = code.load("float", sums, row.index)
+        found = code.op(f"fadd float {code.load('float', top, row.index)}, {log(code, total, '0.0')}")
+        code.store("float", found, top, row.index)
+        whole = code.op(f"fdiv float 1.0, {total}")
+        factor = code.splat(code.op(f"select i1 {code.op(f'fcmp oeq float {total}, 0.0')}, float 0.0, float {whole}"))
+        with code.loop(0, width, code.lanes) as at:
+            place = code.add(code.mul(row.index, width), at.index)
+            scaled = code.vec("fmul", code.wide("float", out, place), factor)
+            code.store(code.vector, scaled, out, place, of="float")
 
 
 def _next(code: Loops, stored: str, width: int, at: Turn) -> None:

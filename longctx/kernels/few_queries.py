@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from longctx.kernels import blocks, machine
-from longctx.kernels.elementary import exp, log
+from longctx.kernels.elementary import exp
 from longctx.kernels.loops import FORMATS, Loops
 
 REVISION = 2  # to be raised when the way of attending changes: what was tried before then holds no more
 WIDEST = 256  # numbers of a key: a block of them is worked on in the nearest caches
-LOWEST = -3.0e38  # as a logit: of nothing
+LOWEST = blocks.LOWEST
 _TOLD = (
     "q", "k", "v", "slots", "counts", "out", "top", "sums", "wrong", "HEADS", "ROWS", "KEYS", "SLOTS", "PIECES", "SETS",
     "K_BATCH", "K_HEAD", "K_KEY", "V_BATCH", "V_HEAD", "V_KEY", "number", "count",
@@ -219,7 +219,7 @@ def _code(dtype: torch.dtype, width: int, tiles: tuple[int, ...], lanes: int) ->
                     given = f"{', '.join(f'ptr {one}' for one in pointers)}, i64 {left}"
                     rest = code.least_of(code.sub(told["ROWS"], tile.index), blocks.TILE)
                     code.choose(rest, {n: f"call void @tile{n}({given})" for n in tiles})
-            end(code, told["ROWS"], width, out, top, sums)
+            blocks.end(code, told["ROWS"], width, out, top, sums)
     return code.text()
 
 
@@ -239,20 +239,6 @@ def _begin(code: Loops, rows: str, width: int, out: str, top: str, sums: str) ->
         code.store("float", "0.0", sums, row.index)
     with code.loop(0, code.mul(rows, width), code.lanes) as at:
         code.store(code.vector, "zeroinitializer", out, at.index, of="float")
-
-
-def end(code: Loops, rows: str, width: int, out: str, top: str, sums: str) -> None:
-    """Outputs by the sums of their weights, and logarithms in place of the largest; of no weight 0, and the lowest."""
-    with code.loop(0, rows) as row:
-        total = code.load("float", sums, row.index)
-        found = code.op(f"fadd float {code.load('float', top, row.index)}, {log(code, total, '0.0')}")
-        code.store("float", found, top, row.index)
-        whole = code.op(f"fdiv float 1.0, {total}")
-        factor = code.splat(code.op(f"select i1 {code.op(f'fcmp oeq float {total}, 0.0')}, float 0.0, float {whole}"))
-        with code.loop(0, width, code.lanes) as at:
-            place = code.add(code.mul(row.index, width), at.index)
-            scaled = code.vec("fmul", code.wide("float", out, place), factor)
-            code.store(code.vector, scaled, out, place, of="float")
 
 
 def _tile(code: Loops, stored: str, rows: int, width: int) -> None:

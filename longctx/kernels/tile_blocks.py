@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 
 from longctx.kernels import blocks, tiles
+from longctx.kernels.blocks import LOWEST
 from longctx.kernels.elementary import exp
-from longctx.kernels.few_queries import LOWEST
 from longctx.kernels.loops import Loops
 from longctx.kernels.tiles import BYTES, DEEP, SIDE
 
@@ -20,7 +20,7 @@ _STEPS = BLOCK // DEEP
 _SUMS = 4  # tiles of outputs that are summed at a time
 
 
-def rooms(code: Loops, width: int) -> dict[str, str]:
+def scratch(code: Loops, width: int) -> dict[str, str]:
     """What a thread works in: copies of keys and values that are no whole block, and what is made of a block."""
     numbers = {
         "k": ("i16", BLOCK * width),
@@ -34,8 +34,8 @@ def rooms(code: Loops, width: int) -> dict[str, str]:
     return {name: code.op(f"alloca [{count} x {kind}], align 64") for name, (kind, count) in numbers.items()}
 
 
-def whole(
-    code: Loops, width: int, told: dict[str, str], bases: list[str], at: str, left: str, rooms: dict[str, str]
+def standing(
+    code: Loops, width: int, told: dict[str, str], bases: list[str], at: str, left: str, scratch: dict[str, str]
 ) -> list[tuple[str, str]]:
     """Where a block's keys and values begin and how many numbers apart they are: in a copy, if there are too few.
 
@@ -50,15 +50,15 @@ def whole(
         own = code.place("i16", base, code.mul(at, stride))
         with code.loop(0, some) as key, code.loop(0, width, SIDE) as part:
             held = code.load(vector, code.place("i16", own, code.mul(key.index, stride)), part.index, of="i16")
-            code.store(vector, held, rooms[name], code.add(code.mul(key.index, width), part.index), of="i16")
+            code.store(vector, held, scratch[name], code.add(code.mul(key.index, width), part.index), of="i16")
         with code.loop(code.mul(none, width), BLOCK * width, SIDE) as part:
-            code.store(vector, "zeroinitializer", rooms[name], part.index, of="i16")
-        place = code.op(f"select i1 {full}, ptr {own}, ptr {rooms[name]}")
+            code.store(vector, "zeroinitializer", scratch[name], part.index, of="i16")
+        place = code.op(f"select i1 {full}, ptr {own}, ptr {scratch[name]}")
         found.append((place, code.op(f"select i1 {full}, i64 {stride}, i64 {width}")))
     return found
 
 
-def pair(code: Loops, width: int, found: list[tuple[str, str]], mixed: str) -> None:
+def interleave(code: Loops, width: int, found: list[tuple[str, str]], mixed: str) -> None:
     """A block's values as products take them: two keys' numbers side by side, tile by tile.
 
     What the memory is to send next, the keys and values behind the block, is asked for meanwhile.
@@ -105,7 +105,7 @@ def _swapped(code: Loops, value: str) -> str:
     return code.shuffled(value, value, [(n + HALF) % SIDE for n in range(SIDE)])
 
 
-def logits(code: Loops, width: int, half: bool, query: str, keys: tuple[str, str], logits: str) -> None:
+def multiply(code: Loops, width: int, half: bool, packed: str, keys: tuple[str, str], logits: str) -> None:
     """Products of some rows and a block's keys: of each key those of all rows, or of two keys side by side."""
     base, apart = keys
     stride, parts = code.mul(apart, 2), width // DEEP
@@ -114,7 +114,7 @@ def logits(code: Loops, width: int, half: bool, query: str, keys: tuple[str, str
             code.do(f"call void @llvm.x86.tilezero(i8 {one})")
         for part in range(parts):
             for turn in range(2 if half else 1):
-                place = code.place("i8", query, (turn * parts + part) * BYTES)
+                place = code.place("i8", packed, (turn * parts + part) * BYTES)
                 code.do(f"call void @llvm.x86.tileloadd64(i8 4, ptr {place}, i64 64)")
                 for one in range(2):
                     group = 2 * one + turn if half else one
@@ -128,14 +128,14 @@ def logits(code: Loops, width: int, half: bool, query: str, keys: tuple[str, str
             code.do(f"call void @llvm.x86.tilestored64(i8 {one}, ptr {place}, i64 64)")
 
 
-def weigh(code: Loops, half: bool, scale: str, left: str, state: tuple[str, str], rooms: dict[str, str]) -> None:
+def weigh(code: Loops, half: bool, scale: str, left: str, state: tuple[str, str], scratch: dict[str, str]) -> None:
     """A block's weights as products take them, their sums, and by how much what was before fades."""
-    (top, sums), logits, vectors = state, rooms["logits"], SIDE if half else DEEP
+    (top, sums), logits, vectors = state, scratch["logits"], SIDE if half else DEEP
     before = code.wide("float", top, 0)
     high = _scaled(code, half, scale, left, before, logits)
     code.store(code.vector, high, top, 0, of="float")
     fade = exp(code, code.vec("fsub", before, high))
-    code.store(code.vector, fade, rooms["fades"], 0, of="float")
+    code.store(code.vector, fade, scratch["fades"], 0, of="float")
     with code.loop(0, _STEPS, carried={"sum": (code.vector, "zeroinitializer")}) as step:
         pairs, totals = [], []
         for pair in range(vectors // 2):
@@ -147,7 +147,7 @@ def weigh(code: Loops, half: bool, scale: str, left: str, state: tuple[str, str]
             pairs.append(_paired(code, *both))
         for row, own in enumerate(blocks.turned(code, pairs)):
             place = code.add(code.mul(step.index, SIDE * SIDE), row * SIDE)
-            code.store(code.vector, own, rooms["weights"], place, of="float")
+            code.store(code.vector, own, scratch["weights"], place, of="float")
         while len(totals) > 1:
             totals = [code.vec("fadd", *totals[n : n + 2]) for n in range(0, len(totals), 2)]
         step.next["sum"] = code.vec("fadd", step.now["sum"], totals[0])
@@ -176,7 +176,10 @@ def _scaled(code: Loops, half: bool, scale: str, left: str, before: str, logits:
 
 
 def _paired(code: Loops, one: str, other: str) -> str:
-    """Two vectors' numbers side by side in bfloat16: the nearest, of two as near the larger; none stays none."""
+    """Two vectors' weights side by side in bfloat16: the nearest, of two as near the larger.
+
+    What is no number stays none unless all its digits are ones, and its row's sum is none in any case.
+    """
     bits = [code.op(f"bitcast {code.vector} {own} to {code.whole}") for own in (one, other)]
     first, second = (code.op(f"add {code.whole} {own}, {code.same(1 << 15)}") for own in bits)
     first = code.op(f"lshr {code.whole} {first}, {code.same(16)}")
@@ -184,7 +187,7 @@ def _paired(code: Loops, one: str, other: str) -> str:
     return code.op(f"bitcast {code.whole} {code.op(f'or {code.whole} {first}, {second}')} to {code.vector}")
 
 
-def add(code: Loops, width: int, out: str, rows: str, rooms: dict[str, str]) -> None:
+def add(code: Loops, width: int, out: str, rows: str, scratch: dict[str, str]) -> None:
     """Adds a block's values, by their weights, to the outputs of some rows, which fade first."""
     across = width // SIDE
     for begin in range(0, across, _SUMS):
@@ -192,19 +195,19 @@ def add(code: Loops, width: int, out: str, rows: str, rooms: dict[str, str]) -> 
         for one in range(count):
             code.do(f"call void @llvm.x86.tilezero(i8 {one})")
         with code.loop(0, _STEPS) as step:
-            weights = code.place("i8", rooms["weights"], code.mul(step.index, BYTES))
+            weights = code.place("i8", scratch["weights"], code.mul(step.index, BYTES))
             code.do(f"call void @llvm.x86.tileloadd64(i8 4, ptr {weights}, i64 64)")
-            values = code.place("i8", rooms["mixed"], code.mul(step.index, across * BYTES))
+            values = code.place("i8", scratch["mixed"], code.mul(step.index, across * BYTES))
             for one in range(count):
                 own, tile = code.place("i8", values, (begin + one) * BYTES), 5 + one % 3
                 code.do(f"call void @llvm.x86.tileloadd64(i8 {tile}, ptr {own}, i64 64)")
                 code.do(f"call void @llvm.x86.tdpbf16ps(i8 {one}, i8 4, i8 {tile})")
         for one in range(count):
-            place = code.place("float", rooms["made"], one * SIDE * SIDE)
+            place = code.place("float", scratch["made"], one * SIDE * SIDE)
             code.do(f"call void @llvm.x86.tilestored64(i8 {one}, ptr {place}, i64 64)")
         with code.loop(0, rows) as row:
-            fade = code.splat(code.load("float", rooms["fades"], row.index))
+            fade = code.splat(code.load("float", scratch["fades"], row.index))
             for one in range(count):
-                made = code.wide("float", rooms["made"], code.add(code.mul(row.index, SIDE), one * SIDE * SIDE))
+                made = code.wide("float", scratch["made"], code.add(code.mul(row.index, SIDE), one * SIDE * SIDE))
                 place = code.add(code.mul(row.index, width), (begin + one) * SIDE)
                 code.store(code.vector, code.fma(code.wide("float", out, place), fade, made), out, place, of="float")

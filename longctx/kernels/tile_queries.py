@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longctx.kernels import machine, tile_blocks, tiles
-from longctx.kernels.few_queries import LOWEST, WIDEST, end
+from longctx.kernels import blocks, machine, tile_blocks, tiles
+from longctx.kernels.blocks import LOWEST
+from longctx.kernels.few_queries import WIDEST
 from longctx.kernels.loops import Loops
 from longctx.kernels.tile_blocks import BLOCK, HALF
 from longctx.kernels.tiles import DEEP, SIDE
@@ -56,11 +57,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Ten
 
     Returns the rows' outputs, float32 [batch, kv_heads, rows, dim], and the logarithms of their softmax's denominators,
     float32 [batch, kv_heads, rows]. Infinite logits make outputs that are no numbers. Raises ValueError for keys that
-    do not suit, for none, and for other shapes.
+    do not suit, for no keys or rows, and for other shapes.
     """
     fits = query.is_cpu and query.dtype == key.dtype and key.shape == value.shape and key.shape[0] in (1, len(query))
     alike = (query.shape[1], query.shape[3]) == (key.shape[1], key.shape[3])
-    if not suits(key, value) or not fits or not alike or not key.shape[2]:
+    if not suits(key, value) or not fits or not alike or not key.shape[2] * query.shape[2]:
         raise ValueError(
             f"query {tuple(query.shape)} of {query.dtype}, key {tuple(key.shape)} of {key.dtype} on {key.device}, "
             f"value {tuple(value.shape)}: it takes rows as wide as keys, in bfloat16 on a CPU, where suits() says yes."
@@ -72,11 +73,11 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[
     batch, heads, rows, width = query.shape
     wide = query.float().contiguous()
     threads, sets, groups = machine.threads() or 1, batch * heads, -(-rows // SIDE)
-    pieces = threads // math.gcd(sets, threads)
+    pieces = min(threads // math.gcd(sets, threads), -(-key.shape[2] // BLOCK))
     out = torch.empty(pieces, batch, heads, rows, width, dtype=torch.float32, device="cpu")
     log = torch.empty(pieces, batch, heads, groups * SIDE, dtype=torch.float32, device="cpu")
     sums = torch.empty_like(log)
-    packed = torch.empty(pieces * sets * _room(groups, width), dtype=torch.uint8, device="cpu")
+    packed = torch.empty(pieces * sets * _packed_bytes(groups, width), dtype=torch.uint8, device="cpu")
     strides = (own if len(states) > 1 else (0, *own[1:]) for states in (key, value) for own in (states.stride()[:3],))
     (scaling,) = struct.unpack("<i", struct.pack("<f", scale))
     machine.run(
@@ -93,14 +94,15 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[
     return (out * log.softmax(0).unsqueeze(-1)).sum(0), log.logsumexp(0)
 
 
-def _room(groups: int, width: int) -> int:
+def _packed_bytes(groups: int, width: int) -> int:
     """Bytes that so many groups of rows take once they are packed, one of half a vector twice."""
     return (groups + 1) * SIDE * width * 2
 
 
 def _right(dtype: torch.dtype) -> bool:
-    numbers = torch.arange(2 * (BLOCK + SIDE) * DEEP, dtype=torch.float32, device="cpu")
-    key, value = (numbers % 31 / 16).sin().to(dtype).view(2, 1, 1, BLOCK + SIDE, DEEP)
+    width, heads = 3 * DEEP, machine.threads() or 1  # a set for each thread, which meets a whole block and a part
+    numbers = torch.arange(2 * heads * (BLOCK + SIDE) * 2 * width, dtype=torch.float32, device="cpu")
+    key, value = (numbers % 31 / 16).sin().to(dtype).view(2, 1, heads, BLOCK + SIDE, 2 * width)[..., :width]
     for rows in (HALF, SIDE + 1):
         query = value[:, :, :rows]
         found, logits = _attended(query, key, value, 1.0), query.float() @ key.float().transpose(-1, -2)
@@ -124,16 +126,18 @@ def _code(width: int, lanes: int, half: bool) -> str:
     tiles.declare(code)
     with code.function("void @run(ptr %given)"):
         told = code.told(_TOLD)
-        rooms = tile_blocks.rooms(code, width)
-        with code.loop(0, BLOCK * SIDE, DEEP) as at:  # of the rows behind half a vector nothing else is ever written
-            code.store(code.vector, "zeroinitializer", rooms["weights"], at.index, of="i16")
+        scratch = tile_blocks.scratch(code, width)
         bits = code.op(f"trunc i64 {told['SCALE']} to i32")
         scale = code.splat(code.op(f"bitcast i32 {bits} to float"))
         low, high = code.share(told["number"], told["count"], code.mul(told["SETS"], told["PIECES"]))
         tiles.begin(code)
         with code.loop(low, high) as unit:
             piece, own = code.div(unit.index, told["SETS"]), code.rem(unit.index, told["SETS"])
-            first, last = (code.div(code.mul(told["KEYS"], one), told["PIECES"]) for one in (piece, code.add(piece, 1)))
+            whole = code.div(code.add(told["KEYS"], BLOCK - 1), BLOCK)
+            first, last = (
+                code.least_of(code.mul(code.div(code.mul(whole, one), told["PIECES"]), BLOCK), told["KEYS"])
+                for one in (piece, code.add(piece, 1))
+            )
             text, head = code.div(own, told["HEADS"]), code.rem(own, told["HEADS"])
             bases = []
             for name in ("k", "v"):
@@ -151,19 +155,19 @@ def _code(width: int, lanes: int, half: bool) -> str:
             length = code.sub(last, first)
             with code.loop(0, length, BLOCK) as at:
                 left = code.least_of(code.sub(length, at.index), BLOCK)
-                found = tile_blocks.whole(code, width, told, bases, at.index, left, rooms)
-                tile_blocks.pair(code, width, found, rooms["mixed"])
+                found = tile_blocks.standing(code, width, told, bases, at.index, left, scratch)
+                tile_blocks.interleave(code, width, found, scratch["mixed"])
                 with code.loop(0, told["GROUPS"]) as group:
                     here = code.place("i8", packed, code.mul(group.index, width * 2 * SIDE))
                     begin = code.mul(group.index, SIDE)
                     state = (code.place("float", top, begin), code.place("float", sums, begin))
                     some = code.least_of(code.sub(told["ROWS"], begin), SIDE)
-                    tile_blocks.logits(code, width, half, here, found[0], rooms["logits"])
-                    tile_blocks.weigh(code, half, scale, left, state, rooms)
-                    tile_blocks.add(code, width, code.place("float", out, code.mul(begin, width)), some, rooms)
+                    tile_blocks.multiply(code, width, half, here, found[0], scratch["logits"])
+                    tile_blocks.weigh(code, half, scale, left, state, scratch)
+                    tile_blocks.add(code, width, code.place("float", out, code.mul(begin, width)), some, scratch)
             if half:
                 tile_blocks.join(code, sums)
-            end(code, told["ROWS"], width, out, top, sums)
+            blocks.end(code, told["ROWS"], width, out, top, sums)
         tiles.end(code)
     return code.text()
 

@@ -85,15 +85,33 @@ def test_logits_far_below_zero_count_as_those_near_it(rows: int) -> None:
 @needed
 @there
 @pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("keys", [40, BLOCK + 9])
 @pytest.mark.parametrize("where", ["query", "key", "value"])
-def test_what_is_no_number_stays_none(where: str, rows: int) -> None:
-    given = {"query": drawn(1, 2, rows, 32, seed=0), "key": drawn(1, 2, 40, 32, seed=1)}
-    given["value"] = drawn(1, 2, 40, 32, seed=2)
+def test_what_is_no_number_stays_none_and_spoils_nothing_else(where: str, keys: int, rows: int) -> None:
+    given = {"query": drawn(1, 2, rows, 32, seed=0), "key": drawn(1, 2, keys, 32, seed=1)}
+    given["value"] = drawn(1, 2, keys, 32, seed=2)
     for bad in (torch.nan, torch.inf, -torch.nan):
         tensors = {name: one.clone() for name, one in given.items()}
         tensors[where][0, 1, 2, 3] = bad
-        out, _ = tile_queries.attend(*tensors.values(), 0.5)
-        assert bool(out[0, 0].isfinite().all()) and not bool(out[0, 1].isfinite().all()), (where, bad)
+        found = tile_queries.attend(*tensors.values(), 0.5)
+        expected = few_queries.reference(*tensors.values(), 0.5)
+        # an infinite logit below 0 counts for nothing there, and is no number here
+        bad_rows = {"query": [2], "key": list(range(rows)), "value": []}[where]
+        for own, other in zip(found, expected, strict=True):
+            fine = torch.ones_like(own, dtype=torch.bool)
+            fine[0, 1, bad_rows] = False
+            assert torch.equal(own.isfinite()[fine], other.isfinite()[fine]), (where, bad)
+        assert not bool(found[0][0, 1, bad_rows].isfinite().any())
+
+
+@needed
+@there
+def test_there_may_be_more_threads_than_blocks_and_texts_in_another_order() -> None:
+    for batch, keys in ((1, 3), (3, BLOCK + 1)):
+        key, value = (drawn(keys, batch, 2, 64, seed=seed).permute(1, 2, 0, 3) for seed in (0, 1))
+        query = drawn(batch, 2, 4, 64, seed=2)
+        with threads(7):
+            check(tile_queries.attend(query, key, value, 0.3), query, key, value, 0.3)
 
 
 @needed
@@ -106,6 +124,7 @@ def test_what_it_cannot_read_it_refuses() -> None:
         (query.float(), key, key),
         (query, key, key[:, :, :4]),
         (query, key[:, :, :0], key[:, :, :0]),
+        (query[:, :, :0], key, key),
         (query[..., :16], key[..., :16], key[..., :16]),
         (query[:, :1], key, key),
         (torch.ones(1, 2, 3, widest.shape[3]).bfloat16(), widest, widest),
