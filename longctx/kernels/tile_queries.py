@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longctx.kernels import blocks, machine, tile_blocks, tiles
+from longctx.kernels import blocks, few_queries, machine, tile_blocks, tiles
 from longctx.kernels.blocks import LOWEST
-from longctx.kernels.few_queries import WIDEST
 from longctx.kernels.loops import Loops
 from longctx.kernels.tile_blocks import BLOCK, HALF
 from longctx.kernels.tiles import DEEP, SIDE
@@ -35,15 +34,7 @@ def suits(key: Tensor, value: Tensor) -> bool:
 
     They are of bfloat16, and their numbers stand side by side, in whole tiles.
     """
-    width, dtype = key.shape[-1], key.dtype
-    return (
-        key.is_cpu
-        and value.is_cpu
-        and dtype == value.dtype
-        and width == value.shape[-1] <= WIDEST
-        and key.stride(-1) == value.stride(-1) == 1
-        and bool(version(dtype, width))
-    )
+    return bool(version(key.dtype, key.shape[-1])) and few_queries.suits(key, value)
 
 
 def version(dtype: torch.dtype, width: int) -> str:

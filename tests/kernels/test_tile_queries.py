@@ -118,7 +118,7 @@ def test_there_may_be_more_threads_than_blocks_and_texts_in_another_order() -> N
 @there
 def test_what_it_cannot_read_it_refuses() -> None:
     query, key = torch.ones(1, 2, 3, 64).bfloat16(), torch.ones(1, 2, 5, 64).bfloat16()
-    widest = torch.ones(1, 2, 5, tile_queries.WIDEST + 32).bfloat16()
+    widest = torch.ones(1, 2, 5, few_queries.WIDEST + 32).bfloat16()
     for refused in (
         (query.float(), key.float(), key.float()),
         (query.float(), key, key),
