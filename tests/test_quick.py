@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from longctx.backend import parts, quick
 from longctx.backend.attention import _folded
+from longctx.backend.rows import Rows
 from longctx.kernels import few_queries, tile_queries, tiles
 
 _MANY = 1500
@@ -29,7 +30,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return attend(query, *given, **more)
 
     monkeypatch.setattr(few_queries, "attend", counted)
-    monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads: [1] * 7)
+    monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads: [1] * 9)
     return seen
 
 
@@ -124,11 +125,11 @@ def test_a_trial_decides_by_the_number_of_rows(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(quick, "fastest", fastest)
     monkeypatch.setattr(quick, "_KEYS", 64)
-    assert quick._tried(torch.float32, 32) == [1, 0, 1, 0, 1, 0, 1] and set(tried) == {2}
-    for wrong in ([1], [1, 2, 3, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0, "1"]):
+    assert quick._tried(torch.float32, 32) == [1, 0, 1, 0, 1, 0, 1, 0, 0] and set(tried) == {2}
+    for wrong in ([1], [1, 2, 3, 0, 0, 0, 0, 0, 0], [1, 2, 0, 0, 0, 0, 0, 0, "1"]):
         with pytest.raises(ValueError, match="the ways are others"):
             quick._understood(wrong)
-    monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads: quick._understood([0, 1, 1, 1, 1, 1, 0]))
+    monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads: quick._understood([0, 1, 1, 1, 1, 1, 0, 0, 0]))
     key = drawn(1, 1, _MANY, 32, seed=1)
     with torch.inference_mode():
         for rows, wins in ((1, False), (2, True), (3, True), (32, True), (33, False), (64, False)):
@@ -141,11 +142,12 @@ def test_tiles_are_one_of_the_ways_where_there_are_some(
     calls: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for second in (True, False):  # whichever was the faster one before it
-        turns = iter([second, True] * 7 + [second] * 7)
+        turns = iter([second, True] * 7 + [True] * 2 + [second] * 7)
         monkeypatch.setattr(quick, "fastest", lambda ways, margin, turns=turns: (int(next(turns)), 1.0))
         monkeypatch.setattr(quick, "_KEYS", 64)
-        assert quick._tried(torch.bfloat16, 32) == [2] * 7 and quick._tried(torch.bfloat16, 48) == [int(second)] * 7
-    monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads: [2] * 7)
+        assert quick._tried(torch.bfloat16, 32) == [2] * 9
+        assert quick._tried(torch.bfloat16, 48) == [int(second)] * 7 + [0] * 2
+    monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads: [2] * 9)
     asked: list[int] = []
     attend = tile_queries.attend
     monkeypatch.setattr(tile_queries, "attend", lambda *given: asked.append(given[0].shape[2]) or attend(*given))
@@ -156,6 +158,36 @@ def test_tiles_are_one_of_the_ways_where_there_are_some(
     assert not calls and asked == [5]
     for own, other in zip(part, few_queries.reference(query, key, value, 0.3), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-2, atol=1e-3)
+
+
+@needed
+@pytest.mark.skipif(not tiles.have(), reason="this processor has no tiles of bfloat16, or may not use them")
+@pytest.mark.parametrize("parents", [[-1, 0, 1, 2], [-1, 0, 0, 1, -1, 2, 2], [-1] * 12])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_rows_of_a_tree_go_by_tiles_with_their_own_keys(
+    parents: list[int], groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one call, to what two parts and their merge give; where another kernel is the faster one, by these."""
+    count, asked = len(parents), list[tuple[int, ...]]()
+    rows = Rows(parents, _MANY, [None], torch.device("cpu"))
+    query = drawn(1, 2 * groups, count, 32, seed=0).bfloat16()
+    key, value = (drawn(1, 2, _MANY + count, 32, seed=seed).bfloat16() for seed in (1, 2))
+    attend = tile_queries.attend
+    monkeypatch.setattr(tile_queries, "attend", lambda *given: asked.append(given[0].shape) or attend(*given))
+    found = []
+    for way in (0, 1, 2):
+        monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads, way=way: [way] * 9)
+        with torch.inference_mode():
+            found.append(rows.attend(query, key, value, 0.3))
+    assert asked == [(1, 2, groups * count, 32)]
+    mask = rows.mask(0, _MANY + count)
+    if mask is None:
+        mask = torch.ones(count, _MANY + count, dtype=torch.bool).tril(_MANY)
+    wide = (one.float() for one in (query, key, value))
+    expected = F.scaled_dot_product_attention(*wide, mask, scale=0.3, enable_gqa=True)
+    for own in found:
+        assert own.dtype == torch.bfloat16
+        torch.testing.assert_close(own.float(), expected, rtol=2e-2, atol=2e-3)
 
 
 @needed

@@ -38,7 +38,7 @@ _APART = 2**24  # numbers in all matrices of a trial: too many for a cache, as t
 _MATRICES = 64  # of them, at the most
 
 Way = Callable[[Tensor, Tensor], Tensor]
-"""Rows [rows, in] and weights [out, in] -> their product [rows, out], in their format or a wider one."""
+"""Rows [rows, in] and weights [out, in] -> their product [rows, out], row by row, in their format or a wider one."""
 
 Shape = tuple[torch.dtype, int, int, int]
 """What is tried once: a format, the rows and the width of weights [out, in], and a number of threads."""
@@ -92,14 +92,14 @@ def _usual(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _weights_first(x: Tensor, weight: Tensor) -> Tensor:
-    return torch.mm(weight, x.t()).t()
+    return torch.mm(weight, x.t()).t().contiguous()  # who reads rows pays for columns otherwise
 
 
 def _by_fours(x: Tensor, weight: Tensor) -> Tensor:
     """Weights first, a few rows at a time: on some processors only so few have a good kernel."""
     # an odd row out would be a product with a vector, or one for which the library has no good kernel
     even = torch.cat((x, x[-1:])) if len(x) % 2 else x
-    return torch.cat([_weights_first(part, weight) for part in torch.split(even, _CHUNK)])[: len(x)]
+    return torch.cat([torch.mm(weight, part.t()).t() for part in torch.split(even, _CHUNK)])[: len(x)]
 
 
 def _one_by_one(x: Tensor, weight: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ def _widened(x: Tensor, weight: Tensor) -> Tensor:
     wide, made = x.float().t(), torch.empty(len(weight), len(x), dtype=torch.float32, device="cpu")
     for place, some in _blocks(weight, _BLOCK):
         torch.mm(some, wide, out=made[place])
-    return made.t()
+    return made.t().contiguous()
 
 
 def _widened_rows_first(x: Tensor, weight: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from bisect import bisect_left
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,18 +16,23 @@ from longctx.backend.kept import kept
 from longctx.backend.trial import fastest
 from longctx.kernels import few_queries, machine, tile_queries
 
-MOST = 64  # rows of a KV head that are few
-_COUNTS = (1, 2, 4, 8, 16, 32, MOST)  # that are tried; others are as the next of these
+MOST = 256  # rows of a KV head that are few
+_FEW = 64  # rows, beyond which a kernel without tiles takes long to lose
+_COUNTS = (1, 2, 4, 8, 16, 32, _FEW, 128, MOST)  # that are tried; others are as the next of these
 _LEAST = 1024  # keys below which what a call costs is most of it
 _KEYS = 2**14  # of the trial: more than the nearer caches hold, as those of all layers are
 _FASTER = 1.05  # how many times as fast a kernel must be: it rounds otherwise
-_KERNELS = (few_queries, tile_queries)  # a way is the place of one counted from 1; 0 is the library's
+# and the rows up to which they are tried; a way is the place of one counted from 1, and 0 is the library's
+_KERNELS = ((few_queries, _FEW), (tile_queries, MOST))
 
 
-def over(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor] | None:
+def over(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Callable[[], Tensor] | None = None
+) -> tuple[Tensor, Tensor] | None:
     """What the kernels' ``attend`` gives for all of many keys, by the fastest; None where that is the library's way.
 
-    Nothing is kept for gradients.
+    ``hidden`` makes what ``tile_queries`` takes where a row does not see all of the last keys: None too if the fastest
+    kernel is another. Nothing is kept for gradients.
     """
     if not machine.plain():
         return None
@@ -34,14 +40,20 @@ def over(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tenso
     if not 0 < rows <= MOST or key.shape[2] < _LEAST or not _may(query, key, value):
         return None
     way = _ways(key.dtype, width, torch.get_num_threads())[bisect_left(_COUNTS, rows)]
-    return _KERNELS[way - 1].attend(query, key, value, scale) if way else None
+    if not way:
+        return None
+    kernel, _ = _KERNELS[way - 1]
+    if hidden is None:
+        found: tuple[Tensor, Tensor] = kernel.attend(query, key, value, scale)
+        return found
+    return tile_queries.attend(query, key, value, scale, hidden()) if kernel is tile_queries else None
 
 
 def named(
     query: Tensor, key: Tensor, value: Tensor, scale: float, slots: Tensor, counts: Tensor | None
 ) -> tuple[Tensor, Tensor] | None:
     """The same for those of the keys that ``slots`` and ``counts`` name, which need not be gathered so."""
-    if not machine.plain() or query.shape[2] > MOST or not _may(query, key, value):
+    if not machine.plain() or query.shape[2] > _FEW or not _may(query, key, value):
         return None
     return few_queries.attend(query, key, value, scale, slots, counts)
 
@@ -75,8 +87,8 @@ def _tried(dtype: torch.dtype, width: int) -> list[int]:
 def _fastest(query: Tensor, key: Tensor, value: Tensor) -> int:
     flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     found, best = 0, functools.partial(flash, query, key, value, 0.0, False)
-    for way, kernel in enumerate(_KERNELS, 1):
+    for way, (kernel, most) in enumerate(_KERNELS, 1):
         other = functools.partial(kernel.attend, query, key, value, 1.0)
-        if kernel.suits(key, value) and fastest((best, other), _FASTER)[0]:
+        if query.shape[2] <= most and kernel.suits(key, value) and fastest((best, other), _FASTER)[0]:
             found, best = way, other
     return found

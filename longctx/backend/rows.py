@@ -5,6 +5,7 @@ Owns positions, windows and masks. Knows no token.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longctx.backend import quick
 from longctx.backend.parts import causal_part, fold, merge, part
+from longctx.kernels import tile_queries
 
 _SHORT = 6000  # rows times keys, up to which one call takes less time than the products of several
 
@@ -40,6 +43,7 @@ class Rows:
         self.positions = start + depths.to(device)
         self._masks: dict[tuple[int | None, int], Tensor] = {}
         self._added: dict[tuple[int, int], Tensor] = {}
+        self._laid: dict[int, Tensor] = {}
 
     def whole(self, layer: int) -> bool:
         """Whether every row sees every slot before the rows in ``layer``."""
@@ -75,12 +79,14 @@ class Rows:
         """Attention of the rows over everything before them and over their own paths, as [batch, heads, rows, dim]."""
         batch, heads, count, dim = query.shape
         kv_heads, prefix = key.shape[1], key.shape[2] - count
-        folded = fold(query, kv_heads)
+        folded, groups = fold(query, kv_heads), heads // kv_heads
+        if (found := quick.over(folded, key, value, scale, functools.partial(self._hidden, groups))) is not None:
+            return found[0].to(query.dtype).view(batch, heads, count, -1)
         before = part(folded, key[:, :, :prefix], value[:, :, :prefix], scale)
         if self.is_chain:
             own = causal_part(query, key[:, :, prefix:], value[:, :, prefix:], scale)
         else:
-            seen = self._own(heads // kv_heads)
+            seen = self._own(groups)
             own = part(folded, key[:, :, prefix:], value[:, :, prefix:], scale, seen)
         return merge([before, own]).to(query.dtype).view(batch, heads, count, -1)
 
@@ -90,6 +96,12 @@ class Rows:
         if key not in self._masks:
             self._masks[key] = self._made(None, self.count).repeat(groups, 1)
         return self._masks[key]
+
+    def _hidden(self, groups: int) -> Tensor:
+        """The same as the kernel takes it."""
+        if groups not in self._laid:
+            self._laid[groups] = tile_queries.lay(self._own(groups))
+        return self._laid[groups]
 
     def _made(self, window: int | None, keys: int) -> Tensor:
         device = self.positions.device

@@ -7,10 +7,11 @@ softmax needs no sum across a vector. Knows no kernel.
 from __future__ import annotations
 
 import functools
+import math
 
 from longctx.kernels import blocks, tiles
 from longctx.kernels.blocks import LOWEST
-from longctx.kernels.elementary import exp
+from longctx.kernels.elementary import power
 from longctx.kernels.loops import Loops
 from longctx.kernels.tiles import BYTES, DEEP, SIDE
 
@@ -85,24 +86,14 @@ def interleave(code: Loops, width: int, found: list[tuple[str, str]], mixed: str
 
 def pack(code: Loops, width: int, half: bool, query: str, packed: str, rows: str) -> None:
     """The rows as products take them; of ``half`` a vector also as its other half, each beside zeros."""
-    team = ("0", "1")
-    if half:
-        with code.loop(0, 2 * width * SIDE * 2, 4 * SIDE) as at:
-            code.store(code.vector, "zeroinitializer", packed, at.index, of="i8")
-        other = code.place("i8", packed, width * SIDE * 2 + 4 * HALF)
-        tiles.pack(code, (query, other, str(width)), team, rows)
-    tiles.pack(code, (query, packed, str(width)), team, rows)
+    other = code.place("i8", packed, width * SIDE * 2) if half else ""
+    tiles.pack(code, (query, packed, str(width)), ("0", "1"), rows, other)
 
 
 def join(code: Loops, sums: str) -> None:
     """Afterwards the sums of rows in half a vector are those of both halves."""
     own = code.wide("float", sums, 0)
-    code.store(code.vector, code.vec("fadd", own, _swapped(code, own)), sums, 0, of="float")
-
-
-def _swapped(code: Loops, value: str) -> str:
-    """A vector with its halves in each other's place."""
-    return code.shuffled(value, value, [(n + HALF) % SIDE for n in range(SIDE)])
+    code.store(code.vector, code.vec("fadd", own, tiles.swapped(code, own)), sums, 0, of="float")
 
 
 def multiply(code: Loops, width: int, half: bool, packed: str, keys: tuple[str, str], logits: str) -> None:
@@ -128,51 +119,81 @@ def multiply(code: Loops, width: int, half: bool, packed: str, keys: tuple[str, 
             code.do(f"call void @llvm.x86.tilestored64(i8 {one}, ptr {place}, i64 64)")
 
 
+def hide(code: Loops, hidden: str, begin: str, left: str, logits: str) -> None:
+    """Adds what is ``hidden`` to the logits of a block's ``left`` keys from the ``begin``th on, if those are in it."""
+    first = code.least_of(code.most_of(begin, 0), left)
+    with code.loop(first, left) as key:
+        more = code.wide("float", hidden, code.mul(code.sub(key.index, begin), SIDE))
+        place = code.mul(key.index, SIDE)
+        code.store(code.vector, code.vec("fadd", code.wide("float", logits, place), more), logits, place, of="float")
+
+
 def weigh(code: Loops, half: bool, scale: str, left: str, state: tuple[str, str], scratch: dict[str, str]) -> None:
-    """A block's weights as products take them, their sums, and by how much what was before fades."""
+    """A block's weights as products take them, their sums, and by how much what was before fades.
+
+    The highest logits of the ``state`` are not scaled, so that one that is large leaves those beside it their digits.
+    ``scale``: a vector of what they are multiplied by, above 0, for powers of two: those have less to do.
+    """
     (top, sums), logits, vectors = state, scratch["logits"], SIDE if half else DEEP
+    _missing(code, half, left, logits)
     before = code.wide("float", top, 0)
-    high = _scaled(code, half, scale, left, before, logits)
+    high = code.greater(before, _highest(code, half, logits))
     code.store(code.vector, high, top, 0, of="float")
-    fade = exp(code, code.vec("fsub", before, high))
+
+    def weight(logit: str) -> str:
+        return power(code, code.vec("fmul", code.vec("fsub", logit, high), scale))
+
+    fade = weight(before)
     code.store(code.vector, fade, scratch["fades"], 0, of="float")
     with code.loop(0, _STEPS, carried={"sum": (code.vector, "zeroinitializer")}) as step:
-        pairs, totals = [], []
+        pairs, totals = [], [step.now["sum"], "zeroinitializer"]  # of as many as need not wait for one another
         for pair in range(vectors // 2):
             both = []
             for odd in (0, 1):
                 place = code.add(code.mul(step.index, vectors * SIDE), (2 * pair + odd) * SIDE)
-                both.append(exp(code, code.vec("fsub", code.wide("float", logits, place), high)))
-            totals.append(code.vec("fadd", *both))
+                both.append(weight(code.wide("float", logits, place)))
+            totals = [code.vec("fadd", *own) for own in zip(totals, both, strict=True)]
             pairs.append(_paired(code, *both))
         for row, own in enumerate(blocks.turned(code, pairs)):
             place = code.add(code.mul(step.index, SIDE * SIDE), row * SIDE)
             code.store(code.vector, own, scratch["weights"], place, of="float")
-        while len(totals) > 1:
-            totals = [code.vec("fadd", *totals[n : n + 2]) for n in range(0, len(totals), 2)]
-        step.next["sum"] = code.vec("fadd", step.now["sum"], totals[0])
+        step.next["sum"] = code.vec("fadd", *totals)
     faded = code.vec("fmul", code.wide("float", sums, 0), fade)
     code.store(code.vector, code.vec("fadd", faded, step.now["sum"]), sums, 0, of="float")
 
 
-def _scaled(code: Loops, half: bool, scale: str, left: str, before: str, logits: str) -> str:
-    """Scales a block's logits, those of no key to the lowest; the highest of each row, of ``before`` too."""
-    low, vectors = code.constant(LOWEST), SIDE if half else DEEP
-    highest = [before] * 4
-    carried = {f"m{n}": (code.vector, one) for n, one in enumerate(highest)}
+def _missing(code: Loops, half: bool, left: str, logits: str) -> None:
+    """The logits of keys that a block has no more of are the lowest, those behind the ``left`` ones."""
+    low = code.constant(LOWEST)
+    if not half:
+        with code.loop(left, BLOCK) as key:
+            code.store(code.vector, low, logits, code.mul(key.index, SIDE), of="float")
+        return
+    # a vector has the logits of a key and of the one sixteen behind it
+    with code.loop(code.op(f"select i1 {code.op(f'icmp slt i64 {left}, {BLOCK}')}, i64 0, i64 {BLOCK}"), BLOCK) as key:
+        group, n = code.div(key.index, DEEP), code.rem(key.index, DEEP)
+        vector = code.add(code.mul(group, SIDE), code.rem(n, SIDE))
+        place = code.add(code.mul(vector, SIDE), code.mul(code.div(n, SIDE), HALF))
+        there = code.op(f"icmp slt i64 {key.index}, {left}")
+        held = code.load(f"<{HALF} x float>", logits, place, of="float")
+        none = f"<{', '.join([f'float {code.number(LOWEST)}'] * HALF)}>"
+        found = code.op(f"select i1 {there}, <{HALF} x float> {held}, <{HALF} x float> {none}")
+        code.store(f"<{HALF} x float>", found, logits, place, of="float")
+
+
+def _highest(code: Loops, half: bool, logits: str) -> str:
+    """The highest of a block's logits in each row."""
+    vectors = SIDE if half else DEEP
+    carried = {f"m{n}": (code.vector, code.constant(-math.inf)) for n in range(4)}
     with code.loop(0, _STEPS, carried=carried) as step:
-        there = code.splat(code.op(f"trunc i64 {code.sub(left, code.mul(step.index, DEEP))} to i32"), "i32")
         highest = list(step.now.values())
         for n in range(vectors):
-            which = [n + SIDE * (half and lane >= HALF) for lane in range(SIDE)]
-            real = code.op(f"icmp slt {code.whole} {code.integers(which)}, {there}")
-            place = code.add(code.mul(step.index, vectors * SIDE), n * SIDE)
-            own = code.select(real, code.vec("fmul", code.wide("float", logits, place), scale), low)
-            code.store(code.vector, own, logits, place, of="float")
-            highest[n % 4] = code.greater(own, highest[n % 4])
+            own = code.wide("float", logits, code.add(code.mul(step.index, vectors * SIDE), n * SIDE))
+            more = code.op(f"fcmp ogt {code.vector} {own}, {highest[n % 4]}")
+            highest[n % 4] = code.select(more, own, highest[n % 4])
         step.next.update(zip(step.now, highest, strict=True))
     high = functools.reduce(code.greater, step.now.values())
-    return code.greater(high, _swapped(code, high)) if half else high
+    return code.greater(high, tiles.swapped(code, high)) if half else high
 
 
 def _paired(code: Loops, one: str, other: str) -> str:

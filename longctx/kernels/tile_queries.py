@@ -22,10 +22,12 @@ from longctx.kernels.loops import Loops
 from longctx.kernels.tile_blocks import BLOCK, HALF
 from longctx.kernels.tiles import DEEP, SIDE
 
-REVISION = 1  # to be raised when the way of attending changes: what was tried before then holds no more
+_LEAST = 1e-6  # as a scale: a smaller one is multiplied into the rows
+_HIDDEN = -1e30  # as a logit, of a key that is not seen: far below all others, and a number whatever the scale
+REVISION = 2  # to be raised when the way of attending changes: what was tried before then holds no more
 _TOLD = (
-    "q", "packed", "k", "v", "out", "top", "sums", "HEADS", "ROWS", "GROUPS", "KEYS", "PIECES", "SETS", "SCALE",
-    "K_BATCH", "K_HEAD", "K_KEY", "V_BATCH", "V_HEAD", "V_KEY", "number", "count",
+    "q", "packed", "k", "v", "out", "top", "sums", "hidden", "HEADS", "ROWS", "GROUPS", "KEYS", "OWN", "PIECES", "SETS",
+    "SCALE", "K_BATCH", "K_HEAD", "K_KEY", "V_BATCH", "V_HEAD", "V_KEY", "number", "count",
 )  # fmt: skip
 
 
@@ -43,26 +45,45 @@ def version(dtype: torch.dtype, width: int) -> str:
     return machine.version(dtype, width, _right) if there else ""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def lay(seen: Tensor) -> Tensor:
+    """Which of the last keys each row sees, bool [rows, last keys], as ``attend`` takes it: to be made once for many.
+
+    float32 [rows / 16, last keys, 16], what is added to a logit.
+    """
+    rows, own = seen.shape
+    hidden = torch.zeros(-(-rows // SIDE) * SIDE, own, dtype=torch.float32, device="cpu")
+    hidden[:rows].masked_fill_(~seen, _HIDDEN)
+    return hidden.view(-1, SIDE, own).transpose(1, 2).contiguous()
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Rows [batch, kv_heads, rows, dim] over keys and values [batch or 1, kv_heads, keys, dim], all of bfloat16.
 
+    Of the last keys a row sees those that ``lay`` was told of, all without ``hidden``; of all keys it must see some.
     Returns the rows' outputs, float32 [batch, kv_heads, rows, dim], and the logarithms of their softmax's denominators,
-    float32 [batch, kv_heads, rows]. Infinite logits make outputs that are no numbers. Raises ValueError for keys that
-    do not suit, for no keys or rows, and for other shapes.
+    float32 [batch, kv_heads, rows]. Infinite logits may make outputs that are no numbers. Raises ValueError for keys
+    that do not suit, for no keys or rows, and for other shapes.
     """
     fits = query.is_cpu and query.dtype == key.dtype and key.shape == value.shape and key.shape[0] in (1, len(query))
     alike = (query.shape[1], query.shape[3]) == (key.shape[1], key.shape[3])
+    fits = fits and (hidden is None or (len(hidden) == -(-query.shape[2] // SIDE) and hidden.shape[1] <= key.shape[2]))
     if not suits(key, value) or not fits or not alike or not key.shape[2] * query.shape[2]:
         raise ValueError(
             f"query {tuple(query.shape)} of {query.dtype}, key {tuple(key.shape)} of {key.dtype} on {key.device}, "
             f"value {tuple(value.shape)}: it takes rows as wide as keys, in bfloat16 on a CPU, where suits() says yes."
         )
-    return _attended(query, key, value, scale)
+    return _attended(query, key, value, scale, hidden)
 
 
-def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _attended(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     batch, heads, rows, width = query.shape
-    wide = query.float().contiguous()
+    # what is scaled must keep its order, and what is hidden must stay low
+    factor, scale = (math.copysign(1.0, scale), abs(scale)) if abs(scale) > _LEAST else (scale, 1.0)
+    wide = (query.float() * factor).contiguous()
     threads, sets, groups = machine.threads() or 1, batch * heads, -(-rows // SIDE)
     pieces = min(threads // math.gcd(sets, threads), -(-key.shape[2] // BLOCK))
     out = torch.empty(pieces, batch, heads, rows, width, dtype=torch.float32, device="cpu")
@@ -72,10 +93,11 @@ def _attended(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[
     strides = (own if len(states) > 1 else (0, *own[1:]) for states in (key, value) for own in (states.stride()[:3],))
     (scaling,) = struct.unpack("<i", struct.pack("<f", scale))
     machine.run(
-        _compiled(width, rows <= HALF),
+        _compiled(width, rows <= HALF and hidden is None),
         (
             *(one.data_ptr() for one in (wide, packed, key, value, out, log, sums)),
-            *(heads, rows, groups, key.shape[2], pieces, sets, scaling),
+            0 if hidden is None else hidden.data_ptr(),
+            *(heads, rows, groups, key.shape[2], 0 if hidden is None else hidden.shape[1], pieces, sets, scaling),
             *(number for own in strides for number in own),
         ),
     )
@@ -120,6 +142,7 @@ def _code(width: int, lanes: int, half: bool) -> str:
         scratch = tile_blocks.scratch(code, width)
         bits = code.op(f"trunc i64 {told['SCALE']} to i32")
         scale = code.splat(code.op(f"bitcast i32 {bits} to float"))
+        twos = code.vec("fmul", scale, code.constant(1 / math.log(2)))
         low, high = code.share(told["number"], told["count"], code.mul(told["SETS"], told["PIECES"]))
         tiles.begin(code)
         with code.loop(low, high) as unit:
@@ -154,10 +177,18 @@ def _code(width: int, lanes: int, half: bool) -> str:
                     state = (code.place("float", top, begin), code.place("float", sums, begin))
                     some = code.least_of(code.sub(told["ROWS"], begin), SIDE)
                     tile_blocks.multiply(code, width, half, here, found[0], scratch["logits"])
-                    tile_blocks.weigh(code, half, scale, left, state, scratch)
+                    if not half:
+                        own_keys = code.sub(code.sub(told["KEYS"], told["OWN"]), code.add(first, at.index))
+                        mask = code.place("float", told["hidden"], code.mul(code.mul(group.index, told["OWN"]), SIDE))
+                        tile_blocks.hide(code, mask, own_keys, left, scratch["logits"])
+                    tile_blocks.weigh(code, half, twos, left, state, scratch)
                     tile_blocks.add(code, width, code.place("float", out, code.mul(begin, width)), some, scratch)
             if half:
                 tile_blocks.join(code, sums)
+            with code.loop(0, code.mul(told["GROUPS"], SIDE), SIDE) as at:
+                code.store(
+                    code.vector, code.vec("fmul", code.wide("float", top, at.index), scale), top, at.index, "float"
+                )
             blocks.end(code, told["ROWS"], width, out, top, sums)
         tiles.end(code)
     return code.text()

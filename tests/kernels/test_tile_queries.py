@@ -71,6 +71,46 @@ def test_it_reads_where_keys_stand_and_nothing_beside(rows: int, keys: int) -> N
 
 @needed
 @there
+@pytest.mark.parametrize("count", [1, 2, 3])
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 40), st.integers(0, 2 * BLOCK + 50)),
+    own=st.integers(1, 2 * BLOCK),
+    size=st.sampled_from([0.1, 1.0, 10.0]),
+    seed=st.integers(0, 999),
+)
+def test_of_the_last_keys_a_row_sees_those_it_may(
+    count: int, shape: tuple[int, int, int, int], own: int, size: float, seed: int
+) -> None:
+    """Beside an attention with a mask, and with numbers where nothing is seen that would outweigh all others."""
+    batch, heads, rows, before = shape
+    seen = torch.rand(rows, own, generator=torch.Generator().manual_seed(seed)) < 0.4
+    seen[:, 0] |= ~seen.any(1)  # a row sees some key
+    query = drawn(batch, heads, rows, 32, seed=seed, size=size)
+    key, value = (drawn(batch, heads, before + own, 32, seed=seed + n) for n in (1, 2))
+    unseen = before + (~seen.any(0)).nonzero().flatten()
+    key[:, :, unseen], value[:, :, unseen] = 1e4, 1e4
+    with threads(count):
+        found = tile_queries.attend(query, key, value, 0.2, tile_queries.lay(seen))
+    mask = torch.cat((torch.ones(rows, before, dtype=torch.bool), seen), 1)
+    scores = (query.float() @ key.float().transpose(-1, -2) * 0.2).masked_fill(~mask, -torch.inf)
+    off = scores.softmax(-1) @ value.float().abs() / 256
+    expected = scores.softmax(-1) @ value.float()
+    assert bool(((found[0] - expected).abs() <= off + 1e-5 * (1 + expected.abs())).all())
+    torch.testing.assert_close(found[1], scores.logsumexp(-1), rtol=1e-5, atol=1e-4)
+
+
+@needed
+@there
+@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-9, -1e-9, 30.0])
+def test_a_scale_may_be_any_number(scale: float, rows: int) -> None:
+    query, key, value = (drawn(1, 2, many, 32, seed=seed) for seed, many in enumerate((rows, BLOCK + 9, BLOCK + 9)))
+    check(tile_queries.attend(query, key, value, scale), query, key, value, scale)
+
+
+@needed
+@there
 @pytest.mark.parametrize("rows", [3, 20])
 def test_logits_far_below_zero_count_as_those_near_it(rows: int) -> None:
     """Keys that are missing to a block have the lowest logits there are, not those of zeros; one key outweighs all."""
@@ -95,13 +135,13 @@ def test_what_is_no_number_stays_none_and_spoils_nothing_else(where: str, keys: 
         tensors[where][0, 1, 2, 3] = bad
         found = tile_queries.attend(*tensors.values(), 0.5)
         expected = few_queries.reference(*tensors.values(), 0.5)
-        # an infinite logit below 0 counts for nothing there, and is no number here
+        # an infinite logit below 0 counts for nothing there, and may be no number here
         bad_rows = {"query": [2], "key": list(range(rows)), "value": []}[where]
         for own, other in zip(found, expected, strict=True):
             fine = torch.ones_like(own, dtype=torch.bool)
             fine[0, 1, bad_rows] = False
             assert torch.equal(own.isfinite()[fine], other.isfinite()[fine]), (where, bad)
-        assert not bool(found[0][0, 1, bad_rows].isfinite().any())
+            assert not bool((own.isfinite() & ~other.isfinite()).any()), (where, bad)
 
 
 @needed
@@ -134,6 +174,9 @@ def test_what_it_cannot_read_it_refuses() -> None:
     ):
         with pytest.raises(ValueError, match="where suits"):
             tile_queries.attend(*refused, 1.0)
+    for rows, last in ((17, 5), (3, 6)):  # more rows, and more of the last keys than there are keys
+        with pytest.raises(ValueError, match="where suits"):
+            tile_queries.attend(query, key, key, 1.0, tile_queries.lay(torch.ones(rows, last, dtype=torch.bool)))
 
 
 @needed
