@@ -233,10 +233,18 @@ def test_threads_may_become_more_or_fewer_between_passes() -> None:
 
 
 @needed
+@pytest.mark.parametrize("gates", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_no_step_begins_before_what_it_reads_is_made(family: str) -> None:
+def test_no_step_begins_before_what_it_reads_is_made(family: str, gates: bool) -> None:
     """Of steps that are not waited for, none reads or writes what another one writes, nor writes what it reads."""
-    kinds = {"norm": 3, "product": 3, "pack": 1, "turn": None, "lay": None}  # which of a step's tensors it writes
+    kinds = {
+        "norm": 3,
+        "product": 3,
+        "gate": 2,
+        "pack": 1,
+        "turn": None,
+        "lay": None,
+    }  # which of a step's tensors it writes
     met: list[int] = []
 
     class Noted:
@@ -249,7 +257,7 @@ def test_no_step_begins_before_what_it_reads_is_made(family: str) -> None:
             def step(*given: Any, **more: Any) -> int:
                 into = kinds[name]
                 written = set[int]() if into is None else {given[into].data_ptr()}
-                read = {given[0].data_ptr()}
+                read = {one.data_ptr() for one in (given[:2] if name == "gate" else given[:1])}
                 read |= {self.packed[place] for place in read if name == "product"}
                 assert not (read | written) & self.written and not written & (self.read - read), name
                 self.read, self.written = self.read | read, self.written | written
@@ -268,20 +276,20 @@ def test_no_step_begins_before_what_it_reads_is_made(family: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fused.steps, "Steps", Noted)
         patch.setattr(fused.steps, "packed", lambda dtype, rows, width: 4 * rows * width)
-        fused._Room(lean.layers, torch.float32, (96, 128, 160), fused._Memory(), 1, 3)
-    assert len(met) == len(lean.layers) * (6 if family == "qwen3" else 5)
+        fused._Room(lean.layers, torch.float32, (96, 128, 160), fused._Memory(), (1, 3), gates)
+    assert len(met) == len(lean.layers) * (5 + 2 * gates + (family == "qwen3"))
 
 
 @needed
 def test_a_kernel_that_computes_something_else_is_found_out_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     passes = Passes(model_of("llama"), range(3, 40))
-    ours = fused._Room.leave
+    ours = fused._Room.enter
 
-    def less(self: Any, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        gate, up = ours(self, index)
-        return gate, 0.99 * up
+    def less(self: Any, index: int) -> tuple[torch.Tensor, ...]:
+        q, k, v = ours(self, index)
+        return q, k, 0.99 * v
 
-    monkeypatch.setattr(fused._Room, "leave", less)
+    monkeypatch.setattr(fused._Room, "enter", less)
     with torch.inference_mode():
         assert passes.lean(400) is None and "something else" in passes.why_not
 

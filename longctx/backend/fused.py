@@ -1,4 +1,4 @@
-"""A decoder's layers for a few rows by the compiled kernel: two calls a layer, with attention between them.
+"""A decoder's layers for a few rows by the compiled kernel: one call or two a layer, with attention between them.
 
 Owns the order of a layer's steps, the memory between them, and the trial that says when its products are the faster
 ones. What is between products is in float32. Attention and caches are the caller's. Knows no model: ``Lean`` has its
@@ -47,6 +47,7 @@ class Fused:
         self._widths = tuple(sorted({weight.shape[1] for weight in self._weights}))
         self._known = self._now()
         self.suits = self._known is not None and self._fit()
+        self._gates = all(_is_silu(layer.act) for layer in layers)
         self._rooms: dict[tuple[int, int], _Room] = {}
         self._memory = _Memory()
         self._won: dict[tuple[int, int], bool] = {}
@@ -85,7 +86,7 @@ class Fused:
         batch, tokens, width = x.shape
         room = self._rooms.get((batch, tokens))
         if room is None:
-            room = _Room(self._layers, self.dtype, self._widths, self._memory, batch, tokens)
+            room = _Room(self._layers, self.dtype, self._widths, self._memory, (batch, tokens), self._gates)
             if batch * tokens <= MOST:  # more are the comparison's, once
                 self._rooms[batch, tokens] = room
         room.x.copy_(x.reshape(-1, width))
@@ -94,8 +95,7 @@ class Fused:
         for index, layer in enumerate(self._layers):
             q, k, v = room.enter(index)
             room.said.copy_(attend(index, q, k, v).view(room.said.shape))
-            gate, up = room.leave(index)
-            torch.mul(layer.act(gate), up, out=room.gated)
+            room.leave(index, layer.act)
         room.end()
         return room.x.view(batch, tokens, width)
 
@@ -136,6 +136,12 @@ def kinds(weights: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
     return [(one[shape], many) for shape, many in Counter(weight.shape for weight in weights).items()]
 
 
+def _is_silu(act: Callable[[Tensor], Tensor]) -> bool:
+    """Told by its numbers: it has many names."""
+    numbers = torch.linspace(-40.0, 40.0, 4001, device="cpu").view(1, -1)
+    return torch.equal(act(numbers.clone()), nn.functional.silu(numbers))
+
+
 def _sizes(layer: Layer) -> dict[str, tuple[int, ...]]:
     return {name: tuple(part.weight.shape) for name, part in layer.linear.items()}
 
@@ -172,7 +178,10 @@ class _Memory:
 
 
 class _Room:
-    """What is between the steps of a pass of ``batch`` times ``tokens`` rows, and all steps of all layers on it."""
+    """What is between the steps of a pass of ``count`` rows, texts times tokens, and all steps of all layers on it.
+
+    ``gates``: the MLP is gated by SiLU, for which there is a step.
+    """
 
     def __init__(
         self,
@@ -180,18 +189,18 @@ class _Room:
         dtype: torch.dtype,
         widths: tuple[int, ...],
         memory: _Memory,
-        batch: int,
-        tokens: int,
+        count: tuple[int, int],
+        gates: bool,
     ) -> None:
-        first, rows = layers[0], batch * tokens
-        self._dtype = dtype
+        (batch, tokens), first, self._dtype = count, layers[0], dtype
+        rows = batch * tokens
         outs = {name: part.weight.shape[0] for name, part in first.linear.items()}
         made = {name: memory.rows(name, rows, out) for name, out in outs.items()}
         self._gate, self._up = made["gate_proj"], made["up_proj"]
         self.x, h = (memory.rows(name, rows, outs["o_proj"]) for name in ("x", "normed"))
         self.turn = memory.rows("cos", rows, first.head_dim), memory.rows("sin", rows, first.head_dim)
         self.said = memory.rows("said", rows, outs["q_proj"])
-        self.gated = memory.rows("gated", rows, outs["gate_proj"])
+        self._gated = memory.rows("gated", rows, outs["gate_proj"])
         packed = memory.packed(dtype, rows, max(widths))
         self._shapes = [(batch, outs[name] // first.head_dim, tokens, first.head_dim) for name in _STATES]
         self._entering, self._leaving = list[tuple[steps.Steps, list[int]]](), list[steps.Steps]()
@@ -211,9 +220,14 @@ class _Room:
             _add(doing, layer.linear["o_proj"], self.said, packed, self.x)
             halves = {name: made[name] for name in ("gate_proj", "up_proj")}
             _multiply(doing, layer, layer.between, self.x, h, packed, halves)
-            self._leaving.append(doing)
-            doing = steps.Steps(dtype, rows, widths)
-            _add(doing, layer.linear["down_proj"], self.gated, packed, self.x)
+            if gates:
+                doing.wait()
+                doing.gate(self._gate, self._up, self._gated)
+                doing.wait()
+            else:
+                self._leaving.append(doing)
+                doing = steps.Steps(dtype, rows, widths)
+            _add(doing, layer.linear["down_proj"], self._gated, packed, self.x)
         self._end = doing
 
     def enter(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -225,10 +239,11 @@ class _Room:
         doing.run()
         return q, k, v
 
-    def leave(self, index: int) -> tuple[Tensor, Tensor]:
-        """Adds what attention ``said``, and gives both halves of the MLP, [rows, width]."""
-        self._leaving[index].run()
-        return self._gate, self._up
+    def leave(self, index: int, act: Callable[[Tensor], Tensor]) -> None:
+        """Adds what attention ``said``, and goes through the MLP by its ``act``; where there are ``gates``, later."""
+        if self._leaving:
+            self._leaving[index].run()
+            torch.mul(act(self._gate), self._up, out=self._gated)
 
     def end(self) -> None:
         """Ends the last layer."""

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from longctx.kernels import tiles
+from longctx.kernels.elementary import LEAST, exp
 from longctx.kernels.loops import Loops
 
-SMALL = ("norm", "turn", "lay", "pack")  # the kinds of steps besides products with weights of some width
+SMALL = ("norm", "turn", "lay", "gate", "pack")  # the kinds of steps besides products with weights of some width
 FIELDS = 10  # numbers that say what a step is: its kind, whether all wait behind it, and what it works on
 _SIDE = 2  # rows of weights that go side by side: numbers of x are loaded once for both
 _AHEAD = 2**13  # bytes by which weights are asked for before they are needed
@@ -24,7 +25,7 @@ def written(stored: str, widths: tuple[int, ...], lanes: int, tiled: bool) -> st
     code = Loops(lanes)
     if tiled:
         tiles.declare(code)
-    small = (_norm, _turn, _lay, _pack) if tiled else (_norm, _turn, _lay, _nothing)
+    small = (_norm, _turn, _lay, _gate, _pack if tiled else _nothing)
     kinds: list[Callable[[str], None]] = [functools.partial(one, code, stored) for one in small]
     kinds += [functools.partial(_product, code, stored, width) for width in widths]
     if tiled:
@@ -96,6 +97,23 @@ def _lay(code: Loops, stored: str, name: str) -> None:
             code.loop(0, dim, code.lanes) as at,
         ):
             code.put(stored, code.wide("float", line, at.index), made, at.index)
+
+
+def _gate(code: Loops, stored: str, name: str) -> None:
+    """A number by its logistic function, and by another: of far ones the sign tells which side is meant."""
+    with code.function(f"internal void @{name}{_HEAD}"):
+        gate, up, out, width = _told(code, "gate", "up", "out", "WIDTH")
+        low, high = code.part("%mine", "%of", code.div(code.mul("%rows", width), code.lanes))
+        one = code.constant(1.0)
+        with code.loop(low, high) as at:
+            place = code.mul(at.index, code.lanes)
+            own, other = (code.wide("float", base, place) for base in (gate, up))
+            size = code.op(f"call {code.vector} @llvm.fabs.v{code.lanes}f32({code.vector} {own})")
+            far = code.op(f"fcmp ogt {code.vector} {size}, {code.constant(-LEAST)}")
+            small = exp(code, code.op(f"fneg {code.vector} {code.select(far, code.constant(-LEAST), size)}"))
+            below = code.op(f"fcmp olt {code.vector} {own}, zeroinitializer")
+            share = code.vec("fdiv", code.select(below, small, one), code.vec("fadd", one, small))
+            code.store(code.vector, code.vec("fmul", code.vec("fmul", own, share), other), out, place, of="float")
 
 
 def _pack(code: Loops, stored: str, name: str) -> None:

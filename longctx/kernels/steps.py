@@ -56,6 +56,11 @@ class Steps:
         self._step(kind, (x, weight, bias, out), outs, int(add))
         self._made(out)
 
+    def gate(self, gate: Tensor, up: Tensor, out: Tensor) -> None:
+        """``out`` is ``gate`` by its logistic function and by ``up``, [rows, width] each (Shazeer 2020, SwiGLU)."""
+        self._step(step_code.SMALL.index("gate"), (gate, up, out), gate.shape[1])
+        self._made(out)
+
     def pack(self, x: Tensor, into: Tensor) -> None:
         """The next products of ``x`` [rows, width] go by tiles, if there are some and enough rows; all wait for this.
 

@@ -7,7 +7,7 @@ import torch
 from machines import needed, threads
 
 from longctx.kernels import machine
-from longctx.kernels.elementary import exp, log
+from longctx.kernels.elementary import exp, log, power
 from longctx.kernels.loops import Loops
 
 NONE, ALL = float("nan"), float("inf")
@@ -18,11 +18,10 @@ def through(x: torch.Tensor, which: str) -> torch.Tensor:
     code, made = Loops(machine.lanes()), torch.empty_like(x)
     with code.function("void @run(ptr %given)"):
         told = code.told(("x", "out", "COUNT"))
-        with code.loop(0, told["COUNT"], code.lanes if which == "exp" else 1) as at:
-            if which == "exp":
-                code.store(
-                    code.vector, exp(code, code.wide("float", told["x"], at.index)), told["out"], at.index, "float"
-                )
+        with code.loop(0, told["COUNT"], 1 if which == "log" else code.lanes) as at:
+            if which != "log":
+                found = {"exp": exp, "power": power}[which](code, code.wide("float", told["x"], at.index))
+                code.store(code.vector, found, told["out"], at.index, "float")
             else:
                 found = log(code, code.load("float", told["x"], at.index), code.number(-7.0))
                 code.store("float", found, told["out"], at.index)
@@ -42,6 +41,15 @@ def test_what_is_far_below_has_none_and_what_is_no_number_stays_none() -> None:
     x = torch.tensor([-87.1, -200.0, -3.4e38, -0.0, 0.0, NONE, -NONE, -ALL] * 4)
     expected = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, NONE, NONE, NONE] * 4)
     torch.testing.assert_close(through(x, "exp"), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@needed
+def test_powers_of_two_are_right_to_five_digits_and_of_nothing_exactly() -> None:
+    x = torch.cat((torch.linspace(-125, 0, 2**16), -torch.logspace(-45, 2, 2**12)))
+    torch.testing.assert_close(through(x, "power").double(), torch.exp2(x.double()), rtol=5e-6, atol=0)
+    edges = torch.tensor([-126.0, -200.0, -3.4e38, -0.0, 0.0, NONE, -NONE, -ALL] * 4)
+    expected = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, NONE, NONE, 0.0] * 4)
+    torch.testing.assert_close(through(edges, "power"), expected, rtol=0, atol=0, equal_nan=True)
 
 
 @needed

@@ -106,6 +106,24 @@ def test_every_number_is_rounded_as_torch_rounds_it(dtype: torch.dtype) -> None:
 
 
 @needed
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_gates_are_those_of_silu(dtype: torch.dtype, count: int) -> None:
+    """Whatever the format of weights is; what is no number stays none, and of what is infinite there is no number."""
+    edges = torch.tensor([0.0, torch.nan, torch.inf, -torch.inf])
+    gate = torch.cat((torch.linspace(-100, 100, 1020), edges)).repeat(3, 1) * torch.tensor([[1.0], [0.01], [-1.0]])
+    up, made = torch.randn(3, 1024), torch.empty(3, 1024)
+    with threads(count):
+        doing = Steps(dtype, 3, ())
+        doing.gate(gate, up, made)
+        doing.run()
+    expected = torch.nn.functional.silu(gate.double()) * up
+    fine = gate.isfinite()
+    torch.testing.assert_close(made.double()[fine], expected[fine], rtol=1e-6, atol=1e-30)
+    assert not bool(made[~fine].isfinite().any()) and bool((~fine).sum() == 9)
+
+
+@needed
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_nothing_is_written_beside_what_is_made(count: int) -> None:
     rows, heads, dim, guard, drawn = 3, 2, 32, 64, torch.randn(3, 64)
