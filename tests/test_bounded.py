@@ -8,13 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machines import needed
 from torch import Tensor
 
-from longctx.backend import bounded
+from longctx.backend import bounded, quick
 from longctx.backend.blocks import BLOCK, together
 from longctx.backend.bounded import Bounded
 from longctx.backend.forks import Context, Held
 from longctx.backend.meter import Meter
+from longctx.errors import ModelError
+from longctx.kernels import tile_queries, tiles
 from longctx.keys import Choice, Index, LayerKeys, Unread
 from longctx.kv.full import Full
 from longctx.kv.squeezed import Squeezed
@@ -172,6 +175,61 @@ def test_long_passes_are_made_in_blocks_that_join(rows: int) -> None:
         None,
     )
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@needed
+@pytest.mark.skipif(not tiles.have(), reason="this processor has no tiles of bfloat16, or may not use them")
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("before", [0, 4])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_where_all_is_read_one_call_of_the_tiles_sees_both(
+    rows: int, before: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says and counts what two parts and their merge do, which an audit still needs."""
+    keys, values, dim = 200, tensors(KV_HEADS, 200, 32, seed=1).bfloat16(), 32
+    held = Held(tensors(KV_HEADS, keys, dim, seed=0).bfloat16(), values, Index(keys, keys))
+    query = tensors(batch, 3 * KV_HEADS, rows, dim, seed=2).bfloat16()
+    own = [tensors(batch, KV_HEADS, before + rows, dim, seed=seed).bfloat16() for seed in (3, 4)]
+    monkeypatch.setattr(quick, "_LEAST", 1)
+    found, merged, calls = [], list[int](), list[int]()
+    merge, attend = bounded.merge, tile_queries.attend
+    monkeypatch.setattr(bounded, "merge", lambda parts: merged.append(len(parts)) or merge(parts))
+    monkeypatch.setattr(tile_queries, "attend", lambda *given: calls.append(given[1].shape[2]) or attend(*given))
+    for way, audit_every in ((0, 0), (2, 0), (2, 1)):
+        monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads, way=way: [way] * 9)
+        context = Context(keys, (held,), Full())
+        layer = Bounded(0, held, context, Meter(keys, audit_every))
+        layer.update(*own)
+        with torch.inference_mode():
+            found.append((layer.attend(query, *own, None, SCALE, None, None), layer.meter.report()))
+    assert merged == [2, 2] and calls[0] == keys
+    assert found[0][1] == found[1][1] and found[0][1].read_keys == keys and found[2][1].true_unread_share == 0
+    whole = [
+        torch.cat((one.expand(batch, -1, -1, -1), other), 2)
+        for one, other in zip((held.keys, values), own, strict=True)
+    ]
+    seen = torch.ones(rows, keys + before + rows, dtype=torch.bool).tril(keys + before)
+    expected = plainly(
+        query, *(one.repeat_interleave(3, 1) for one in whole), seen.expand(batch, 3 * KV_HEADS, -1, -1), None, None
+    )
+    for said, _ in found:
+        torch.testing.assert_close(said.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_numbers_that_are_none_are_told_and_large_ones_are_not() -> None:
+    for bad, where, fine in ((torch.nan, 0, False), (-torch.inf, 1, False), (3e37, slice(None), True)):
+        values = tensors(KV_HEADS, 4, DIM, seed=1)
+        values[:, :, where] = bad
+        context = Context(4, (Held(tensors(KV_HEADS, 4, DIM, seed=0), values, Index(4, 4)),), Full())
+        layer = Bounded(4, context.layers[0], context, Meter(4))
+        query, key = tensors(1, 4, 1, DIM, seed=2), tensors(1, KV_HEADS, 1, DIM, seed=3)
+        layer.update(key, key)
+        if fine:
+            found = layer.attend(query, key, key, None, 0.01, None, None)
+            assert bool(found.isfinite().all()) and not bool(found.sum().isfinite())
+        else:
+            with pytest.raises(ModelError, match=r"attention of layer 4 gave .* not finite at position 4"):
+                layer.attend(query, key, key, None, 0.01, None, None)
 
 
 @pytest.mark.parametrize("most", [1, 4])

@@ -32,7 +32,9 @@ def test_sums_are_those_of_passes_one_by_one(many: int, monkeypatch: pytest.Monk
         unread = Unread(left)
         choice = {"all": EVERYTHING, "some": Choice(slots, None, unread), "counted": Choice(slots, counts, unread)}[how]
         out = torch.zeros(*shape, 4)
-        own.count(choice, 100, Part(out, read), Part(out, new), None if how == "all" else bound, blocks)
+        own.count(choice, 100, blocks)
+        if how != "all":
+            own.estimate(left, Part(out, read), Part(out, new), bound, blocks)
         own.end(0)
         calls += blocks
         reads += blocks * {"all": 100.0, "some": 30.0, "counted": float(counts.double().mean())}[how]

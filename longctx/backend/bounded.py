@@ -6,7 +6,9 @@ Owns the joint attention over both, and the count of what was read. Knows no met
 from __future__ import annotations
 
 import copy
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
@@ -14,13 +16,14 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from longctx.backend import quick
+from longctx.backend import chosen, quick
 from longctx.backend.blocks import BLOCK, apart, beside, seen, spans, together, weights
 from longctx.backend.forks import Context, Fork, Held, Window
 from longctx.backend.meter import Meter
 from longctx.backend.parts import Part, causal_part, fold, merge, part, with_sinks
 from longctx.errors import CacheError, ModelError
-from longctx.keys import EVERYTHING, Asked, Choice, KVReport, Turn
+from longctx.kernels import tile_queries
+from longctx.keys import EVERYTHING, Asked, KVReport
 
 
 class Bounded(Fork):  # type: ignore[no-untyped-call]
@@ -55,13 +58,6 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         outs = []
         for start, stop, blocks in spans(count, together(query, self.held.keys.shape[1])):
             rows = fold(query[:, :, start:stop], kv_heads)
-            known = seen(mask, start, stop, count, key.shape[2], groups, query.device)
-            if start == 0 and stop == count == key.shape[2] and mask is None and softcap is None:
-                new = causal_part(query, key, value, scale)
-            else:
-                new = part(rows, key, value, scale, known, softcap)
-            if sinks is not None:
-                new = with_sinks(new, sinks, kv_heads, stop - start)
             position = self.get_seq_length() - count + stop - 1
             asked = Asked(
                 apart(rows, groups, blocks),
@@ -74,7 +70,20 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
                 self._padding(position, batch, blocks),
                 groups,
             )
-            joined = self._joined(asked, blocks, Part(*(apart(one, groups, blocks) for one in new)))
+
+            def new(start: int = start, stop: int = stop, blocks: int = blocks, rows: Tensor = rows) -> Part:
+                """What the rows see of the new tokens."""
+                known = seen(mask, start, stop, count, key.shape[2], groups, query.device)
+                if start == 0 and stop == count == key.shape[2] and mask is None and softcap is None:
+                    found = causal_part(query, key, value, scale)
+                else:
+                    found = part(rows, key, value, scale, known, softcap)
+                if sinks is not None:
+                    found = with_sinks(found, sinks, kv_heads, stop - start)
+                return Part(*(apart(one, groups, blocks) for one in found))
+
+            plain = mask is None and softcap is None and sinks is None and blocks == 1 and stop - start == count
+            joined = self._joined(asked, blocks, new, (key, value) if plain else None)
             outs.append(beside(joined, groups, blocks).to(query.dtype).reshape(batch, heads, stop - start, -1))
         out = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
         self.meter.end(self.number)
@@ -93,28 +102,51 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
             found[:, block] = behind if self.valid is None else behind + (~self.valid[:, : position - behind]).sum(-1)
         return found.view(-1, 1, 1)
 
-    def _joined(self, asked: Asked, blocks: int, new: Part) -> Tensor:
+    def _joined(self, asked: Asked, blocks: int, new: Callable[[], Part], own: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Attention over what the policy chooses and over the ``new`` tokens, to whose keys and values, if these are
+        given as ``own``, it needs no part by itself.
+        """
         held = self.held
         if held.index is None:  # the context has no token yet
-            return merge([new])
-        choice = self.policy.choose(held.index, asked)
-        read = _read(held, choice, asked)
-        parts = [read, new]
+            return merge([new()])
+        choice, audits = self.policy.choose(held.index, asked), self.meter.audits(self.number)
+        self.meter.count(choice, held.keys.shape[1], blocks)
         unread = choice.unread
+        if own is not None and choice.slots is None and unread is None and not audits:
+            hidden = functools.partial(_behind, asked.rows, asked.groups)
+            found = quick.over(asked.rows, held.keys[None], held.values[None], asked.scale, hidden, own)
+            if found is not None:
+                return self._finite(found[0], asked)
+        read, other = chosen.read(held, choice, asked), new()
+        parts = [read, other]
         if unread is not None and unread.out is not None:
             parts.append(Part(unread.out, unread.log))
-        joined = merge(parts)
-        if not math.isfinite(joined.abs().amax()):  # which is no number where any is none
+        joined = self._finite(merge(parts), asked)
+        bound = None if unread is None or held.slack is None else unread.base + held.slack.view(1, -1, 1)
+        if unread is not None:
+            self.meter.estimate(unread.log, read, other, bound, blocks)
+        if audits and choice.places is None and held.keys.shape[1] == self.tokens:
+            whole = chosen.read(held, EVERYTHING, asked)
+            self.meter.audit(read, whole, other, bound, blocks)
+        return joined
+
+    def _finite(self, joined: Tensor, asked: Asked) -> Tensor:
+        """``joined``. Raises ModelError where it has anything else than numbers."""
+        # a sum is no number where any is none, and may be none of large ones
+        if not math.isfinite(joined.sum()) and not math.isfinite(joined.abs().amax()):
             raise ModelError(
                 f"the attention of layer {self.number} gave numbers that are not finite at position {asked.position}. "
                 f"Load the model in a wider dtype, such as float32."
             )
-        bound = None if unread is None or held.slack is None else unread.base + held.slack.view(1, -1, 1)
-        self.meter.count(choice, held.keys.shape[1], read, new, bound, blocks)
-        if self.meter.audits(self.number) and choice.places is None and held.keys.shape[1] == self.tokens:
-            whole = _read(held, EVERYTHING, asked)
-            self.meter.audit(read, whole, new, bound, blocks)
         return joined
+
+
+def _behind(rows: Tensor, groups: int) -> Tensor | None:
+    """That the last rows of each head, as ``tile_queries`` takes it, see of one another none that comes later."""
+    count = rows.shape[2] // groups
+    return (
+        None if count == 1 else tile_queries.lay(torch.ones(count, count, dtype=torch.bool).tril_().repeat(groups, 1))
+    )
 
 
 class BoundedCache(Cache):
@@ -252,49 +284,3 @@ class BoundedCache(Cache):
     def _check_open(self) -> None:
         if self.is_closed:
             raise CacheError("the fork is used after its context was closed. Attach the context again.")
-
-
-def _read(held: Held, choice: Choice, asked: Asked) -> Part:
-    """Attention over the slots chosen of a layer."""
-    folded, scale, softcap = asked.rows, asked.scale, asked.softcap
-    batch, kv_heads, rows, dim = folded.shape
-    if choice.slots is None:  # the same keys for every row of the batch
-        together = folded.transpose(0, 1).reshape(1, kv_heads, batch * rows, dim)
-        out, log = part(together, held.keys[None], held.values[None], scale, softcap=softcap)
-        return Part(
-            out.view(kv_heads, batch, rows, -1).transpose(0, 1), log.view(kv_heads, batch, rows).transpose(0, 1)
-        )
-    if choice.places is None and softcap is None:
-        found = quick.named(folded, held.keys[None], held.values[None], scale, choice.slots, choice.counts)
-        if found is not None:
-            return Part(*found)
-    keys, values = _gathered(held.keys, choice.slots), _gathered(held.values, choice.slots)
-    if choice.places is not None:
-        assert held.turn is not None and held.index is not None
-        stand = choice.slots
-        if held.index.stored is not None:
-            stand = held.index.stored.expand(batch, -1, -1).gather(2, choice.slots)
-        keys = _moved(keys, choice.places - stand, held.turn)
-    seen = None if choice.read is None else choice.read[:, :, None]
-    return part(folded, keys, values, scale, seen, softcap)
-
-
-def _moved(keys: Tensor, by: Tensor, turn: Turn) -> Tensor:
-    """``keys`` [batch, kv_heads, slots, dim] turned ``by`` so many positions, where that is none as they are.
-
-    A policy that moves the beginning of a text alone would have all of its keys turned otherwise, for every block.
-    """
-    slots = by.any(0).any(0).nonzero()[:, 0]
-    if 2 * len(slots) > by.shape[-1]:  # to take them out and put them back is not free
-        return turn(keys, by)
-    if len(slots):
-        keys[:, :, slots] = turn(keys[:, :, slots], by[:, :, slots])
-    return keys
-
-
-def _gathered(states: Tensor, slots: Tensor) -> Tensor:
-    """[kv_heads, slots, dim] at long [batch, kv_heads, chosen] as [batch, kv_heads, chosen, dim]."""
-    kv_heads, count, dim = states.shape
-    heads = torch.arange(kv_heads, device=slots.device)[:, None] * count
-    rows = states.reshape(kv_heads * count, dim)
-    return rows.index_select(0, (slots + heads).reshape(-1)).view(*slots.shape, dim)

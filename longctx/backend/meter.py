@@ -48,11 +48,8 @@ class Meter:
     def audits(self, layer: int) -> bool:
         return self.audit_every > 0 and self._passes.get(layer, 0) % self.audit_every == 0
 
-    def count(self, choice: Choice, slots: int, read: Part, new: Part, bound: Tensor | None, blocks: int = 1) -> None:
-        """One choice for each of ``blocks`` and what came of it; ``new`` are the tokens behind the context.
-
-        ``bound`` is the logarithm of what the keys that were not read have at most.
-        """
+    def count(self, choice: Choice, slots: int, blocks: int = 1) -> None:
+        """One choice for each of ``blocks``, of a layer that stores so many ``slots``."""
         self._calls += blocks
         if choice.slots is None:
             self._read += blocks * slots
@@ -60,13 +57,20 @@ class Meter:
             self._read += blocks * choice.slots.shape[-1]
         else:
             self._counts.append((blocks, choice.counts))
-        if choice.unread is not None:
-            self._estimates += blocks
-            self._bounded += 0 if bound is None else blocks
-            self._said.append(_Pass(blocks, read.log, new.log, choice.unread.log, bound))
-        elif choice.slots is None and slots == self.tokens:  # all was read
+        if choice.unread is None and choice.slots is None and slots == self.tokens:  # all was read
             self._estimates, self._bounded = self._estimates + blocks, self._bounded + blocks
-        if len(self._counts) + len(self._said) > _MANY:
+        if len(self._counts) > _MANY:
+            self._add_up()
+
+    def estimate(self, unread: Tensor, read: Part, new: Part, bound: Tensor | None, blocks: int = 1) -> None:
+        """What came of a choice that tells what is ``unread``; ``new`` are the tokens behind the context.
+
+        Of keys that were not read the logarithms [batch, kv_heads, rows] of what they have, and have at most.
+        """
+        self._estimates += blocks
+        self._bounded += 0 if bound is None else blocks
+        self._said.append(_Pass(blocks, read.log, new.log, unread, bound))
+        if len(self._said) > _MANY:
             self._add_up()
 
     def _add_up(self) -> None:

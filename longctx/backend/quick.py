@@ -27,12 +27,17 @@ _KERNELS = ((few_queries, _FEW), (tile_queries, MOST))
 
 
 def over(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Callable[[], Tensor] | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    hidden: Callable[[], Tensor | None] | None = None,
+    more: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """What the kernels' ``attend`` gives for all of many keys, by the fastest; None where that is the library's way.
 
-    ``hidden`` makes what ``tile_queries`` takes where a row does not see all of the last keys: None too if the fastest
-    kernel is another. Nothing is kept for gradients.
+    ``hidden`` makes what ``tile_queries`` takes where a row may not see all of the last keys, and ``more`` is as there:
+    None too if the fastest kernel is another. Nothing is kept for gradients.
     """
     if not machine.plain():
         return None
@@ -43,10 +48,12 @@ def over(
     if not way:
         return None
     kernel, _ = _KERNELS[way - 1]
-    if hidden is None:
+    if hidden is None and more is None:
         found: tuple[Tensor, Tensor] = kernel.attend(query, key, value, scale)
         return found
-    return tile_queries.attend(query, key, value, scale, hidden()) if kernel is tile_queries else None
+    if kernel is not tile_queries or (more is not None and not _may(query, *more)):
+        return None
+    return tile_queries.attend(query, key, value, scale, None if hidden is None else hidden(), more)
 
 
 def named(

@@ -36,9 +36,11 @@ def scratch(code: Loops, width: int) -> dict[str, str]:
 
 
 def standing(
-    code: Loops, width: int, told: dict[str, str], bases: list[str], at: str, left: str, scratch: dict[str, str]
+    code: Loops, width: int, states: list[tuple[str, str]], at: str, left: str, scratch: dict[str, str]
 ) -> list[tuple[str, str]]:
     """Where a block's keys and values begin and how many numbers apart they are: in a copy, if there are too few.
+
+    ``states``: the same of all of them, of which the block begins with the one ``at`` a place.
 
     Behind the ``left`` ones that has zeros, so that nothing is read that is not there.
     """
@@ -46,8 +48,7 @@ def standing(
     some = code.op(f"select i1 {full}, i64 0, i64 {left}")
     none = code.op(f"select i1 {full}, i64 {BLOCK}, i64 {left}")
     found = []
-    for name, base in zip(("k", "v"), bases, strict=True):
-        stride = told[f"{name.upper()}_KEY"]
+    for name, (base, stride) in zip(("k", "v"), states, strict=True):
         own = code.place("i16", base, code.mul(at, stride))
         with code.loop(0, some) as key, code.loop(0, width, SIDE) as part:
             held = code.load(vector, code.place("i16", own, code.mul(key.index, stride)), part.index, of="i16")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,9 +27,13 @@ _LEAST = 1e-6  # as a scale: a smaller one is multiplied into the rows
 _HIDDEN = -1e30  # as a logit, of a key that is not seen: far below all others, and a number whatever the scale
 REVISION = 2  # to be raised when the way of attending changes: what was tried before then holds no more
 _TOLD = (
-    "q", "packed", "k", "v", "out", "top", "sums", "hidden", "HEADS", "ROWS", "GROUPS", "KEYS", "OWN", "PIECES", "SETS",
-    "SCALE", "K_BATCH", "K_HEAD", "K_KEY", "V_BATCH", "V_HEAD", "V_KEY", "number", "count",
+    "q", "packed", "out", "top", "sums", "hidden", "HEADS", "ROWS", "GROUPS", "PIECES", "SETS", "SCALE", "OWN",
+    "KEYS", "k", "K_BATCH", "K_HEAD", "K_KEY", "v", "V_BATCH", "V_HEAD", "V_KEY",
+    "MORE", "k2", "K2_BATCH", "K2_HEAD", "K2_KEY", "v2", "V2_BATCH", "V2_HEAD", "V2_KEY", "number", "count",
 )  # fmt: skip
+
+States = tuple[Tensor, Tensor]
+"""Keys and values."""
 
 
 def suits(key: Tensor, value: Tensor) -> bool:
@@ -57,54 +62,70 @@ def lay(seen: Tensor) -> Tensor:
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor | None = None, more: States | None = None
 ) -> tuple[Tensor, Tensor]:
     """Rows [batch, kv_heads, rows, dim] over keys and values [batch or 1, kv_heads, keys, dim], all of bfloat16.
 
-    Of the last keys a row sees those that ``lay`` was told of, all without ``hidden``; of all keys it must see some.
-    Returns the rows' outputs, float32 [batch, kv_heads, rows, dim], and the logarithms of their softmax's denominators,
-    float32 [batch, kv_heads, rows]. Infinite logits may make outputs that are no numbers. Raises ValueError for keys
-    that do not suit, for no keys or rows, and for other shapes.
+    ``more`` keys and values stand behind those, elsewhere. Of the last keys a row sees those that ``lay`` was told of,
+    all without ``hidden``; of all keys it must see some. Returns the rows' outputs, float32 [batch, kv_heads, rows,
+    dim], and the logarithms of their softmax's denominators, float32 [batch, kv_heads, rows]. Infinite logits may make
+    outputs that are no numbers. Raises ValueError for keys that do not suit, for no keys or rows, and for other shapes.
     """
-    fits = query.is_cpu and query.dtype == key.dtype and key.shape == value.shape and key.shape[0] in (1, len(query))
-    alike = (query.shape[1], query.shape[3]) == (key.shape[1], key.shape[3])
-    fits = fits and (hidden is None or (len(hidden) == -(-query.shape[2] // SIDE) and hidden.shape[1] <= key.shape[2]))
-    if not suits(key, value) or not fits or not alike or not key.shape[2] * query.shape[2]:
+    every = [(key, value)] if more is None else [(key, value), more]
+    rows, keys = query.shape[2], sum(one.shape[2] for one, _ in every)
+    fits = hidden is None or (len(hidden) == -(-rows // SIDE) and hidden.shape[1] <= keys)
+    if not fits or not rows * keys or not all(_fits(query, *states) for states in every):
         raise ValueError(
-            f"query {tuple(query.shape)} of {query.dtype}, key {tuple(key.shape)} of {key.dtype} on {key.device}, "
-            f"value {tuple(value.shape)}: it takes rows as wide as keys, in bfloat16 on a CPU, where suits() says yes."
+            f"query {tuple(query.shape)} of {query.dtype}, keys and values "
+            f"{[(tuple(one.shape), tuple(other.shape), one.dtype, str(one.device)) for one, other in every]}: it takes "
+            "rows as wide as keys, in bfloat16 on a CPU, where suits() says yes."
         )
-    return _attended(query, key, value, scale, hidden)
+    return _attended(query, every, scale, hidden)
+
+
+def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    like = query.is_cpu and query.dtype == key.dtype and key.shape == value.shape and len(key) in (1, len(query))
+    return like and (query.shape[1], query.shape[3]) == (key.shape[1], key.shape[3]) and suits(key, value)
 
 
 def _attended(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, hidden: Tensor | None = None
+    query: Tensor, every: Sequence[States], scale: float, hidden: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     batch, heads, rows, width = query.shape
     # what is scaled must keep its order, and what is hidden must stay low
     factor, scale = (math.copysign(1.0, scale), abs(scale)) if abs(scale) > _LEAST else (scale, 1.0)
-    wide = (query.float() * factor).contiguous()
+    wide = (query.float() if factor == 1.0 else query.float() * factor).contiguous()
     threads, sets, groups = machine.threads() or 1, batch * heads, -(-rows // SIDE)
-    pieces = min(threads // math.gcd(sets, threads), -(-key.shape[2] // BLOCK))
-    out = torch.empty(pieces, batch, heads, rows, width, dtype=torch.float32, device="cpu")
-    log = torch.empty(pieces, batch, heads, groups * SIDE, dtype=torch.float32, device="cpu")
+    pieces = min(threads // math.gcd(sets, threads), sum(-(-key.shape[2] // BLOCK) for key, _ in every))
+    several = (pieces,) if pieces > 1 else ()
+    out = torch.empty(*several, batch, heads, rows, width, dtype=torch.float32, device="cpu")
+    log = torch.empty(*several, batch, heads, groups * SIDE, dtype=torch.float32, device="cpu")
     sums = torch.empty_like(log)
     packed = torch.empty(pieces * sets * _packed_bytes(groups, width), dtype=torch.uint8, device="cpu")
-    strides = (own if len(states) > 1 else (0, *own[1:]) for states in (key, value) for own in (states.stride()[:3],))
     (scaling,) = struct.unpack("<i", struct.pack("<f", scale))
+    last, own = (0, 0) if hidden is None else (hidden.data_ptr(), hidden.shape[1])
     machine.run(
         _compiled(width, rows <= HALF and hidden is None),
         (
-            *(one.data_ptr() for one in (wide, packed, key, value, out, log, sums)),
-            0 if hidden is None else hidden.data_ptr(),
-            *(heads, rows, groups, key.shape[2], 0 if hidden is None else hidden.shape[1], pieces, sets, scaling),
-            *(number for own in strides for number in own),
+            *(one.data_ptr() for one in (wide, packed, out, log, sums)),
+            *(last, heads, rows, groups, pieces, sets, scaling, own),
+            *(number for states in every for number in _standing(*states)),
+            *(0,) * (9 * (2 - len(every))),
         ),
     )
     log = log[..., :rows]
     if pieces == 1:
-        return out[0], log[0]
+        return out, log
     return (out * log.softmax(0).unsqueeze(-1)).sum(0), log.logsumexp(0)
+
+
+def _standing(key: Tensor, value: Tensor) -> list[int]:
+    """How many keys there are, and where they and their values stand; those of one text serve all."""
+    found = [key.shape[2]]
+    for states in (key, value):
+        text, head, one, _ = states.stride()
+        found += [states.data_ptr(), text if len(states) > 1 else 0, head, one]
+    return found
 
 
 def _packed_bytes(groups: int, width: int) -> int:
@@ -118,7 +139,7 @@ def _right(dtype: torch.dtype) -> bool:
     key, value = (numbers % 31 / 16).sin().to(dtype).view(2, 1, heads, BLOCK + SIDE, 2 * width)[..., :width]
     for rows in (HALF, SIDE + 1):
         query = value[:, :, :rows]
-        found, logits = _attended(query, key, value, 1.0), query.float() @ key.float().transpose(-1, -2)
+        found, logits = _attended(query, [(key, value)], 1.0), query.float() @ key.float().transpose(-1, -2)
         out, log = logits.softmax(-1) @ value.float(), logits.logsumexp(-1)
         if not torch.allclose(found[0], out, atol=0.01) or not torch.allclose(found[1], log, rtol=1e-4):
             return False
@@ -147,17 +168,14 @@ def _code(width: int, lanes: int, half: bool) -> str:
         tiles.begin(code)
         with code.loop(low, high) as unit:
             piece, own = code.div(unit.index, told["SETS"]), code.rem(unit.index, told["SETS"])
-            whole = code.div(code.add(told["KEYS"], BLOCK - 1), BLOCK)
-            first, last = (
-                code.least_of(code.mul(code.div(code.mul(whole, one), told["PIECES"]), BLOCK), told["KEYS"])
-                for one in (piece, code.add(piece, 1))
-            )
+            first_blocks, more_blocks = (code.div(code.add(told[n], BLOCK - 1), BLOCK) for n in ("KEYS", "MORE"))
+            whole = code.add(first_blocks, more_blocks)
+            first, last = (code.div(code.mul(whole, one), told["PIECES"]) for one in (piece, code.add(piece, 1)))
             text, head = code.div(own, told["HEADS"]), code.rem(own, told["HEADS"])
-            bases = []
-            for name in ("k", "v"):
-                parts = ((text, "BATCH"), (head, "HEAD"), (first, "KEY"))
-                begin = functools.reduce(code.add, (code.mul(n, told[f"{name.upper()}_{part}"]) for n, part in parts))
-                bases.append(code.place("i16", told[name], begin))
+            bases = {}
+            for name in ("k", "v", "k2", "v2"):
+                parts = (code.mul(n, told[f"{name.upper()}_{part}"]) for n, part in ((text, "BATCH"), (head, "HEAD")))
+                bases[name] = code.place("i16", told[name], code.add(*parts))
             query = code.place("float", told["q"], code.mul(code.mul(own, told["ROWS"]), width))
             room = code.mul(code.add(told["GROUPS"], 1), width * 2 * SIDE)
             packed = code.place("i8", told["packed"], code.mul(unit.index, room))
@@ -166,10 +184,22 @@ def _code(width: int, lanes: int, half: bool) -> str:
             logs = code.mul(code.mul(unit.index, told["GROUPS"]), SIDE)
             top, sums = (code.place("float", told[name], logs) for name in ("top", "sums"))
             _begin(code, told, width, out, top, sums)
-            length = code.sub(last, first)
-            with code.loop(0, length, BLOCK) as at:
-                left = code.least_of(code.sub(length, at.index), BLOCK)
-                found = tile_blocks.standing(code, width, told, bases, at.index, left, scratch)
+            with code.loop(first, last) as at:
+                behind = code.op(f"icmp sge i64 {at.index}, {first_blocks}")
+
+                def either(one: str, other: str, kind: str = "i64", behind: str = behind) -> str:
+                    return code.op(f"select i1 {behind}, {kind} {other}, {kind} {one}")
+
+                start = code.mul(code.sub(at.index, either("0", first_blocks)), BLOCK)
+                left = code.least_of(code.sub(either(told["KEYS"], told["MORE"]), start), BLOCK)
+                states = [
+                    (
+                        either(bases[n], bases[f"{n}2"], "ptr"),
+                        either(told[f"{n.upper()}_KEY"], told[f"{n.upper()}2_KEY"]),
+                    )
+                    for n in ("k", "v")
+                ]
+                found = tile_blocks.standing(code, width, states, start, left, scratch)
                 tile_blocks.interleave(code, width, found, scratch["mixed"])
                 with code.loop(0, told["GROUPS"]) as group:
                     here = code.place("i8", packed, code.mul(group.index, width * 2 * SIDE))
@@ -178,7 +208,8 @@ def _code(width: int, lanes: int, half: bool) -> str:
                     some = code.least_of(code.sub(told["ROWS"], begin), SIDE)
                     tile_blocks.multiply(code, width, half, here, found[0], scratch["logits"])
                     if not half:
-                        own_keys = code.sub(code.sub(told["KEYS"], told["OWN"]), code.add(first, at.index))
+                        before = code.sub(code.add(told["KEYS"], told["MORE"]), told["OWN"])
+                        own_keys = code.sub(before, code.add(start, either("0", told["KEYS"])))
                         mask = code.place("float", told["hidden"], code.mul(code.mul(group.index, told["OWN"]), SIDE))
                         tile_blocks.hide(code, mask, own_keys, left, scratch["logits"])
                     tile_blocks.weigh(code, half, twos, left, state, scratch)

@@ -102,6 +102,45 @@ def test_of_the_last_keys_a_row_sees_those_it_may(
 
 @needed
 @there
+@pytest.mark.parametrize("count", [1, 2, 3])
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 40)),
+    first=st.integers(0, 2 * BLOCK + 50),
+    more=st.integers(0, BLOCK + 50),
+    own=st.integers(0, 2 * BLOCK),
+    shared=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_keys_in_two_places_are_those_of_one(
+    count: int, shape: tuple[int, int, int], first: int, more: int, own: int, shared: bool, seed: int
+) -> None:
+    """The first of one text or of every, the others of every; the last of them, wherever they are, hidden from some."""
+    (batch, heads, rows), keys = shape, max(1, first + more)
+    more = keys - first
+    query = drawn(batch, heads, rows, 64, seed=seed)
+    key, value = (drawn(batch, heads, keys, 64, seed=seed + n) for n in (1, 2))
+    if shared:
+        key[:, :, :first], value[:, :, :first] = key[:1, :, :first], value[:1, :, :first]
+    hidden = None
+    if own:
+        seen = torch.rand(rows, min(own, keys), generator=torch.Generator().manual_seed(seed)) < 0.5
+        seen[:, 0] = True
+        hidden = tile_queries.lay(seen)
+    texts = 1 if shared else batch
+    one, other = ((states[:texts, :, :first].clone(), states[:, :, first:].clone()) for states in (key, value))
+    with threads(count):
+        found = tile_queries.attend(query, one[0], other[0], 0.3, hidden, (one[1], other[1]))
+        expected = tile_queries.attend(query, key, value, 0.3, hidden)
+    # blocks begin at other places, and each is rounded by itself
+    torch.testing.assert_close(found[0], expected[0], rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-4)
+    if hidden is None:
+        check(found, query, key, value, 0.3)
+
+
+@needed
+@there
 @pytest.mark.parametrize("rows", [3, 20])
 @pytest.mark.parametrize("scale", [-0.3, 0.0, 1e-9, -1e-9, 30.0])
 def test_a_scale_may_be_any_number(scale: float, rows: int) -> None:
@@ -177,6 +216,9 @@ def test_what_it_cannot_read_it_refuses() -> None:
     for rows, last in ((17, 5), (3, 6)):  # more rows, and more of the last keys than there are keys
         with pytest.raises(ValueError, match="where suits"):
             tile_queries.attend(query, key, key, 1.0, tile_queries.lay(torch.ones(rows, last, dtype=torch.bool)))
+    for more in ((key.float(), key.float()), (key, key[:, :, :2]), (key[..., :32], key[..., :32])):
+        with pytest.raises(ValueError, match="where suits"):
+            tile_queries.attend(query, key, key, 1.0, None, more)
 
 
 @needed
