@@ -1,4 +1,4 @@
-"""Layers by the kernel, two calls each: the model's own numbers, for the models and rows that it is made for."""
+"""Layers by the kernel, a call or two each: the model's own numbers, for the models and rows that it is made for."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from targets import PROMPT, TREE, scored
 
 from longctx.backend import fused, narrow
 from longctx.backend import lean as lean_layers
+from longctx.backend.anatomy import is_silu
 from longctx.backend.attention import StopReading, Tap
 from longctx.backend.caches import CaptureCache
 from longctx.backend.fused import COUNTS, MOST, Fused
@@ -278,6 +279,23 @@ def test_no_step_begins_before_what_it_reads_is_made(family: str, gates: bool) -
         patch.setattr(fused.steps, "packed", lambda dtype, rows, width: 4 * rows * width)
         fused._Room(lean.layers, torch.float32, (96, 128, 160), fused._Memory(), (1, 3), gates)
     assert len(met) == len(lean.layers) * (5 + 2 * gates + (family == "qwen3"))
+
+
+def test_silu_is_told_by_its_numbers() -> None:
+    acts = [layer.act for family in ("llama", "qwen3") for layer in Lean(model_of(family)).layers]
+    assert all(is_silu(act) for act in acts) and is_silu(torch.nn.SiLU())
+    others = (torch.nn.GELU(), torch.nn.ReLU(), torch.nn.PReLU().bfloat16(), lambda x: torch.nn.functional.silu(x) * 2)
+    assert not any(is_silu(act) for act in others)
+
+
+@needed
+@pytest.mark.parametrize(("act", "calls"), [("silu", 0), ("gelu", 1)])
+def test_a_layer_is_one_call_where_its_gate_is_known(act: str, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lean, ids, ran = Lean(model_of("llama", hidden_act=act)), torch.tensor([[7, 300, 41, 5]]), list[int]()
+    run = fused.steps.Steps.run
+    monkeypatch.setattr(fused.steps.Steps, "run", lambda self: ran.append(1) or run(self))
+    states(lean, ids, True)
+    assert len(ran) == len(lean.layers) * (1 + calls) + 1
 
 
 @needed

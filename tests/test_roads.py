@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from machines import needed
 from targets import PROMPT, TREE, scored
 from ways import always
 
 import longctx.kv
-from longctx.backend import lean, narrow, roads
+from longctx.backend import lean, narrow, quick, roads
 from longctx.backend.behind import BoundedTarget
 from longctx.backend.capability import alone_because, capability
 from longctx.backend.fused import Fused
 from longctx.backend.lean import Lean
 from longctx.backend.roads import Road
 from longctx.backend.target import RowTarget, score_together
-from longctx.kernels import few_rows
+from longctx.kernels import few_queries, few_rows
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -162,6 +163,23 @@ def test_no_pass_behind_the_prompt_has_a_trial_in_it(monkeypatch: pytest.MonkeyP
     before = set(tried)
     made.score([30, 31], [-1, 0], 2)
     assert set(tried) == before and len(before) >= 4
+
+
+@needed
+def test_nor_one_of_attention_where_the_prompt_is_long_enough_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[torch.dtype, int]] = []
+    monkeypatch.setattr(quick, "_ways", lambda dtype, width, threads: tried.append((dtype, width)) or [1] * 4 + [0] * 5)
+    monkeypatch.setattr(quick, "_LEAST", 60)
+    attended: list[int] = []
+    attend = few_queries.attend
+    monkeypatch.setattr(few_queries, "attend", lambda *given: attended.append(given[0].shape[2]) or attend(*given))
+    for count, expected in ((59, []), (60, [1, 2, 4, 8])):
+        attended.clear()
+        made = RowTarget(tiny.model("llama", head_dim=32), 200)
+        prompt = (PROMPT * 10)[:count]
+        made.score(prompt, range(-1, count - 1), 1)
+        assert attended == expected
+    assert set(tried) == {(torch.float32, 32)}
 
 
 def test_what_a_model_can_do_is_asked_of_its_own_layers(runs: list[int]) -> None:

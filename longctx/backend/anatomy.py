@@ -102,6 +102,15 @@ def layer_of(layer: nn.Module) -> Layer:
     )
 
 
+def is_silu(act: Callable[[Tensor], Tensor]) -> bool:
+    """Whether an activation is SiLU, told by its numbers: it has many names."""
+    numbers = torch.linspace(-40.0, 40.0, 4001, dtype=torch.float32, device="cpu").view(1, -1)
+    try:
+        return torch.equal(act(numbers.clone()), nn.functional.silu(numbers))
+    except UNFIT:  # as it may for numbers of another format than its own
+        return False
+
+
 def plain(part: Any) -> bool:
     """Whether it is a linear layer and nothing more: adapters and quantised layers compute in ways of their own."""
     return type(part) is nn.Linear and type(part.weight) is nn.Parameter

@@ -23,7 +23,7 @@ from longctx.backend.meter import Meter
 from longctx.backend.parts import Part, causal_part, fold, merge, part, with_sinks
 from longctx.errors import CacheError, ModelError
 from longctx.kernels import tile_queries
-from longctx.keys import EVERYTHING, Asked, KVReport
+from longctx.keys import EVERYTHING, Asked, Choice, KVReport
 
 
 class Bounded(Fork):  # type: ignore[no-untyped-call]
@@ -110,18 +110,17 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         if held.index is None:  # the context has no token yet
             return merge([new()])
         choice, audits = self.policy.choose(held.index, asked), self.meter.audits(self.number)
-        self.meter.count(choice, held.keys.shape[1], blocks)
         unread = choice.unread
         if own is not None and choice.slots is None and unread is None and not audits:
-            hidden = functools.partial(_behind, asked.rows, asked.groups)
+            hidden = functools.partial(_behind, asked.rows.shape[2] // asked.groups, asked.groups)
             found = quick.over(asked.rows, held.keys[None], held.values[None], asked.scale, hidden, own)
             if found is not None:
-                return self._finite(found[0], asked)
+                return self._told(found[0], asked, choice, blocks)
         read, other = chosen.read(held, choice, asked), new()
         parts = [read, other]
         if unread is not None and unread.out is not None:
             parts.append(Part(unread.out, unread.log))
-        joined = self._finite(merge(parts), asked)
+        joined = self._told(merge(parts), asked, choice, blocks)
         bound = None if unread is None or held.slack is None else unread.base + held.slack.view(1, -1, 1)
         if unread is not None:
             self.meter.estimate(unread.log, read, other, bound, blocks)
@@ -130,23 +129,23 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
             self.meter.audit(read, whole, other, bound, blocks)
         return joined
 
-    def _finite(self, joined: Tensor, asked: Asked) -> Tensor:
-        """``joined``. Raises ModelError where it has anything else than numbers."""
+    def _told(self, joined: Tensor, asked: Asked, choice: Choice, blocks: int) -> Tensor:
+        """``joined``, whose choice counts. Raises ModelError where it has anything else than numbers."""
         # a sum is no number where any is none, and may be none of large ones
         if not math.isfinite(joined.sum()) and not math.isfinite(joined.abs().amax()):
             raise ModelError(
                 f"the attention of layer {self.number} gave numbers that are not finite at position {asked.position}. "
                 f"Load the model in a wider dtype, such as float32."
             )
+        self.meter.count(choice, self.held.keys.shape[1], blocks)
         return joined
 
 
-def _behind(rows: Tensor, groups: int) -> Tensor | None:
-    """That the last rows of each head, as ``tile_queries`` takes it, see of one another none that comes later."""
-    count = rows.shape[2] // groups
-    return (
-        None if count == 1 else tile_queries.lay(torch.ones(count, count, dtype=torch.bool).tril_().repeat(groups, 1))
-    )
+@functools.lru_cache(maxsize=64)  # the same for all layers of a pass, and for the next one
+def _behind(count: int, groups: int) -> Tensor | None:
+    """Which of the ``count`` last keys as many rows of each head see, as ``tile_queries`` takes it; None: all."""
+    causal = seen(None, 0, count, count, count, groups, torch.device("cpu"))
+    return None if causal is None else tile_queries.lay(causal)
 
 
 class BoundedCache(Cache):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from longctx.backend import narrow
-from longctx.backend.anatomy import Layer, Norm
+from longctx.backend.anatomy import Layer, Norm, is_silu
 from longctx.backend.kept import kept, taken
 from longctx.backend.trial import seconds
 from longctx.kernels import steps
@@ -47,7 +47,6 @@ class Fused:
         self._widths = tuple(sorted({weight.shape[1] for weight in self._weights}))
         self._known = self._now()
         self.suits = self._known is not None and self._fit()
-        self._gates = all(_is_silu(layer.act) for layer in layers)
         self._rooms: dict[tuple[int, int], _Room] = {}
         self._memory = _Memory()
         self._won: dict[tuple[int, int], bool] = {}
@@ -86,7 +85,8 @@ class Fused:
         batch, tokens, width = x.shape
         room = self._rooms.get((batch, tokens))
         if room is None:
-            room = _Room(self._layers, self.dtype, self._widths, self._memory, (batch, tokens), self._gates)
+            gates = all(is_silu(layer.act) for layer in self._layers)
+            room = _Room(self._layers, self.dtype, self._widths, self._memory, (batch, tokens), gates)
             if batch * tokens <= MOST:  # more are the comparison's, once
                 self._rooms[batch, tokens] = room
         room.x.copy_(x.reshape(-1, width))
@@ -134,12 +134,6 @@ def kinds(weights: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
     """One matrix of each shape among ``weights``, and how many there are."""
     one = {weight.shape: weight for weight in weights}
     return [(one[shape], many) for shape, many in Counter(weight.shape for weight in weights).items()]
-
-
-def _is_silu(act: Callable[[Tensor], Tensor]) -> bool:
-    """Told by its numbers: it has many names."""
-    numbers = torch.linspace(-40.0, 40.0, 4001, device="cpu").view(1, -1)
-    return torch.equal(act(numbers.clone()), nn.functional.silu(numbers))
 
 
 def _sizes(layer: Layer) -> dict[str, tuple[int, ...]]:

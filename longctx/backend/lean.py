@@ -104,7 +104,7 @@ class Lean:
         ``extra`` travels to the attention function of every layer. ``dtype`` is the format of the weights and of
         attention; None: the one that is fastest for many rows. A few do not pay for a conversion of the weights, and
         what is between their products is in the format that these come in. ``fused``: by the kernel that does a layer
-        in two calls; None: where it is the faster way.
+        in one call or two; None: where it is the faster way.
         """
         dtype, few = dtype or self.dtype, ids.numel() <= MOST
         x = self.decoder.embed_tokens(ids)

@@ -65,6 +65,17 @@ def named(
     return few_queries.attend(query, key, value, scale, slots, counts)
 
 
+def ready(dtype: torch.dtype, width: int, keys: int) -> None:
+    """Afterwards attention over so many keys has no trial in it, and what rows of some counts need is compiled."""
+    if keys < _LEAST or not machine.plain():
+        return
+    key = torch.ones(1, 1, 1, width, dtype=dtype, device="cpu")
+    for rows, way in zip(_COUNTS, _ways(dtype, width, torch.get_num_threads()), strict=True):
+        if way:
+            kernel, _ = _KERNELS[way - 1]
+            kernel.attend(key.expand(-1, -1, rows, -1), key, key, 1.0)
+
+
 def _may(query: Tensor, key: Tensor, value: Tensor) -> bool:
     alike = query.dtype == key.dtype and query.shape[-1] == key.shape[-1]
     return alike and not torch.is_grad_enabled() and few_queries.suits(key, value)

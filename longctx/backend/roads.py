@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from longctx.backend import quick
 from longctx.backend.alone import alone
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.narrow import FORMATS, MOST
@@ -62,6 +63,8 @@ class Road:
             if self._few is None and not self._passes.undecided:
                 # tried with the prompt: passes that are timed have no trial in them
                 self._few, self.products = (_NEVER, {}) if lean is None else (lean.faster(), lean.products())
+                if lean is not None:
+                    quick.ready(self._model.dtype, lean.layers[0].head_dim, width)
             if lean is None or not self.may(len(tokens), long):
                 return None
             ids = torch.tensor([list(tokens)], device=self._model.device)

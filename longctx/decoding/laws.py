@@ -77,8 +77,11 @@ class Laws:
 
     def _top(self, node: int) -> tuple[float, int]:
         if self._rows.device.type == "cpu":  # most rows are never asked for; elsewhere to ask once is cheaper
-            value, index = self._rows[node + 1].max(0)
-            return float(value), int(index)
+            row = self._rows[node + 1]
+            # NumPy's search takes a tenth of PyTorch's time; the first of several, or of what is no number, in both
+            numbers = (row if row.dtype == torch.float64 else row.float()).numpy()
+            index = int(numbers.argmax())
+            return float(numbers[index]), index
         return self._tops[0][node + 1], self._tops[1][node + 1]
 
     @cached_property

@@ -11,7 +11,7 @@ from longctx.kernels.loops import Loops
 
 _HALF_ROOT = 0x3F3504F3  # the square root of a half, as an integer
 _WHOLE = 1.5 * 2**23  # numbers beside it are whole
-LEAST = -87.0  # below it an exponential is no normal number
+_LEAST = -87.0  # below it an exponential is no normal number
 # of 2**x between -0.5 and 0.5 the polynomial that is right at five places, 0 among them; 4e-6 off at the most
 _POWERS = (1.0, 0.69312105, 0.24022349, 0.05592198, 0.00966637)
 
@@ -21,7 +21,7 @@ def exp(code: Loops, x: str) -> str:
 
     Of -inf it is no number: as a logit it is one that was too large for its format.
     """
-    v, low = code.vector, code.constant(LEAST)
+    v, low = code.vector, code.constant(_LEAST)
     far = code.op(f"fcmp olt {v} {x}, {low}")  # a comparison that fails keeps what is no number
     none = code.op(f"fcmp oeq {v} {x}, {code.constant(-math.inf)}")
     x = code.select(far, low, x)
@@ -52,7 +52,7 @@ def power(code: Loops, x: str) -> str:
     bits, whole = (code.op(f"bitcast {v} {one} to {code.whole}") for one in (found, moved))
     more = code.op(f"shl {code.whole} {whole}, {code.same(23)}")
     found = code.op(f"bitcast {code.whole} {code.op(f'add {code.whole} {bits}, {more}')} to {v}")
-    return code.select(code.op(f"fcmp olt {v} {x}, {code.constant(LEAST / math.log(2))}"), "zeroinitializer", found)
+    return code.select(code.op(f"fcmp olt {v} {x}, {code.constant(_LEAST / math.log(2))}"), "zeroinitializer", found)
 
 
 def log(code: Loops, x: str, nothing: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from longctx.kernels import tiles
-from longctx.kernels.elementary import LEAST, exp
+from longctx.kernels.elementary import exp
 from longctx.kernels.loops import Loops
 
 SMALL = ("norm", "turn", "lay", "gate", "pack")  # the kinds of steps besides products with weights of some width
@@ -100,7 +100,7 @@ def _lay(code: Loops, stored: str, name: str) -> None:
 
 
 def _gate(code: Loops, stored: str, name: str) -> None:
-    """A number by its logistic function, and by another: of far ones the sign tells which side is meant."""
+    """A number by its logistic function, and by another; exponentials are those of numbers below 0."""
     with code.function(f"internal void @{name}{_HEAD}"):
         gate, up, out, width = _told(code, "gate", "up", "out", "WIDTH")
         low, high = code.part("%mine", "%of", code.div(code.mul("%rows", width), code.lanes))
@@ -108,9 +108,11 @@ def _gate(code: Loops, stored: str, name: str) -> None:
         with code.loop(low, high) as at:
             place = code.mul(at.index, code.lanes)
             own, other = (code.wide("float", base, place) for base in (gate, up))
-            size = code.op(f"call {code.vector} @llvm.fabs.v{code.lanes}f32({code.vector} {own})")
-            far = code.op(f"fcmp ogt {code.vector} {size}, {code.constant(-LEAST)}")
-            small = exp(code, code.op(f"fneg {code.vector} {code.select(far, code.constant(-LEAST), size)}"))
+            size = code.op(
+                f"and {code.whole} {code.op(f'bitcast {code.vector} {own} to {code.whole}')}, {code.same(2**31 - 1)}"
+            )
+            far = code.op(f"fneg {code.vector} {code.op(f'bitcast {code.whole} {size} to {code.vector}')}")
+            small = exp(code, far)
             below = code.op(f"fcmp olt {code.vector} {own}, zeroinitializer")
             share = code.vec("fdiv", code.select(below, small, one), code.vec("fadd", one, small))
             code.store(code.vector, code.vec("fmul", code.vec("fmul", own, share), other), out, place, of="float")

@@ -129,7 +129,8 @@ def _right(dtype: torch.dtype) -> bool:
     """Whether products are, which are what is hardest; tests hold the other steps against operations on tensors."""
     shapes = [(2, 3, machine.lanes())]
     if dtype == torch.bfloat16 and tiles.have():
-        shapes.append((tiles.SIDE + 1, 5 * tiles.SIDE, tiles.DEEP))
+        outs = (2 * machine.threads() + 1) * tiles.SIDE  # one thread meets two tiles of weights at once, and one
+        shapes += [(rows, outs, tiles.DEEP) for rows in (tiles.SIDE, tiles.SIDE + 1)]
     return all(_multiplies(dtype, *shape) for shape in shapes)
 
 

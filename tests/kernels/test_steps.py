@@ -110,8 +110,8 @@ def test_every_number_is_rounded_as_torch_rounds_it(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_gates_are_those_of_silu(dtype: torch.dtype, count: int) -> None:
     """Whatever the format of weights is; what is no number stays none, and of what is infinite there is no number."""
-    edges = torch.tensor([0.0, torch.nan, torch.inf, -torch.inf])
-    gate = torch.cat((torch.linspace(-100, 100, 1020), edges)).repeat(3, 1) * torch.tensor([[1.0], [0.01], [-1.0]])
+    edges = torch.tensor([0.0, -1e37, 1e37, -1e30, 1e-40, torch.nan, torch.inf, -torch.inf])
+    gate = torch.cat((torch.linspace(-100, 100, 1016), edges)).repeat(3, 1) * torch.tensor([[1.0], [0.01], [-1.0]])
     up, made = torch.randn(3, 1024), torch.empty(3, 1024)
     with threads(count):
         doing = Steps(dtype, 3, ())
@@ -121,6 +121,17 @@ def test_gates_are_those_of_silu(dtype: torch.dtype, count: int) -> None:
     fine = gate.isfinite()
     torch.testing.assert_close(made.double()[fine], expected[fine], rtol=1e-6, atol=1e-30)
     assert not bool(made[~fine].isfinite().any()) and bool((~fine).sum() == 9)
+
+
+@needed
+def test_there_may_be_more_threads_than_gates() -> None:
+    gate, up, room = torch.randn(1, 16), torch.randn(1, 16), torch.full((3, 16), torch.nan)
+    with threads(3):
+        doing = Steps(torch.float32, 1, ())
+        doing.gate(gate, up, room[1:2])
+        doing.run()
+    torch.testing.assert_close(room[1:2], torch.nn.functional.silu(gate) * up)
+    assert bool(room[::2].isnan().all())
 
 
 @needed

@@ -20,6 +20,15 @@ def drawn(*shape: int, seed: int, size: float = 1.0) -> torch.Tensor:
     return (size * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))).bfloat16()
 
 
+def among(states: torch.Tensor, beside: int) -> torch.Tensor:
+    """The same in rows that are so much wider, between numbers that are none, and in another order."""
+    batch, heads, keys, width = states.shape
+    room = torch.full((keys + 2, batch, heads + 1, width + beside), torch.nan).bfloat16()
+    own = room[1 : 1 + keys, :, :heads, 16 : 16 + width].permute(1, 2, 0, 3)
+    own.copy_(states)
+    return own
+
+
 def check(found: tuple[torch.Tensor, torch.Tensor], query: torch.Tensor, *given: Any) -> None:
     """Weights are rounded to bfloat16, each by up to 1/256 of itself: so far their mean may be off, and no further."""
     key, value, scale = given
@@ -128,9 +137,10 @@ def test_keys_in_two_places_are_those_of_one(
         seen[:, 0] = True
         hidden = tile_queries.lay(seen)
     texts = 1 if shared else batch
-    one, other = ((states[:texts, :, :first].clone(), states[:, :, first:].clone()) for states in (key, value))
+    one, other = (states[:texts, :, :first].clone() for states in (key, value))
+    behind = [among(states[:, :, first:], beside) for states, beside in ((key, 32), (value, 96))]
     with threads(count):
-        found = tile_queries.attend(query, one[0], other[0], 0.3, hidden, (one[1], other[1]))
+        found = tile_queries.attend(query, one, other, 0.3, hidden, (behind[0], behind[1]))
         expected = tile_queries.attend(query, key, value, 0.3, hidden)
     # blocks begin at other places, and each is rounded by itself
     torch.testing.assert_close(found[0], expected[0], rtol=2e-2, atol=2e-2)

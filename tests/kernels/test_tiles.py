@@ -56,6 +56,24 @@ def test_sums_are_those_of_numbers_rounded_to_bfloat16(
 
 @needed
 @there
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("rows", [4, 16, 21])
+def test_rows_are_packed_in_pairs_and_those_that_are_missing_are_zeros(rows: int, count: int) -> None:
+    x, width = torch.randn(rows, 96), 96
+    room = torch.full((steps.packed(torch.bfloat16, rows, width),), 0xFF, dtype=torch.uint8)
+    with threads(count):
+        doing = Steps(torch.bfloat16, rows, (width,))
+        doing.pack(x, room)
+        doing.run()
+    groups = -(-rows // 16)
+    expected = torch.zeros(groups * 16, width).bfloat16()
+    expected[:rows] = x
+    expected = expected.view(groups, 16, 3, 16, 2).permute(0, 2, 3, 1, 4)  # sixteens, tiles, pairs, rows
+    assert torch.equal(room.view(torch.bfloat16).view(expected.shape), expected)
+
+
+@needed
+@there
 def test_few_rows_and_weights_in_no_whole_tiles_are_multiplied_as_they_are() -> None:
     """There x is not rounded: what a product of tiles would give is something else."""
     for rows, outs, width in ((steps._TILED - 1, 48, 96), (9, 21, 96), (9, 48, 80)):
