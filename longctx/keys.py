@@ -87,6 +87,11 @@ class Unread:
     wide: Tensor | None = None  # float32 [batch, kv_heads, rows]
 
     @property
+    def said(self) -> tuple[Tensor, Tensor] | None:
+        """What the answer takes into account, and the logarithm of its weight."""
+        return None if self.out is None else (self.out, self.log)
+
+    @property
     def base(self) -> Tensor:
         """What a bound is measured from."""
         return self.log if self.wide is None else self.wide

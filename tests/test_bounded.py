@@ -139,17 +139,19 @@ def test_an_estimate_counts_with_its_own_weight() -> None:
     assert torch.equal(found[1], found[2]) and not torch.allclose(found[0], found[1])
 
 
+@pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_a_choice_of_nothing_leaves_the_new_tokens(softcap: float | None) -> None:
-    """What no kernel takes: it would end the process."""
+def test_a_choice_of_nothing_leaves_the_new_tokens(softcap: float | None, rows: int) -> None:
+    """What the library's kernel must not be given: it would end the process."""
     Fixed.choice = Choice(torch.empty(1, KV_HEADS, 0, dtype=torch.long))
-    keys, query = tensors(KV_HEADS, 20, DIM, seed=0), tensors(1, 4, 3, DIM, seed=1)
+    keys, query = tensors(KV_HEADS, 20, DIM, seed=0), tensors(1, 4, rows, DIM, seed=1)
     key, value = tensors(1, KV_HEADS, 3, DIM, seed=2), tensors(1, KV_HEADS, 3, DIM, seed=3)
     context = Context(20, (Held(keys, keys, Index(20, 5)),), Fixed())
     layer = Bounded(0, context.layers[0], context, Meter(20))
     layer.update(key, value)
-    out = layer.attend(query, key, value, None, SCALE, softcap, None)
-    seen = torch.ones(3, 3, dtype=torch.bool).tril().expand(1, 4, -1, -1)
+    with torch.inference_mode():
+        out = layer.attend(query, key, value, None, SCALE, softcap, None)
+    seen = torch.ones(rows, 3, dtype=torch.bool).tril(3 - rows).expand(1, 4, -1, -1)
     expected = plainly(query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), seen, softcap, None)
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
     assert layer.meter.report().read_keys == 0
@@ -214,6 +216,40 @@ def test_where_all_is_read_one_call_of_the_tiles_sees_both(
     )
     for said, _ in found:
         torch.testing.assert_close(said.double(), expected, rtol=2e-2, atol=2e-2)
+
+
+@needed
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("said", ["nothing", "mass", "all"])
+def test_what_is_chosen_the_new_tokens_and_what_is_thought_of_the_rest_are_one_call(
+    said: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says and counts what parts and their merge do, which an audit and passes of several tokens still need."""
+    shape = (batch, KV_HEADS, 2)
+    mass = Unread(tensors(*shape, seed=5), None, tensors(*shape, seed=6))
+    unread = {"nothing": None, "mass": mass, "all": replace(mass, out=tensors(*shape, DIM, seed=7))}[said]
+    counts, nothing = torch.tensor([[12, 30], [0, 7]])[:batch], said == "nothing"
+    Fixed.choice = Choice(torch.randint(0, 200, (batch, KV_HEADS, 30)), counts, unread)
+    held = Held(
+        *(tensors(KV_HEADS, 200, DIM, seed=seed) for seed in (0, 1)), Index(200, 30), slack=torch.ones(KV_HEADS)
+    )
+    query = tensors(batch, 2 * KV_HEADS, 1, DIM, seed=2)
+    own = [tensors(batch, KV_HEADS, 5, DIM, seed=seed) for seed in (3, 4)]
+    merged, merge, found = list[int](), bounded.merge, []
+    monkeypatch.setattr(bounded, "merge", lambda parts: merged.append(len(parts)) or merge(parts))
+    for audit_every, quickly in ((0, True), (0, False), (1, True)):
+        layer = Bounded(0, held, Context(200, (held,), Fixed()), Meter(200, audit_every))
+        layer.update(*own)
+        with torch.inference_mode(quickly):
+            found.append((layer.attend(query, *own, None, SCALE, None, None), layer.meter.report()))
+        assert len(merged) == len(found) - 1
+    assert set(merged) == {3 if said == "all" else 2} and found[2][1].audited == 1
+    for out, report in found[1:]:
+        torch.testing.assert_close(out, found[0][0], rtol=1e-4, atol=1e-5)
+        for name in ("read_keys", "unread_share", "unread_bound"):
+            one, other = (getattr(each, name) for each in (report, found[0][1]))
+            assert (one is None) == (other is None) == (nothing and name != "read_keys"), name
+            assert one is None or one == pytest.approx(other, rel=1e-4), name
 
 
 def test_numbers_that_are_none_are_told_and_large_ones_are_not() -> None:

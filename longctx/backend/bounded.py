@@ -6,7 +6,6 @@ Owns the joint attention over both, and the count of what was read. Knows no met
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,13 +15,12 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from longctx.backend import chosen, quick
+from longctx.backend import chosen
 from longctx.backend.blocks import BLOCK, apart, beside, seen, spans, together, weights
 from longctx.backend.forks import Context, Fork, Held, Window
 from longctx.backend.meter import Meter
 from longctx.backend.parts import Part, causal_part, fold, merge, part, with_sinks
 from longctx.errors import CacheError, ModelError
-from longctx.kernels import tile_queries
 from longctx.keys import EVERYTHING, Asked, Choice, KVReport
 
 
@@ -110,27 +108,24 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         if held.index is None:  # the context has no token yet
             return merge([new()])
         choice, audits = self.policy.choose(held.index, asked), self.meter.audits(self.number)
-        unread = choice.unread
-        if own is not None and choice.slots is None and unread is None and not audits:
-            hidden = functools.partial(_behind, asked.rows.shape[2] // asked.groups, asked.groups)
-            found = quick.over(asked.rows, held.keys[None], held.values[None], asked.scale, hidden, own)
-            if found is not None:
-                return self._told(found[0], asked, choice, blocks)
-        read, other = chosen.read(held, choice, asked), new()
-        parts = [read, other]
-        if unread is not None and unread.out is not None:
-            parts.append(Part(unread.out, unread.log))
-        joined = self._told(merge(parts), asked, choice, blocks)
-        bound = None if unread is None or held.slack is None else unread.base + held.slack.view(1, -1, 1)
+        unread, bound = choice.unread, None
+        both = None if own is None or audits else chosen.beside(held, choice, asked, own)
+        if both is None:
+            read, other = chosen.read(held, choice, asked), new()
+            said = None if unread is None else unread.said
+            joined = merge([read, other, *(() if said is None else (Part(*said),))])
+            both = Part(joined, torch.logaddexp(read.log, other.log))
+        self._tell(both.out, asked, choice, blocks)
         if unread is not None:
-            self.meter.estimate(unread.log, read, other, bound, blocks)
+            bound = None if held.slack is None else unread.base + held.slack.view(1, -1, 1)
+            self.meter.estimate(unread.log, both.log, bound, blocks)
         if audits and choice.places is None and held.keys.shape[1] == self.tokens:
-            whole = chosen.read(held, EVERYTHING, asked)
-            self.meter.audit(read, whole, other, bound, blocks)
-        return joined
+            whole = torch.logaddexp(chosen.read(held, EVERYTHING, asked).log, other.log)
+            self.meter.audit(both.log, whole, bound, blocks)
+        return both.out
 
-    def _told(self, joined: Tensor, asked: Asked, choice: Choice, blocks: int) -> Tensor:
-        """``joined``, whose choice counts. Raises ModelError where it has anything else than numbers."""
+    def _tell(self, joined: Tensor, asked: Asked, choice: Choice, blocks: int) -> None:
+        """Counts a choice. Raises ModelError where what came of it, ``joined``, has anything else than numbers."""
         # a sum is no number where any is none, and may be none of large ones
         if not math.isfinite(joined.sum()) and not math.isfinite(joined.abs().amax()):
             raise ModelError(
@@ -138,14 +133,6 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
                 f"Load the model in a wider dtype, such as float32."
             )
         self.meter.count(choice, self.held.keys.shape[1], blocks)
-        return joined
-
-
-@functools.lru_cache(maxsize=64)  # the same for all layers of a pass, and for the next one
-def _behind(count: int, groups: int) -> Tensor | None:
-    """Which of the ``count`` last keys as many rows of each head see, as ``tile_queries`` takes it; None: all."""
-    causal = seen(None, 0, count, count, count, groups, torch.device("cpu"))
-    return None if causal is None else tile_queries.lay(causal)
 
 
 class BoundedCache(Cache):

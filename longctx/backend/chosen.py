@@ -5,12 +5,16 @@ Owns how these are gathered, and turned where they are to stand elsewhere. Knows
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from longctx.backend import quick
+from longctx.backend.blocks import seen
 from longctx.backend.forks import Held
 from longctx.backend.parts import Part, part
+from longctx.kernels import tile_queries
 from longctx.keys import Asked, Choice, Turn
 
 
@@ -37,6 +41,35 @@ def read(held: Held, choice: Choice, asked: Asked) -> Part:
         keys = _moved(keys, choice.places - stand, held.turn)
     seen = None if choice.read is None else choice.read[:, :, None]
     return part(folded, keys, values, scale, seen, softcap)
+
+
+def beside(held: Held, choice: Choice, asked: Asked, own: tuple[Tensor, Tensor]) -> Part | None:
+    """The same together with new tokens that stand behind each other and see what is before them, in one call.
+
+    Their keys and values are ``own`` [batch, kv_heads, tokens, dim]. The output has in it what the choice says of the
+    slots that are not read, the logarithm does not. None where there is no kernel that does it.
+    """
+    rows, unread, count = asked.rows, choice.unread, asked.rows.shape[2] // asked.groups
+    if choice.places is not None or asked.softcap is not None:
+        return None
+    if choice.slots is None:
+        hidden = functools.partial(_behind, count, asked.groups)
+        given = None if unread is not None else (rows, held.keys[None], held.values[None], asked.scale, hidden, own)
+        found = None if given is None else quick.over(*given)
+    elif count == 1:
+        said = None if unread is None else unread.said
+        keys, values = held.keys[None], held.values[None]
+        found = quick.named(rows, keys, values, asked.scale, choice.slots, choice.counts, own, said)
+    else:
+        return None
+    return None if found is None else Part(*found)
+
+
+@functools.lru_cache(maxsize=64)  # the same for all layers of a pass, and for the next one
+def _behind(count: int, groups: int) -> Tensor | None:
+    """Which of the ``count`` last keys as many rows of each head see, as ``tile_queries`` takes it; None: all."""
+    causal = seen(None, 0, count, count, count, groups, torch.device("cpu"))
+    return None if causal is None else tile_queries.lay(causal)
 
 
 def _moved(keys: Tensor, by: Tensor, turn: Turn) -> Tensor:

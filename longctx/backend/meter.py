@@ -12,7 +12,6 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from longctx.backend.parts import Part
 from longctx.keys import Choice, KVReport
 
 Alike = TypeVar("Alike")
@@ -25,8 +24,7 @@ class _Pass(NamedTuple):
     """What one layer said of one pass, each a logarithm [batch, kv_heads, rows]."""
 
     blocks: int
-    read: Tensor
-    new: Tensor
+    known: Tensor
     unread: Tensor
     bound: Tensor | None  # what keys that were not read have at most
 
@@ -62,14 +60,14 @@ class Meter:
         if len(self._counts) > _MANY:
             self._add_up()
 
-    def estimate(self, unread: Tensor, read: Part, new: Part, bound: Tensor | None, blocks: int = 1) -> None:
-        """What came of a choice that tells what is ``unread``; ``new`` are the tokens behind the context.
+    def estimate(self, unread: Tensor, known: Tensor, bound: Tensor | None, blocks: int = 1) -> None:
+        """What came of a choice that tells what is ``unread``, beside the mass of all keys that were read.
 
-        Of keys that were not read the logarithms [batch, kv_heads, rows] of what they have, and have at most.
+        Each a logarithm [batch, kv_heads, rows], as what keys that were not read have at most is.
         """
         self._estimates += blocks
         self._bounded += 0 if bound is None else blocks
-        self._said.append(_Pass(blocks, read.log, new.log, unread, bound))
+        self._said.append(_Pass(blocks, known, unread, bound))
         if len(self._said) > _MANY:
             self._add_up()
 
@@ -78,8 +76,9 @@ class Meter:
         for (blocks, _), counts in _grouped([((b, one.shape), one) for b, one in self._counts]):
             self._read += blocks * float(torch.stack(counts).float().mean(dim=(1, 2)).sum())
         for (blocks, _), some in _grouped([((one.blocks, one.unread.shape), one) for one in self._said]):
-            known = torch.logaddexp(torch.stack([one.read for one in some]), torch.stack([one.new for one in some]))
-            unread = torch.stack([one.unread for one in some])
+            known, unread = (
+                torch.stack(those) for those in zip(*((one.known, one.unread) for one in some), strict=True)
+            )
             self._unread += blocks * float(_share(unread, known).mean(dim=(1, 2, 3)).sum())
             bounded = [place for place, one in enumerate(some) if one.bound is not None]
             bounds = [one.bound for one in some if one.bound is not None]
@@ -87,10 +86,9 @@ class Meter:
                 self._bounds += blocks * float(_share(torch.stack(bounds), known[bounded]).mean(dim=(1, 2, 3)).sum())
         self._counts, self._said = [], []
 
-    def audit(self, read: Part, whole: Part, new: Part, bound: Tensor | None, blocks: int = 1) -> None:
-        """What the read slots have of the attention, against all that are stored."""
-        known = torch.logaddexp(read.log, new.log)
-        true = (1 - (known - torch.logaddexp(whole.log, new.log)).exp()).clamp_min(0)
+    def audit(self, known: Tensor, whole: Tensor, bound: Tensor | None, blocks: int = 1) -> None:
+        """What keys that were read have of the attention, against all that are stored: as logarithms, like a bound."""
+        true = (1 - (known - whole).exp()).clamp_min(0)
         self._true += blocks * float(true.mean())
         self._audits += blocks
         if bound is not None:

@@ -57,12 +57,24 @@ def over(
 
 
 def named(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, slots: Tensor, counts: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    slots: Tensor,
+    counts: Tensor | None,
+    more: tuple[Tensor, Tensor] | None = None,
+    said: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """The same for those of the keys that ``slots`` and ``counts`` name, which need not be gathered so."""
+    """The same for those of the keys that ``slots`` and ``counts`` name, which need not be gathered so.
+
+    ``more`` and ``said`` are as in ``few_queries``.
+    """
     if not machine.plain() or query.shape[2] > _FEW or not _may(query, key, value):
         return None
-    return few_queries.attend(query, key, value, scale, slots, counts)
+    if more is not None and not _may(query, *more):
+        return None
+    return few_queries.attend(query, key, value, scale, slots, counts, more, said)
 
 
 def ready(dtype: torch.dtype, width: int, keys: int) -> None:

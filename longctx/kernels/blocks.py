@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from longctx.kernels.elementary import log
 from longctx.kernels.loops import Loops, Turn
@@ -91,26 +92,43 @@ def added(code: Loops, base: str, masks: list[str]) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where the keys and values of one text and KV head are: addresses of the first ones, and numbers between two."""
+
+    bases: tuple[str, str]
+    strides: tuple[str, str]
+
+
 def addresses(
-    code: Loops, stored: str, first: str, last: str, given: str, slots: str, bases: list[str], strides: tuple[str, str],
+    code: Loops, stored: str, span: tuple[str, str], count: str, slots: str, own: Stored, more: Stored,
     places: list[str], start: str, within: tuple[str, str],
 ) -> None:  # fmt: skip
-    """Where the keys and values of a block from ``first`` on are, into ``places`` from ``start`` on.
+    """Where the keys and values of a block are, into ``places`` from ``start`` on: it begins and all end at ``span``.
 
-    Behind the ``last`` one, that of the last: nothing is read that is not there. ``within`` are the number of keys and
-    what is marked where a slot is none of them, in place of which the first is read.
+    The first ``count`` are those of its ``own`` that the ``slots`` name, or as they come where these point nowhere, and
+    behind them ``more`` as they come. Behind the last one, that of the last: nothing is read that is not there.
+    ``within`` are the number of its own keys and what is marked where a slot is none of them, in place of which the
+    first is read.
     """
-    end, (keys, wrong) = code.add(last, -1), within
-    any_ = code.op(f"icmp sgt i64 {last}, 0")
+    (first, last), (keys, wrong) = span, within
+    end, named = code.add(last, -1), code.add(count, -1)
+    any_ = code.op(f"icmp sgt i64 {count}, 0")
     with code.loop(0, 2 * code.lanes, carried={"bad": ("i1", "false")}) as at:
-        which = code.most_of(code.least_of(code.add(first, at.index), end), 0)
-        which = code.unless(code.null(given), which, functools.partial(code.load, "i64", slots, which))
+        place = code.most_of(code.least_of(code.add(first, at.index), end), 0)
+        here = code.most_of(code.least_of(place, named), 0)
+        which = code.unless(code.null(slots), here, functools.partial(code.load, "i64", slots, here))
         outside = code.op(f"icmp uge i64 {which}, {keys}")
         which = code.op(f"select i1 {outside}, i64 0, i64 {which}")
         at.next["bad"] = code.op(f"or i1 {at.now['bad']}, {outside}")
-        for base, stride, place in zip(bases, strides, places, strict=True):
-            address = code.place(stored, base, code.mul(which, stride))
-            code.store("ptr", address, place, code.add(start, at.index))
+        behind = code.op(f"icmp sge i64 {place}, {count}")
+        for base, stride, other, other_stride, into in zip(
+            own.bases, own.strides, more.bases, more.strides, places, strict=True
+        ):
+            one = code.place(stored, base, code.mul(which, stride))
+            two = code.place(stored, other, code.mul(code.sub(place, count), other_stride))
+            address = code.op(f"select i1 {behind}, ptr {two}, ptr {one}")
+            code.store("ptr", address, into, code.add(start, at.index))
     code.mark(code.op(f"and i1 {at.now['bad']}, {any_}"), wrong)
 
 

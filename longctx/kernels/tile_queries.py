@@ -109,7 +109,7 @@ def _attended(
         (
             *(one.data_ptr() for one in (wide, packed, out, log, sums)),
             *(last, heads, rows, groups, pieces, sets, scaling, own),
-            *(number for states in every for number in _standing(*states)),
+            *(number for states in every for number in few_queries.standing(*states)),
             *(0,) * (9 * (2 - len(every))),
         ),
     )
@@ -117,15 +117,6 @@ def _attended(
     if pieces == 1:
         return out, log
     return (out * log.softmax(0).unsqueeze(-1)).sum(0), log.logsumexp(0)
-
-
-def _standing(key: Tensor, value: Tensor) -> list[int]:
-    """How many keys there are, and where they and their values stand; those of one text serve all."""
-    found = [key.shape[2]]
-    for states in (key, value):
-        text, head, one, _ = states.stride()
-        found += [states.data_ptr(), text if len(states) > 1 else 0, head, one]
-    return found
 
 
 def _packed_bytes(groups: int, width: int) -> int:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import found_whatever_torch_is_told, needed, threads
 
-from longctx.kernels import few_queries, machine
+from longctx.kernels import few_queries, machine, query_code
 
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -29,6 +29,8 @@ def drawn(*shape: int, seed: int, size: float = 1.0) -> torch.Tensor:
     vectors=st.integers(1, 5),
     shared=st.booleans(),
     how=st.sampled_from(["all", "slots", "counts", "few of all"]),
+    behind=st.sampled_from([0, 0, 1, 7, 70]),
+    others=st.booleans(),
     size=st.sampled_from([0.1, 1.0, 30.0]),
     seed=st.integers(0, 999),
 )
@@ -39,6 +41,8 @@ def test_it_is_plain_attention(
     vectors: int,
     shared: bool,
     how: str,
+    behind: int,
+    others: bool,
     size: float,
     seed: int,
 ) -> None:
@@ -53,6 +57,12 @@ def test_it_is_plain_attention(
     if how in ("counts", "few of all"):
         most = some["slots"].shape[2] if "slots" in some else keys
         some["counts"] = torch.randint(1, most + 1, (batch, heads), generator=draw)
+    if how == "counts" and behind:
+        some["counts"][0, 0] = 0  # nothing but what stands behind
+    if behind:
+        some["more"] = tuple(drawn(batch, heads, behind, width, seed=seed + k).to(dtype) for k in (3, 4))
+    if others:
+        some["said"] = drawn(batch, heads, rows, width, seed=seed + 5), drawn(batch, heads, rows, seed=seed + 6, size=9)
     with threads(count):
         out, log = few_queries.attend(query, key, value, 0.2, **some)
     expected, total = few_queries.reference(query, key, value, 0.2, **some)
@@ -60,7 +70,7 @@ def test_it_is_plain_attention(
     assert out.dtype == log.dtype == torch.float32
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=near)
     torch.testing.assert_close(log, total, rtol=1e-5, atol=near)
-    if how == "all":
+    if how == "all" and not behind and not others:
         stock = torch.nn.functional.scaled_dot_product_attention(
             query.double(), *(one.double().expand(batch, -1, -1, -1) for one in (key, value)), scale=0.2
         )
@@ -90,15 +100,37 @@ def test_it_reads_where_keys_stand_and_nothing_beside(count: int) -> None:
 
 
 @needed
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_what_stands_behind_the_keys_and_what_others_said_is_one_attention(count: int) -> None:
+    """Against one softmax over all of them, worked out in double."""
+    key, value = drawn(1, 2, 40, 16, seed=1), drawn(1, 2, 40, 16, seed=2)
+    query, slots = drawn(1, 2, 3, 16, seed=3), torch.tensor([[[5, 30, 17], [11, 0, 2]]])
+    more = key[:, :, 36:], value[:, :, 36:]
+    rest = [sorted(set(range(36)) - set(own)) for own in slots[0].tolist()]  # that nobody reads
+    apart = torch.tensor([rest])[..., None].expand(-1, -1, -1, 16)
+    said = few_queries.reference(query, key.gather(2, apart), value.gather(2, apart), 0.5)
+    with threads(count):
+        out, log = few_queries.attend(query, key, value, 0.5, slots, None, more, said)
+    logits = query.double() @ key.double().transpose(-1, -2) * 0.5
+    torch.testing.assert_close(out.double(), logits.softmax(-1) @ value.double(), rtol=1e-4, atol=1e-6)
+    read = torch.cat((slots, torch.arange(36, 40).expand(1, 2, -1)), 2)[:, :, None].expand(-1, -1, 3, -1)
+    torch.testing.assert_close(log.double(), logits.gather(-1, read).logsumexp(-1), rtol=1e-5, atol=1e-6)
+
+
+@needed
 @pytest.mark.parametrize("count", [1, 3])
 def test_rows_that_see_nothing_say_nothing_and_count_for_nothing(count: int) -> None:
     query, key = drawn(1, 2, 3, 16, seed=0), drawn(1, 2, 5, 16, seed=1)
     with threads(count):
         none = [
+            few_queries.attend(query, key[:, :, :0], key[:, :, :0], 1.0, more=(key[:, :, :0], key[:, :, :0])),
             few_queries.attend(query, key[:, :, :0], key[:, :, :0], 1.0),
             few_queries.attend(query, key, key, 1.0, torch.zeros(1, 2, 0, dtype=torch.long)),
             few_queries.attend(query, key, key, 1.0, torch.zeros(1, 2, 4, dtype=torch.long), torch.zeros(1, 2).long()),
         ]
+        said = drawn(1, 2, 3, 16, seed=2), drawn(1, 2, 3, seed=3)
+        heard, log = few_queries.attend(query, key[:, :, :0], key[:, :, :0], 1.0, said=said)
+    assert torch.equal(heard, said[0]) and bool((log <= few_queries.LOWEST).all())
     for out, log in none:
         assert out.shape == query.shape and not out.any() and bool((log <= few_queries.LOWEST).all())
 
@@ -148,7 +180,8 @@ def test_keys_and_values_may_lie_each_in_its_own_way() -> None:
     query = drawn(3, 2, 16, 4, seed=2).permute(1, 0, 3, 2)
     assert query.shape == (2, 3, 4, 16) and key.shape == value.shape == (2, 3, 41, 16)
     slots = torch.randint(0, 41, (2, 3, 7))
-    for some in ((), (slots,)):
+    more = drawn(9, 2, 3, 16, seed=3).permute(1, 2, 0, 3), drawn(3, 9, 2, 16, seed=4).permute(2, 0, 1, 3)
+    for some in ((), (slots,), (slots, None, more)):
         found = few_queries.attend(query, key, value, 0.3, *some)
         for own, other in zip(found, few_queries.reference(query, key, value, 0.3, *some), strict=True):
             torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
@@ -179,6 +212,8 @@ def test_what_it_cannot_read_it_refuses() -> None:
         {"slots": slots, "counts": counts.float()},
         {"counts": counts[0]},
     ]
+    several += [{"more": pair} for pair in ((key, key[:, :1]), (key.bfloat16(),) * 2, (key[..., :32],) * 2)]
+    several += [{"said": pair} for pair in ((query, query[..., :2]), (query.double(), query[..., 0]))]
     for some in several:
         with pytest.raises(ValueError, match="where suits"):
             few_queries.attend(query, key, key, 1.0, **some)
@@ -211,10 +246,10 @@ def test_a_default_device_changes_nothing() -> None:
 
 @needed
 def test_a_compiler_that_adds_wrongly_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    find, code = machine.checked.__wrapped__, few_queries._code
+    find, code = machine.checked.__wrapped__, query_code.code
     found_whatever_torch_is_told(few_queries._right)
     monkeypatch.setattr(few_queries, "_compiled", few_queries._compiled.__wrapped__)
-    monkeypatch.setattr(few_queries, "_code", lambda *given: code(*given).replace("(float 0.0,", "(float 1.0,"))
+    monkeypatch.setattr(query_code, "code", lambda *given: code(*given).replace("(float 0.0,", "(float 1.0,"))
     assert find(torch.float32, few_queries._right) == ""
     monkeypatch.setattr(machine, "compiler", lambda dtype: "")
     assert find(torch.float32, few_queries._right) == ""
