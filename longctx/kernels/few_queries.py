@@ -154,7 +154,7 @@ def standing(key: Tensor, value: Tensor) -> list[int]:
     found = [key.shape[2]]
     for states in (key, value):
         text, head, one, _ = states.stride()
-        found += [states.data_ptr(), text if len(states) > 1 else 0, head, one]
+        found += [states.data_ptr(), text if states.shape[0] > 1 else 0, head, one]
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import needed
 
-from longctx.kernels import cluster_choice, clusters, machine
+from longctx.kernels import choice_code, cluster_choice, machine
 from longctx.keys import Asked, Choice, Index
 from longctx.kv import _quickly
 from longctx.kv.squeezed import Squeezed
@@ -104,10 +103,7 @@ def test_what_kernels_are_not_for_is_done_on_tensors() -> None:
 
 
 @needed
-@pytest.mark.parametrize("module", [clusters, cluster_choice])
-def test_a_kernel_that_cannot_be_compiled_leaves_the_choice_to_tensors(
-    module: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kernel_that_cannot_be_compiled_leaves_the_choice_to_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, policy = haystack(300), Squeezed(budget=60, recent=10)
     index = policy.index(layer, 60)
     asked = put(layer, index, question(layer))
@@ -115,8 +111,8 @@ def test_a_kernel_that_cannot_be_compiled_leaves_the_choice_to_tensors(
         assert _quickly.choice(index, asked, 4, 10) is not None
         expected = policy.choose(index, asked)
         monkeypatch.setattr(machine, "checked", machine.checked.__wrapped__)
-        monkeypatch.setattr(module, "_compiled", module._compiled.__wrapped__)
-        monkeypatch.setattr(module, "_code", lambda *given: "define void @run(ptr %given) { nothing of the kind }")
+        monkeypatch.setattr(cluster_choice, "_compiled", cluster_choice._compiled.__wrapped__)
+        monkeypatch.setattr(choice_code, "written", lambda *given: "define void @run(ptr %given) { no such thing }")
         assert _quickly.choice(index, asked, 4, 10) is None
         assert read(index, policy.choose(index, asked)) == read(index, expected)
 
