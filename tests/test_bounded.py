@@ -252,6 +252,26 @@ def test_what_is_chosen_the_new_tokens_and_what_is_thought_of_the_rest_are_one_c
             assert one is None or one == pytest.approx(other, rel=1e-4), name
 
 
+@needed
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_thought_of_the_rest_may_come_as_it_likes(dtype: torch.dtype) -> None:
+    """In other formats, the same for all rows, or of nothing at all."""
+    held = Held(tensors(KV_HEADS, 20, DIM, seed=0), tensors(KV_HEADS, 20, DIM, seed=1), Index(20, 4))
+    query, own = tensors(1, KV_HEADS, 1, DIM, seed=2), tensors(1, KV_HEADS, 1, DIM, seed=3)
+    found = []
+    for log, out in ((-torch.inf, torch.zeros(1, KV_HEADS, 1, DIM)), (0.0, torch.ones(1, 1, 1, DIM)), (0.0, None)):
+        unread = Unread(torch.full((1, KV_HEADS, 1), log).to(dtype), None if out is None else out.to(dtype))
+        Fixed.choice = Choice(torch.arange(4).expand(1, KV_HEADS, -1), None, unread)
+        for quickly in (True, False):
+            layer = Bounded(0, held, Context(20, (held,), Fixed()), Meter(20))
+            layer.update(own, own)
+            with torch.inference_mode(quickly):
+                found.append((layer.attend(query, own, own, None, SCALE, None, None), layer.meter.report()))
+    for one, other in (found[0:2], found[2:4], found[4:6], found[0::4]):
+        torch.testing.assert_close(one[0], other[0], rtol=1e-4, atol=1e-5)
+    assert found[0][1].unread_share == 0 and not torch.allclose(found[2][0], found[4][0])
+
+
 def test_numbers_that_are_none_are_told_and_large_ones_are_not() -> None:
     for bad, where, fine in ((torch.nan, 0, False), (-torch.inf, 1, False), (3e37, slice(None), True)):
         values = tensors(KV_HEADS, 4, DIM, seed=1)

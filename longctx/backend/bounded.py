@@ -114,7 +114,8 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
             read, other = chosen.read(held, choice, asked), new()
             said = None if unread is None else unread.said
             joined = merge([read, other, *(() if said is None else (Part(*said),))])
-            both = Part(joined, torch.logaddexp(read.log, other.log))
+            told = unread is not None or audits
+            both = Part(joined, torch.logaddexp(read.log, other.log) if told else read.log)
         self._tell(both.out, asked, choice, blocks)
         if unread is not None:
             bound = None if held.slack is None else unread.base + held.slack.view(1, -1, 1)

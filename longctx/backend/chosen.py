@@ -1,6 +1,6 @@
-"""Attention of some rows over the slots that a policy chose of a layer.
+"""Attention of some rows over the slots that a policy chose of a layer, alone or with what is new in one call.
 
-Owns how these are gathered, and turned where they are to stand elsewhere. Knows no policy, and nothing of what is new.
+Owns how these are gathered, and turned where they are to stand elsewhere. Knows no policy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from longctx.backend.blocks import seen
 from longctx.backend.forks import Held
 from longctx.backend.parts import Part, part
 from longctx.kernels import tile_queries
-from longctx.keys import Asked, Choice, Turn
+from longctx.keys import Asked, Choice, Turn, Unread
 
 
 def read(held: Held, choice: Choice, asked: Asked) -> Part:
@@ -39,8 +39,8 @@ def read(held: Held, choice: Choice, asked: Asked) -> Part:
         if held.index.stored is not None:
             stand = held.index.stored.expand(batch, -1, -1).gather(2, choice.slots)
         keys = _moved(keys, choice.places - stand, held.turn)
-    seen = None if choice.read is None else choice.read[:, :, None]
-    return part(folded, keys, values, scale, seen, softcap)
+    real = None if choice.read is None else choice.read[:, :, None]
+    return part(folded, keys, values, scale, real, softcap)
 
 
 def beside(held: Held, choice: Choice, asked: Asked, own: tuple[Tensor, Tensor]) -> Part | None:
@@ -56,13 +56,19 @@ def beside(held: Held, choice: Choice, asked: Asked, own: tuple[Tensor, Tensor])
         hidden = functools.partial(_behind, count, asked.groups)
         given = None if unread is not None else (rows, held.keys[None], held.values[None], asked.scale, hidden, own)
         found = None if given is None else quick.over(*given)
-    elif count == 1:
+    elif count == 1 and (unread is None or unread.out is None or _plain(unread, rows)):
         said = None if unread is None else unread.said
         keys, values = held.keys[None], held.values[None]
         found = quick.named(rows, keys, values, asked.scale, choice.slots, choice.counts, own, said)
     else:
         return None
     return None if found is None else Part(*found)
+
+
+def _plain(unread: Unread, rows: Tensor) -> bool:
+    """Whether what is thought of slots that are not read is of one number a row and output, in float32."""
+    shapes = unread.said is not None and [one.shape for one in unread.said] == [rows.shape, rows.shape[:3]]
+    return shapes and all(one.dtype == torch.float32 for one in unread.said or ())
 
 
 @functools.lru_cache(maxsize=64)  # the same for all layers of a pass, and for the next one

@@ -6,7 +6,7 @@ Owns these steps as code. A block has as many keys as two vectors have numbers. 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from longctx.kernels.elementary import log
@@ -90,6 +90,15 @@ def added(code: Loops, base: str, masks: list[str]) -> list[str]:
         code.op(f"call {v} @llvm.masked.load.v{n}f32.p0(ptr {place}, i32 4, <{n} x i1> {mask}, {v} zeroinitializer)")
         for place, mask in zip(places, masks, strict=True)
     ]
+
+
+def bases(code: Loops, stored: str, told: Mapping[str, str], text: str, head: str) -> dict[str, str]:
+    """Where the keys and values of one text and KV head begin that a kernel is ``told`` of, in both places."""
+    found = {}
+    for name in ("k", "v", "k2", "v2"):
+        parts = (code.mul(n, told[f"{name.upper()}_{part}"]) for n, part in ((text, "BATCH"), (head, "HEAD")))
+        found[name] = code.place(stored, told[name], code.add(*parts))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,9 +67,7 @@ def _choices(
         _worth(code, (rows, some, padded), shares, total, weights, sizes, worth, left)
         limit, held = ranges.border(code, padded, worth, left, free)
         with code.loop(0, told["ENDS"]) as end:
-            behind = code.add(told["SLOTS"], code.sub(end.index, told["ENDS"]))
-            late = code.op(f"icmp sge i64 {end.index}, {told['SINKS']}")
-            code.store("i64", code.op(f"select i1 {late}, i64 {behind}, i64 {end.index}"), slots, end.index)
+            code.store("i64", clusters.end_slot(code, told, end.index), slots, end.index)
         given = (worth, sizes, starts, code.place("i64", slots, told["ENDS"]), left)
         count = code.add(ranges.write(code, some, given, limit, held, free), told["ENDS"])
         code.store("i64", count, told["counts"], own.index)

@@ -45,9 +45,17 @@ class Chosen(NamedTuple):
 
 def suits(own: Clusters, keys: Tensor) -> bool:
     """Whether ``choose`` can be had for clusters of ``keys`` [kv_heads, slots, dim]."""
-    like = [one.dtype == keys.dtype and one.is_cpu and one.is_contiguous() for one in own[:3]]
+    like = all(one.dtype == keys.dtype and one.is_contiguous() for one in own[:3]) and all(one.is_cpu for one in own)
     width = keys.shape[2]
-    return all(like) and keys.is_cpu and keys.stride(2) == 1 and width <= _WIDEST and bool(version(keys.dtype, width))
+    return like and keys.is_cpu and keys.stride(2) == 1 and width <= _WIDEST and bool(version(keys.dtype, width))
+
+
+def weighs(weights: Tensor, batch: int, heads: int, rows: int) -> bool:
+    """Whether ``choose`` takes such weights for so many rows."""
+    shapes = len(weights.shape) == 4 and all(
+        one in (1, most) for one, most in zip(weights.shape[:2], (batch, heads), strict=True)
+    )
+    return shapes and weights.shape[2:] == (rows, 1) and weights.dtype == torch.float32 and weights.is_cpu
 
 
 def version(dtype: torch.dtype, width: int) -> str:
@@ -91,15 +99,15 @@ def choose(
     The first slots of ``keys`` [kv_heads, slots, dim] and the last, as many as ``ends`` say, are read in any case. How
     likely a key of a cluster is for ``rows`` [batch, kv_heads, rows, dim] says the second order of its mass: its size
     times the exponential of its mean's logit and half the variance of its keys'. Shares of it, beside what the ends
-    have, are summed over the rows by ``weights``, float32 [batch, 1 or kv_heads, rows, 1], None: all alike, and divided
-    by the size. Of clusters as likely as each other the first are read; slots stand in ascending clusters. Raises
-    ValueError for other shapes, a budget below the ends, and where the clusters do not suit.
+    have, are summed over the rows by ``weights``, float32 [batch or 1, kv_heads or 1, rows, 1], None: all alike, and
+    divided by the size. Of clusters as likely as each other the first are read; slots stand in ascending clusters.
+    Raises ValueError for other shapes, a budget below the ends, and where the clusters do not suit.
     """
     batch, heads, count, width = rows.shape
     like = own.means.shape == own.spreads.shape == own.says.shape == (heads, own.means.shape[1], width)
     flat = all(one.shape == own.means.shape[:2] for one in own[4:]) and own.centre.shape == (heads, 1, width)
     formats = own.sizes.dtype == own.starts.dtype == torch.long and own.logs.dtype == own.centre.dtype == torch.float32
-    by = weights is None or (weights.dtype, weights.shape[::2]) == (torch.float32, (batch, count))
+    by = weights is None or weighs(weights, batch, heads, count)
     fit = like and flat and formats and by and (heads, width) == (keys.shape[0], keys.shape[2])
     if not (fit and rows.is_cpu and suits(own, keys)) or sum(ends) > min(budget, keys.shape[1]):
         raise ValueError(

@@ -6,6 +6,8 @@ masses. Knows no tensor and no policy.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from longctx.kernels import blocks
 from longctx.kernels.elementary import exp, log
 from longctx.kernels.loops import Loops
@@ -52,9 +54,7 @@ def ready(code: Loops, stored: str, width: int, told: dict[str, str], part: tupl
                 at.next["sum"] = code.fma(scaled, code.wide("float", centre, at.index), at.now["sum"])
             code.store("float", code.sum(at.now["sum"]), told["added"], at_row)
         with code.loop(0, ends) as end:
-            behind = code.add(told["SLOTS"], code.sub(end.index, ends))
-            late = code.op(f"icmp sge i64 {end.index}, {told['SINKS']}")
-            which = code.op(f"select i1 {late}, i64 {behind}, i64 {end.index}")
+            which = end_slot(code, told, end.index)
             key = code.place(stored, keys, code.mul(which, told["K_KEY"]))
             with code.loop(0, rows) as row:
                 line = code.place("float", told["q"], code.mul(code.add(first, row.index), width))
@@ -67,6 +67,13 @@ def ready(code: Loops, stored: str, width: int, told: dict[str, str], part: tupl
             at_row = code.add(first, row.index)
             line = code.place("float", told["ends"], code.mul(at_row, ends))
             _sum_up(code, line, ends, told["known"], at_row)
+
+
+def end_slot(code: Loops, told: Mapping[str, str], which: str) -> str:
+    """The slot of one of the keys at both ends."""
+    behind = code.add(told["SLOTS"], code.sub(which, told["ENDS"]))
+    late = code.op(f"icmp sge i64 {which}, {told['SINKS']}")
+    return code.op(f"select i1 {late}, i64 {behind}, i64 {which}")
 
 
 def _sum_up(code: Loops, line: str, count: str, into: str, at: str) -> None:

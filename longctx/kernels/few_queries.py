@@ -71,7 +71,8 @@ def reference(
         key, value = (torch.cat(both, 2) for both in zip((key, value), others, strict=True))
         gone = torch.nn.functional.pad(gone, (0, others[0].shape[2]))
     logits = (query.float() @ key.transpose(-1, -2) * scale).masked_fill(gone[:, :, None], LOWEST)
-    out, log = logits.softmax(-1) @ value, logits.logsumexp(-1)
+    none = gone.all(-1)[..., None]
+    out, log = (logits.softmax(-1) @ value).masked_fill(none[..., None], 0), logits.logsumexp(-1).clamp_min(LOWEST)
     return (out if said is None else _beside(out, log, said)), log
 
 
@@ -115,6 +116,7 @@ def _attended(
 ) -> tuple[Tensor, Tensor]:
     batch, heads, rows, width = query.shape
     (key, _), most = every[0], 0 if slots is None else slots.shape[2]
+    limit = key.shape[2] if slots is None else most
     if slots is not None and not most:  # of nothing, nothing is named
         every, slots = [(states[0][:, :, :0], states[1][:, :, :0]) for states in every[:1]] + list(every[1:]), None
     wide = (query.float() * scale).contiguous()
@@ -139,10 +141,7 @@ def _attended(
         ),
     )
     if wrong[0]:
-        keys = key.shape[2]
-        raise IndexError(
-            f"a slot is none of {keys} keys, or a count is none of 0 to {keys if slots is None else most}."
-        )
+        raise IndexError(f"a slot is none of {key.shape[2]} keys, or a count is none of 0 to {limit}.")
     if pieces == 1:
         return out[0], log[0]
     joined, total = (out * log.softmax(0).unsqueeze(-1)).sum(0), log.logsumexp(0)

@@ -6,6 +6,7 @@ Owns what a kernel of ``few_queries`` is told, and its steps. Knows no tensor.
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 
@@ -39,10 +40,7 @@ def code(dtype: torch.dtype, width: int, tiles: tuple[int, ...], lanes: int) -> 
             whole = code.add(count, told["MORE"])
             first, last = (code.div(code.mul(whole, one), told["PIECES"]) for one in (piece, code.add(piece, 1)))
             text, head = code.div(own, told["HEADS"]), code.rem(own, told["HEADS"])
-            bases = {}
-            for name in ("k", "v", "k2", "v2"):
-                parts = (code.mul(n, told[f"{name.upper()}_{part}"]) for n, part in ((text, "BATCH"), (head, "HEAD")))
-                bases[name] = code.place(stored, told[name], code.add(*parts))
+            bases = blocks.bases(code, stored, told, text, head)
             named, more = (
                 blocks.Stored((bases[k], bases[v]), (told[f"{k.upper()}_KEY"], told[f"{v.upper()}_KEY"]))
                 for k, v in (("k", "v"), ("k2", "v2"))
@@ -92,6 +90,8 @@ def _others(code: Loops, width: int) -> None:
                 f"fsub float {code.load('float', '%masses', row.index)}, {code.load('float', '%logs', row.index)}"
             )
             lower = code.op(f"call float @llvm.minnum.f32(float {apart}, float {code.op(f'fneg float {apart}')})")
+            far = code.op(f"fcmp oeq float {lower}, {code.number(-math.inf)}")  # which has no exponential here
+            lower = code.op(f"select i1 {far}, float {code.number(blocks.LOWEST)}, float {lower}")
             small = exp(code, code.splat(lower))  # of the lesser share to the larger one
             whole = code.vec("fadd", small, code.constant(1.0))
             less, others = code.vec("fdiv", small, whole), code.op(f"fcmp olt float {apart}, 0.0")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from longctx.kernels import blocks, few_queries, machine, tile_blocks, tiles
 from longctx.kernels.blocks import LOWEST
+from longctx.kernels.few_queries import States
 from longctx.kernels.loops import Loops
 from longctx.kernels.tile_blocks import BLOCK, HALF
 from longctx.kernels.tiles import DEEP, SIDE
@@ -32,7 +33,6 @@ _TOLD = (
     "MORE", "k2", "K2_BATCH", "K2_HEAD", "K2_KEY", "v2", "V2_BATCH", "V2_HEAD", "V2_KEY", "number", "count",
 )  # fmt: skip
 
-States = tuple[Tensor, Tensor]
 """Keys and values."""
 
 
@@ -166,10 +166,7 @@ def _code(width: int, lanes: int, half: bool) -> str:
             whole = code.add(first_blocks, more_blocks)
             first, last = (code.div(code.mul(whole, one), told["PIECES"]) for one in (piece, code.add(piece, 1)))
             text, head = code.div(own, told["HEADS"]), code.rem(own, told["HEADS"])
-            bases = {}
-            for name in ("k", "v", "k2", "v2"):
-                parts = (code.mul(n, told[f"{name.upper()}_{part}"]) for n, part in ((text, "BATCH"), (head, "HEAD")))
-                bases[name] = code.place("i16", told[name], code.add(*parts))
+            bases = blocks.bases(code, "i16", told, text, head)
             query = code.place("float", told["q"], code.mul(code.mul(own, told["ROWS"]), width))
             room = code.mul(code.add(told["GROUPS"], 1), width * 2 * SIDE)
             packed = code.place("i8", told["packed"], code.mul(unit.index, room))

@@ -21,6 +21,8 @@ def choice(index: Index, asked: Asked, sinks: int, recent: int) -> Choice | None
     own = cluster_choice.Clusters(*(index.tensors[name] for name in cluster_choice.Clusters._fields))
     if not asked.rows.is_cpu or not cluster_choice.suits(own, asked.keys):
         return None
+    if asked.weights is not None and not cluster_choice.weighs(asked.weights, *asked.rows.shape[:3]):
+        return None
     chosen = cluster_choice.choose(
         asked.rows, asked.keys, own, asked.scale, (sinks, recent), index.budget, asked.weights
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,6 +195,28 @@ def test_a_row_that_the_ends_have_has_less_to_say() -> None:
 
 
 @needed
+def test_threads_of_ones_own_may_choose_at_once() -> None:
+    """Each has a team of its own to wait for."""
+    means = drawn(2, 300, 32, seed=0)
+    own = clusters(means, torch.full((2, 300), 5), means.abs(), drawn(2, 300, 32, seed=1))
+    case = Case(drawn(1, 2, 7, 32, seed=2), drawn(2, 1510, 32, seed=3), own, (4, 6), 400)
+    expected, wrong = case.by(choose), list[int]()
+
+    def work(number: int) -> None:
+        for _ in range(40):
+            found = case.by(choose)
+            if not all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)):
+                wrong.append(number)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not wrong
+
+
+@needed
 def test_what_does_not_fit_is_refused() -> None:
     own, rows, keys = (
         clusters(torch.ones(2, 5, 16), torch.ones(2, 5).long()),
@@ -201,7 +224,9 @@ def test_what_does_not_fit_is_refused() -> None:
         torch.ones(2, 9, 16),
     )
     fine = (rows, keys, own, 1.0, (1, 2), 4, torch.ones(1, 1, 3, 1))
-    choose(*fine)
+    expected = choose(*fine)
+    for heads in (1, 2):  # one weight for all
+        assert torch.equal(choose(*fine[:6], torch.ones(1, heads, 3, 1)).slots, expected.slots)
     wrong: list[dict[int, Any]] = [{2: own._replace(**{name: getattr(own, name)[:, :4]})} for name in ("means", "logs")]
     wrong += [{2: own._replace(sizes=own.sizes.int())}, {2: own._replace(means=own.means.bfloat16())}]
     wrong += [{2: own._replace(centre=own.centre[..., :3])}, {2: own._replace(logs=own.logs.double())}]

@@ -118,6 +118,20 @@ def test_what_stands_behind_the_keys_and_what_others_said_is_one_attention(count
 
 
 @needed
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_others_that_said_nothing_change_nothing_and_those_above_all_are_the_answer(count: int) -> None:
+    query, key = drawn(1, 2, 3, 16, seed=0), drawn(1, 2, 5, 16, seed=1)
+    words, mass = drawn(1, 2, 3, 16, seed=2), torch.full((1, 2, 3), -torch.inf)
+    with threads(count):
+        alone, log = few_queries.attend(query, key, key, 1.0)
+        for low in (-torch.inf, few_queries.LOWEST):
+            found = few_queries.attend(query, key, key, 1.0, said=(words, mass.fill_(low)))
+            assert torch.equal(found[0], alone) and torch.equal(found[1], log)
+        torch.testing.assert_close(few_queries.attend(query, key, key, 1.0, said=(words, mass.fill_(1e4)))[0], words)
+        assert bool(few_queries.attend(query, key, key, 1.0, said=(words, mass.fill_(torch.nan)))[0].isnan().all())
+
+
+@needed
 @pytest.mark.parametrize("count", [1, 3])
 def test_rows_that_see_nothing_say_nothing_and_count_for_nothing(count: int) -> None:
     query, key = drawn(1, 2, 3, 16, seed=0), drawn(1, 2, 5, 16, seed=1)
