@@ -16,6 +16,7 @@ from longctx.backend.attaching import announced
 from longctx.backend.attention import NAME
 from longctx.backend.behind import BoundedTarget
 from longctx.backend.bounded import BoundedCache
+from longctx.backend.fused import Fused
 from longctx.backend.lean import Lean
 from longctx.backend.narrow import MOST
 from longctx.errors import CacheError, ModelError
@@ -26,15 +27,16 @@ POLICIES = ["full", SQUEEZED, "quest:budget=40,page=4", "lm_infinite:budget=24,s
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows of each pass that went by the lean layers, which are the faster ones here for any number."""
+    """The rows of each pass that went by the lean layers, product by product: the faster ones here for any number."""
     found: list[int] = []
     run = Lean.run
 
-    def noted(self: Lean, ids: torch.Tensor, cache: Any, *given: Any) -> torch.Tensor:
+    def noted(self: Lean, ids: torch.Tensor, cache: Any, *given: Any, **more: Any) -> torch.Tensor:
         if type(cache) is BoundedCache:
             found.append(ids.shape[1])
-        return run(self, ids, cache, *given)
+        return run(self, ids, cache, *given, **more)
 
+    monkeypatch.setattr(Fused, "wins", lambda self, rows: False)  # vectors that are short enough would fit these sizes
     monkeypatch.setattr(Lean, "run", noted)
     monkeypatch.setattr(Lean, "faster", lambda self: [True] * (MOST + 1))
     return found

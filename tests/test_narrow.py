@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ways import always
 
 from longctx.backend import narrow
+from longctx.backend.fused import Fused
 from longctx.backend.lean import Lean
 from longctx.kernels import few_rows
 
@@ -208,6 +209,7 @@ def test_what_products_take_is_that_of_their_shapes_and_grows_with_weights_tried
 ) -> None:
     """Rows times the weights that are tried, as a thousandth of a second each, tell which shape was asked for."""
     monkeypatch.setattr(narrow, "_WEIGHTS", 2**9)
+    monkeypatch.setattr(Fused, "wins", lambda self, rows: False)
     monkeypatch.setattr(
         narrow, "_trial", functools.cache(lambda *kind: ([], [n * kind[1] / 1e3 for n in narrow.COUNTS]))
     )

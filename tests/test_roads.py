@@ -41,7 +41,13 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(Fused, "wins", lambda self, rows: False)
     taken: list[int] = []
     ours = Lean.run
-    monkeypatch.setattr(Lean, "run", lambda self, ids, *more: taken.append(ids.shape[1]) or ours(self, ids, *more))
+
+    def noted(self: Lean, ids: torch.Tensor, *given: Any, **more: Any) -> torch.Tensor:
+        if not more:  # as in the comparison of roads, where a layer of these models fits the kernel
+            taken.append(ids.shape[1])
+        return ours(self, ids, *given, **more)
+
+    monkeypatch.setattr(Lean, "run", noted)
     monkeypatch.setattr(narrow, "_ways", always(narrow._weights_first))
     return taken
 

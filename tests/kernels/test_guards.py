@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,7 +71,9 @@ def choose(late: bool, dtype: torch.dtype, rows: int, clusters: int) -> None:
 @pytest.mark.parametrize("which", ["attend", "choose"])
 def test_nothing_is_touched_before_and_behind_what_is_given(which: str, late: bool) -> None:
     """In a process of its own, which a kernel that reads too far ends."""
-    ran = subprocess.run([sys.executable, __file__, which, str(int(late))], capture_output=True, text=True, timeout=100)
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    asked = [sys.executable, __file__, which, str(int(late))]
+    ran = subprocess.run(asked, capture_output=True, text=True, timeout=200, env=here)
     assert ran.returncode == 0, ran.stderr[-2000:]
 
 
