@@ -11,6 +11,7 @@ import tiny
 import torch
 
 from longctx.backend import narrow, slots
+from longctx.backend.fused import Fused
 from longctx.backend.parts import causal_part, fold, merge, part
 from longctx.backend.roads import Road
 from longctx.backend.rows import Rows
@@ -277,6 +278,7 @@ def test_a_long_prompt_goes_by_the_faster_format(monkeypatch: pytest.MonkeyPatch
     caches, laws = [], []
     lean = Road.logits
     monkeypatch.setattr(narrow, "_ways", lambda *_: [narrow._usual] * len(narrow.COUNTS))
+    monkeypatch.setattr(Fused, "wins", lambda self, rows: False)
     for fastest in (torch.float32, torch.bfloat16):
         roads: list[bool] = []
 
