@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -27,6 +28,18 @@ def found_whatever_torch_is_told(right: machine.Right, formats: Collection[torch
         finally:
             torch.set_default_dtype(torch.float32)
         assert found == {dtype: machine.compiler(dtype) for dtype in formats} and all(found.values()), default
+
+
+def always_the_same(work: Callable[[], Sequence[torch.Tensor]]) -> None:
+    """Four threads of one's own get what one alone does, fifty times each; what fails in one of them fails here."""
+    expected = work()
+
+    def agrees(number: int) -> bool:
+        found = [work() for _ in range(50)]
+        return all(torch.equal(one, own) for each in found for one, own in zip(each, expected, strict=True))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(agrees, range(4)))
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from machines import found_whatever_torch_is_told, needed, threads
+from machines import always_the_same, found_whatever_torch_is_told, needed, threads
 from torch import Tensor
 
 from longctx.kernels import choice_code, cluster_choice, machine
@@ -200,20 +199,7 @@ def test_threads_of_ones_own_may_choose_at_once() -> None:
     means = drawn(2, 300, 32, seed=0)
     own = clusters(means, torch.full((2, 300), 5), means.abs(), drawn(2, 300, 32, seed=1))
     case = Case(drawn(1, 2, 7, 32, seed=2), drawn(2, 1510, 32, seed=3), own, (4, 6), 400)
-    expected, wrong = case.by(choose), list[int]()
-
-    def work(number: int) -> None:
-        for _ in range(40):
-            found = case.by(choose)
-            if not all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)):
-                wrong.append(number)
-
-    workers = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong
+    always_the_same(lambda: case.by(choose))
 
 
 @needed
