@@ -22,7 +22,7 @@ ask: $(VENV)/.app $(filter $(REFERENCE),$(FILE))
 	@$(BIN)/longctx ask --model embedded "$$FILE" "$$QUESTION"
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # stored documents under every kind of damage and death, at full length: many minutes
 torture: $(VENV)/.dev

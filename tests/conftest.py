@@ -53,10 +53,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def _threads() -> None:
     import torch
 
+    from longctx import calibration
     from longctx.backend import trial
 
     torch.set_num_threads(THREADS)
     trial._LEAST = 0.0  # hundreds of tiny shapes are tried, and whichever way wins must do
+    calibration._SEGMENTS = 8  # a third of the usual trials: heads are found for many a model
 
 
 @pytest.fixture(scope="module")
@@ -80,22 +82,43 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def embedded_folder() -> Path:
-    """The folder of the embedded model, made by the first test that needs it."""
-    from longctx.backend.embedded import embedded_model
+def of_the_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
+
+@pytest.fixture(scope="session")
+def embedded_folder(of_the_run: Path) -> Path:
+    """The folder of the embedded model, made by the first test of the run that needs it."""
+    from filelock import FileLock
+
+    from longctx.backend.embedded import embedded_model, folder_of_embedded
+
+    own, made = folder_of_embedded(), of_the_run / "embedded"
+    with FileLock(f"{made}.lock"):
+        if made.exists():
+            shutil.copytree(made, own, copy_function=os.link)
+        else:
+            shutil.copytree(embedded_model(), made, copy_function=os.link)
     return embedded_model()
 
 
 @pytest.fixture(scope="session")
-def embedded_reader(embedded_folder: Path) -> Any:
-    """A reader of the embedded model whose heads were found on a third of the usual trials."""
-    from longctx import Reader, calibration
+def embedded_reader(embedded_folder: Path, of_the_run: Path) -> Any:
+    """A reader of the embedded model, whose heads were found by the first test of the run that needs it."""
+    from filelock import FileLock
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "_SEGMENTS", 8)
-        reader = Reader.from_pretrained("embedded", encoder=None)
+    from longctx import Reader
+
+    reader = Reader.from_pretrained("embedded", encoder=None)
+    own, made = reader._calibrator.path, of_the_run / "calibration.json"
+    with FileLock(f"{made}.lock"):
+        if made.exists():
+            own.parent.mkdir(exist_ok=True)
+            shutil.copy(made, own)
         reader._calibrator(reader._probe)
+        shutil.copy(own, made)
     return reader
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -16,22 +17,40 @@ from longctx.pipelines import bench_compiled
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_the_loaded_document_gives_the_spans_of_the_fresh_one(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Of a text that memory holds, and of the same as if none did."""
+    tmp_path = tmp_path_factory.mktemp("bench")
     model = tiny.save(tmp_path / "model", "llama", template="system")
     text = tmp_path / "text.txt"
     words = [f"word{i * 7919 % 251} and stone{i * 31 % 97}" for i in range(1500)]
     text.write_text(". ".join(" ".join(words[at : at + 9]) for at in range(0, 1500, 9)) + ".")
-    path = bench_compiled.run_compiled(
-        str(model), tmp_path / "out", data=text, questions=3, budget_tokens=128, dtype="float32", selector="infiniretri"
-    )
-    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+    for straight in (False, True):
+        path = bench_compiled.run_compiled(
+            str(model), tmp_path / "out", data=text, questions=3, budget_tokens=128, dtype="float32",
+            selector="infiniretri", straight=straight,
+        )  # fmt: skip
+    assert str(tmp_path) not in path.read_text()
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_loaded_document_gives_the_spans_of_the_fresh_one(rows: list[dict[str, Any]]) -> None:
+    row, _ = rows
     assert row["same_spans"] == 3 and row["kept_shared"] == 1.0
     assert row["questions"] == 3 and row["tokens"] > 1000 and row["bytes_per_token"] > 0
     assert row["times_cheaper"] == pytest.approx(row["compile_and_first_seconds"] / row["later_seconds"]["median"], 0.1)
     assert (row["cold_first_seconds"] or 0) > 0 or not hasattr(os, "posix_fadvise")
     whole = row["compile_and_first_seconds"] + row["save_seconds"]
     assert 0 < row["append_seconds"] == pytest.approx(row["append_share"] * whole, rel=0.1)
-    assert str(tmp_path) not in json.dumps(row)
+
+
+def test_a_text_that_no_memory_holds_is_compiled_into_its_files_and_asked_there(rows: list[dict[str, Any]]) -> None:
+    kept, straightway = rows
+    assert (kept["straight"], straightway["straight"]) == (False, True)
+    assert kept["save_seconds"] > 0.001 > straightway["save_seconds"]
+    assert kept["bytes_per_token"] == straightway["bytes_per_token"] and straightway["kept_shared"] == 1.0
+    if straightway["loaded_bytes"] is not None:
+        assert min(straightway["peak_bytes"].values()) > 0 and straightway["loaded_bytes"] > 50e6
 
 
 def test_a_longer_text_comes_to_the_stored_document(tmp_path: Path) -> None:

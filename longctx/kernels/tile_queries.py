@@ -33,8 +33,6 @@ _TOLD = (
     "MORE", "k2", "K2_BATCH", "K2_HEAD", "K2_KEY", "v2", "V2_BATCH", "V2_HEAD", "V2_KEY", "number", "count",
 )  # fmt: skip
 
-"""Keys and values."""
-
 
 def suits(key: Tensor, value: Tensor) -> bool:
     """Whether ``attend`` can be had for keys and values [batch, kv_heads, keys, dim]: on a CPU with tiles, alike.
