@@ -98,9 +98,9 @@ def embedded_folder(of_the_run: Path) -> Path:
     own, made = folder_of_embedded(), of_the_run / "embedded"
     with FileLock(f"{made}.lock"):
         if made.exists():
-            shutil.copytree(made, own, copy_function=os.link)
+            shutil.copytree(made, own)
         else:
-            shutil.copytree(embedded_model(), made, copy_function=os.link)
+            shutil.copytree(embedded_model(), made)
     return embedded_model()
 
 
