@@ -15,7 +15,7 @@ import torch
 
 from longctx import plugins, values
 from longctx.backend import compressing, growing
-from longctx.backend.attaching import attached
+from longctx.backend.attaching import attached, check_place
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.fitness import bounded_kinds
 from longctx.backend.forks import Context, Held
@@ -81,6 +81,7 @@ class CompressedContext:
         """
         if model_fingerprint(model) != self.fingerprint:
             raise CacheError(f"the context was made by another model than this {type(model).__name__}. Compress again.")
+        check_place(self._context, model)
         with attached(model):
             cache = BoundedCache(self._context, audit_every)
             before, self._open = self._open, cache
@@ -222,7 +223,7 @@ def reach(policy: Policy | None, tokens: int, behind: int = 0) -> tuple[int, str
     if not method.grows:
         return tokens, ""
     bounded = tokens - behind
-    return (tokens if method.slots(bounded) >= bounded else method.reach(tokens)), method.shortfall(bounded)
+    return (tokens if method.slots(bounded) >= bounded else method.reach(tokens, behind)), method.shortfall(bounded)
 
 
 class Kept:
@@ -244,8 +245,8 @@ class Kept:
 
 
 def _partial(found: Sequence[str]) -> tuple[str, ...]:
-    left = [f"{number} ({kind})" for number, kind in enumerate(found) if "attention" not in kind or "linear" in kind]
-    return (f"these layers keep no keys and were left as they are: {', '.join(left)}.",) if left else ()
+    left = [f"{number} ({kind})" for number, kind in enumerate(found) if kind not in compressing.SEEN]
+    return (f"these layers keep no keys to choose from and were left as they are: {', '.join(left)}.",) if left else ()
 
 
 def row_of(input_ids: Any, attention_mask: Any = None) -> list[int]:
@@ -295,6 +296,5 @@ def _held(
         return Held(keys, values, None, window, turn)
     if entry["tokens"] != tokens or keys.shape[1] != (tokens if stored is None else stored.shape[1]):
         raise ValueError(f"{keys.shape[1]} keys of {entry['tokens']} tokens for {tokens} token ids")
-    own = {name: tensor for name, tensor in tensors.items() if name not in _OWN}
-    index = Index(tokens, int(entry["budget"]), stored, own)
+    index = Index(tokens, int(entry["budget"]), stored, {name: tensors[name] for name in tensors if name not in _OWN})
     return Held(keys, values, index, None, turn, tensors.get("slack"))

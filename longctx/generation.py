@@ -45,6 +45,7 @@ from longctx.suffixes import SuffixIndex
 from longctx.types import Guarantee
 
 Acceptance = Literal["shared-noise", "residual"]
+_RULES: dict[Acceptance, Callable[[int], Rule]] = {"shared-noise": SharedNoise, "residual": Residual}
 
 CONTROLLER = "goodput"
 _WORD = (1 << 63) - 1  # bits of a seed
@@ -71,12 +72,15 @@ def generate(
     What a tokenizer returns is taken as it is, ids and mask. ``drafters`` are names, Drafter objects, or candidate
     generators of Hugging Face, of which each request asks a copy; ``"none"`` or ``[]`` drafts nothing. ``document`` is
     what the answer may copy from: one or several, compiled or not (None: the prompt). Temperature 0 takes the likeliest
-    token; above it the same ``seed`` draws the same tokens with drafting on and off. The generation ends with the token
-    that completes one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``.
+    token; above it the same ``seed`` draws the same tokens with drafting on and off. With ``acceptance="residual"`` the
+    law is the same and the tokens are not: of a node that was drawn it keeps as much as the model's law allows, which
+    takes a drafter that draws, alone, under ``controller="fixed"``. The generation ends with the token that completes
+    one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``.
 
     One pass verifies the rows of all prompts of a batch, each of which gets what it would get alone; where the model's
     layers forbid that, the prompts take turns, and a warning says so. Prompt i draws as one alone would with
-    ``decoding.noise.row_seed(seed, i)``: the first with ``seed`` itself. Raises BadOption for options that cannot be
+    ``decoding.noise.row_seed(seed, i)``: the first with ``seed`` itself; what was copied is told of a single prompt.
+    Each prompt of a batch has copies of the logits processors. Raises BadOption for options that cannot be
     had together with drafting, such as beams, and DraftError where a drafter fails.
     """
     stop, temperature = values.texts("stop", stop), values.amount("temperature", temperature)
@@ -135,6 +139,9 @@ def speculative(
     generation is done. Without a ``seed`` every generation draws other tokens.
     """
     seed = seed if seed is None else values.whole("seed", seed)
+    if acceptance not in _RULES:
+        raise BadOption(f"acceptance={acceptance!r} is not one of {', '.join(_RULES)}.")
+    deciding = plugins.resolve("controllers", controller)
     stack = resolve(drafters)
     copied = copies_of(document, tokenizer)
     folded = folds(tokenizer) if stack and tokenizer is not None else None
@@ -160,8 +167,8 @@ def speculative(
                     model,
                     prompt,
                     stack,
-                    _rule(acceptance, own) if generation_config.do_sample else Greedy(),
-                    controller=controller,
+                    _RULES[acceptance](own) if generation_config.do_sample else Greedy(),
+                    controller=deciding,
                     max_new_tokens=generation_config.max_length - input_ids.shape[1],
                     copied=copied,
                     ends=ends(stopping_criteria, row),
@@ -285,13 +292,6 @@ def guarantee(model: Any, temperature: float, first: int, last: int) -> Guarante
         return "approximate"
     wide = model.dtype in (torch.float32, torch.float64)
     return "exact" if wide and temperature == 0 else "exact-up-to-float"
-
-
-def _rule(acceptance: Acceptance, seed: int) -> Rule:
-    rules: dict[str, Rule] = {"shared-noise": SharedNoise(seed), "residual": Residual(seed)}
-    if acceptance not in rules:
-        raise BadOption(f"acceptance={acceptance!r} is not one of {', '.join(rules)}.")
-    return rules[acceptance]
 
 
 def _text(tokenizer: Any, new: torch.Tensor, stop: Sequence[str]) -> str:

@@ -119,7 +119,21 @@ def resolve(room: str, method: Any) -> Any:
             f"{room.removesuffix('s')}={method!r:.80} must be a name ({', '.join(known(room))}) or an object with "
             f"{', '.join(_ASKED[room])}."
         )
+    if dataclasses.is_dataclass(method):
+        _check_words(method)
     return method
+
+
+def _check_words(method: Any) -> None:
+    """Raises BadOption for a word that is none of those an option takes: any other would stand for one of them."""
+    try:
+        hints = typing.get_type_hints(type(method))
+    except NameError:  # of somebody's own, with names that are known inside a function only
+        return
+    for key, wanted in hints.items():
+        choices = typing.get_args(wanted) if typing.get_origin(wanted) is typing.Literal else ()
+        if choices and (given := getattr(method, key)) not in choices:
+            raise BadOption(f"{type(method).__name__}: {key}={given!r} is not one of {', '.join(map(str, choices))}.")
 
 
 def _package(room: str) -> str:

@@ -278,8 +278,9 @@ class KVPolicy(Protocol):
         """Why the share that was asked for leaves no choice in so short a context, in words; empty where it does."""
         ...
 
-    def reach(self, tokens: int) -> int:
-        """How far before the last token read a key may seem to stand, at most: what ``tokens`` take of a window."""
+    def reach(self, tokens: int, behind: int = 0) -> int:
+        """How far before the last token read a key may seem to stand, at most: what ``tokens`` take of a window; the
+        last ``behind`` of them are no part of the context."""
         ...
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:

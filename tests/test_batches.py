@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from copy import copy
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from transformers import LogitsProcessor
 
 import longctx
 from longctx.decoding.noise import row_seed
 from longctx.drafts import Budget, Draft, DraftSource, Verified
-from longctx.errors import EmptyInput
+from longctx.errors import BadOption, EmptyInput
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TOKENIZER = tiny.tokenizer()
@@ -109,6 +111,34 @@ def test_prompt_i_draws_what_it_draws_alone_with_the_seed_of_row_i(family: str) 
         single = longctx.generate(model, TOKENIZER, [prompt], drafters=[], seed=row_seed(3, row), **given)
         assert single.sequences[0, len(prompt) :].tolist() == drawn
     assert row_seed(3, 0) == 3
+
+
+class Remembering(LogitsProcessor):  # type: ignore[misc]
+    """Forbids the likeliest token in every third call, by its own count: prompts that share it count together."""
+
+    def __init__(self) -> None:
+        self.shown: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.shown.append(scores.argmax(-1, keepdim=True))
+        return scores if len(self.shown) % 3 else scores.scatter(1, self.shown[-1], -torch.inf)
+
+
+def test_a_processor_that_remembers_its_calls_remembers_those_of_each_prompt() -> None:
+    model = tiny.model()
+    expected = [alone(model, prompt, logits_processor=[Remembering()]) for prompt in PROMPTS]
+    assert expected != [alone(model, prompt) for prompt in PROMPTS]
+    for drafters in ([], ["document", Knowing(expected)]):
+        given = Remembering()
+        out = longctx.generate(model, TOKENIZER, drafters=drafters, logits_processor=[given], **padded(), **STEADILY)
+        assert new(out.sequences) == expected and not given.shown
+
+
+def test_a_processor_that_cannot_be_copied_is_refused_for_several_prompts() -> None:
+    given = Remembering()
+    given.lock = threading.Lock()  # type: ignore[attr-defined]
+    with pytest.raises(BadOption, match="Remembering cannot be copied .*one prompt at a time"):
+        longctx.generate(tiny.model(), TOKENIZER, logits_processor=[given], **padded(), **STEADILY)
 
 
 def test_a_streamer_gets_the_answers_one_after_another() -> None:

@@ -138,3 +138,9 @@ def test_a_policy_that_holds_all_of_a_text_bounds_no_distance_of_its_prompt() ->
     assert reach("lm_infinite:budget=570,ceiling=300", 591, 25) == (591, "")
     assert reach("lm_infinite:budget=560,ceiling=300", 591, 25) == (300, "")
     assert reach("quest:budget=100", 591, 25) == (591, "")
+
+
+def test_a_question_moves_away_from_what_stands_right_before_the_end_of_the_text() -> None:
+    assert reach("longheads:budget=128,window=16", 600, 25) == (153, "")
+    assert reach("longheads:keep=0.5,window=16", 600, 100) == (350, "")
+    assert reach("lm_infinite:budget=100", 600, 25) == (100, "") and reach("lm_infinite:budget=100", 600, 300)[0] == 300

@@ -20,7 +20,7 @@ from longctx import Document, suffixes
 from longctx import generation as module
 from longctx.copied import copies_of
 from longctx.drafts import Budget, Draft, DraftSource, Verified
-from longctx.errors import BadOption, CacheError, DraftError, EmptyInput
+from longctx.errors import BadOption, CacheError, DraftError, EmptyInput, UnknownMethod
 from longctx.generation import guarantee
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -337,6 +337,25 @@ def test_a_compiled_document_is_indexed_once_for_all_generations(monkeypatch: py
     fresh = suffixes.SuffixIndex(np.concatenate([encoded.token_ids for encoded in book.encoded]))
     context = fresh.tokens[5:40].tolist()
     assert book.copies.matches(context, 50) == fresh.matches(context, 50)
+
+
+@pytest.mark.parametrize("kind", [bool, torch.tensor])
+def test_a_criterion_may_say_yes_or_no_in_either_way(kind: Any) -> None:
+    model = tiny.model()
+
+    def over(ids: torch.Tensor, scores: Any, **options: Any) -> Any:
+        return kind(ids.shape[1] >= PROMPT.shape[1] + 7)
+
+    decode = longctx.speculative(drafters=["document"], controller="fixed:nodes=8")
+    out = model.generate(PROMPT, do_sample=False, stopping_criteria=[over], custom_generate=decode, **OPTIONS)
+    assert torch.equal(out, plain(model)[:, : PROMPT.shape[1] + 7])
+
+
+def test_what_has_no_such_name_is_refused_before_the_model_is_asked() -> None:
+    with pytest.raises(BadOption, match="acceptance='residuals' is not one of shared-noise, residual"):
+        longctx.speculative(acceptance="residuals")  # type: ignore[arg-type]
+    with pytest.raises(UnknownMethod, match="nonsense"):
+        longctx.speculative(controller="nonsense")
 
 
 def test_a_drafter_that_raises_is_an_error_of_its_name() -> None:

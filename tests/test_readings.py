@@ -38,6 +38,9 @@ def test_every_policy_gets_of_one_reading_what_it_would_get_of_its_own(family: s
         shared = reading.compress(policy)
         assert torch.equal(seen(model, shared), seen(model, own))
         assert (shared.tokens, shared.nbytes, shared.lookup_bytes) == (CONTEXT, own.nbytes, own.lookup_bytes)
+        for one, other in zip(shared._context.layers, own._context.layers, strict=True):  # the bounds they state
+            assert (one.slack is None) == (other.slack is None)
+            assert one.slack is None or other.slack is None or torch.equal(one.slack, other.slack)
         assert (own.lookup_bytes > 0) == policy.startswith(("squeezed", "quest"))
 
 

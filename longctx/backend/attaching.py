@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from longctx.backend.attention import HELD, installed
 from longctx.backend.bounded import BoundedCache
+from longctx.backend.forks import Context
 from longctx.errors import CacheError, ModelError
 
 _FULL_MASK = "Give the whole ids, or new ids with attention_mask of ones for context and new ids together"
@@ -31,6 +32,16 @@ def attached(model: PreTrainedModel) -> Iterator[None]:
         finally:
             before.remove()
             behind.remove()
+
+
+def check_place(context: Context, model: PreTrainedModel) -> None:
+    """Raises CacheError where a context's keys are on other devices than the model."""
+    there = {held.keys.device for held in context.layers if held.kept is None}
+    if not there <= {weight.device for weight in model.parameters()}:
+        raise CacheError(
+            f"the context is on {', '.join(map(str, there))} and the model on {model.device}. Compress again, or "
+            "save() it and load() it for the model."
+        )
 
 
 @contextmanager

@@ -6,7 +6,6 @@ Owns the joint attention over both, and the count of what was read. Knows no met
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
@@ -19,7 +18,7 @@ from longctx.backend import chosen
 from longctx.backend.blocks import BLOCK, apart, beside, seen, spans, together, weights
 from longctx.backend.forks import Context, Fork, Held, Window
 from longctx.backend.meter import Meter
-from longctx.backend.parts import Part, causal_part, fold, merge, part, with_sinks
+from longctx.backend.parts import Part, causal_part, finite, fold, merge, part, with_sinks
 from longctx.errors import CacheError, ModelError
 from longctx.keys import EVERYTHING, Asked, Choice, KVReport
 
@@ -119,16 +118,15 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
         self._tell(both.out, asked, choice, blocks)
         if unread is not None:
             bound = None if held.slack is None else unread.base + held.slack.view(1, -1, 1)
-            self.meter.estimate(unread.log, both.log, bound, blocks)
+            self.meter.estimate(unread.log, both.log, bound, blocks, asked.weights)
         if audits and choice.places is None and held.keys.shape[1] == self.tokens:
             whole = torch.logaddexp(chosen.read(held, EVERYTHING, asked).log, other.log)
-            self.meter.audit(both.log, whole, bound, blocks)
+            self.meter.audit(both.log, whole, bound, blocks, asked.weights)
         return both.out
 
     def _tell(self, joined: Tensor, asked: Asked, choice: Choice, blocks: int) -> None:
         """Counts a choice. Raises ModelError where what came of it, ``joined``, has anything else than numbers."""
-        # a sum is no number where any is none, and may be none of large ones
-        if not math.isfinite(joined.sum()) and not math.isfinite(joined.abs().amax()):
+        if not finite(joined):
             raise ModelError(
                 f"the attention of layer {self.number} gave numbers that are not finite at position {asked.position}. "
                 f"Load the model in a wider dtype, such as float32."
@@ -241,8 +239,16 @@ class BoundedCache(Cache):
         for number in self.kept:
             self.layers[number] = copy.deepcopy(self.context.layers[number].kept)
 
+    def reset(self) -> None:
+        self.rewind()
+
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last tokens back, given as a negative number. Raises CacheError, all being as it was, otherwise."""
+        if self.kept and tokens_to_remove:
+            raise CacheError(
+                f"crop({tokens_to_remove}): layers {self.kept} keep no keys but states of their own, from which no "
+                "token can be taken back. Use rewind(), or fork() before what may have to go."
+            )
         for fork in self._forks:
             fork.check_crop(-tokens_to_remove)
         self.behind = None

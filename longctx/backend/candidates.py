@@ -5,16 +5,15 @@ Owns what such a generator is asked and told, and that each request has one of i
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
 
 from longctx.backend.alone import turn
+from longctx.backend.copies import of_its_own
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 from longctx.errors import BadOption
 
@@ -47,9 +46,7 @@ class Candidates:
     needs: ClassVar[int] = 0
 
     def begin(self, source: DraftSource) -> Asking:
-        # what is deeply copied keeps what stands in the memo: models and tokenizers are shared
-        own = copy.deepcopy(self.generator, {id(part): part for part in _shared(self.generator)})
-        return Asking(own, source)
+        return Asking(of_its_own(self.generator), source)
 
 
 class Asking:
@@ -129,12 +126,3 @@ def _device(generator: Any) -> torch.device:
     """Where a generator wants its ids: with its model, or with whatever tensor it holds."""
     found = (getattr(value, "device", None) for value in getattr(generator, "__dict__", {}).values())
     return next((device for device in found if isinstance(device, torch.device)), torch.device("cpu"))
-
-
-def _shared(holder: Any, depth: int = 2) -> Iterator[Any]:
-    """The models and tokenizers a generator holds, itself or inside a part of it."""
-    for value in getattr(holder, "__dict__", {}).values():
-        if isinstance(value, (nn.Module, PreTrainedTokenizerBase)):
-            yield value
-        elif depth > 1:
-            yield from _shared(value, depth - 1)

@@ -17,6 +17,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 from longctx.backend.anatomy import LATENT, SHARED, keeps_latents, sharing
 from longctx.backend.attention import TAP, installed
 from longctx.backend.forks import Context, Held
+from longctx.backend.parts import finite
 from longctx.backend.queries import Queries, said
 from longctx.backend.rope import frequencies
 from longctx.backend.slack import QUERIES, slack
@@ -25,7 +26,7 @@ from longctx.errors import ModelError
 from longctx.keys import LayerKeys
 from longctx.protocols import KVPolicy, Progress
 
-_SEEN = {"full_attention": "bounded", "sliding_attention": "left alone: sees a window"}
+SEEN = {"full_attention": "bounded", "sliding_attention": "left alone: sees a window"}
 
 
 def kinds(model: PreTrainedModel, partial: bool = False) -> list[str]:
@@ -34,7 +35,7 @@ def kinds(model: PreTrainedModel, partial: bool = False) -> list[str]:
     Raises ModelError naming the layers that cannot be compressed, where not ``partial`` and some other layer can.
     """
     found = _kinds(model)
-    other = {number: kind for number, kind in enumerate(found) if kind not in _SEEN}
+    other = {number: kind for number, kind in enumerate(found) if kind not in SEEN}
     if other and not (partial and "full_attention" in found and SHARED not in found):
         named = ", ".join(f"{number} ({kind})" for number, kind in other.items())
         instead = "Ask without kv=: the whole cache is kept then."
@@ -53,7 +54,7 @@ def possible(model: PreTrainedModel) -> dict[str, list[int]]:
     """What can be done with the cache of which layers, in words."""
     words: dict[str, list[int]] = {}
     for number, kind in enumerate(_kinds(model)):
-        words.setdefault(_SEEN.get(kind, f"not possible: {kind}"), []).append(number)
+        words.setdefault(SEEN.get(kind, f"not possible: {kind}"), []).append(number)
     return words
 
 
@@ -76,7 +77,7 @@ def read(
     """
     queries = Queries(max(window, QUERIES), model.dtype)
     piece = frequencies(model.config).piece(len(ids), piece)  # as one text, where rotation follows its length
-    if set(kinds(model, True)) - {*_SEEN}:
+    if set(kinds(model, True)) - {*SEEN}:
         return _read_by_stock(model, ids, piece, queries, progress), queries
     target = RowTarget(model, len(ids), {TAP: queries})
     for at in range(0, len(ids), piece):
@@ -107,7 +108,7 @@ def _read_by_stock(
                 progress("context", at + part.shape[1], len(ids))
     layers = []
     for layer, kind in zip(cache.layers, kinds(model, True), strict=True):
-        if kind not in _SEEN:
+        if kind not in SEEN:
             nothing = torch.empty(0, 0, 0)
             layers.append(Held(nothing, nothing, None, kept=layer))
             continue
@@ -130,6 +131,8 @@ def indexed(
     Where the policy estimates what it does not read, the model goes on a few tokens, to measure the estimates.
     """
     for number, raw in enumerate(layers):
+        if raw.kept is None:
+            _check_numbers(number, raw, tokens)
         if raw.window is None and raw.kept is None:
             layers[number] = _bounded(number, raw.keys, raw.values, queries, policy, budget)
         if progress is not None:
@@ -138,6 +141,15 @@ def indexed(
     if any(held.slack is not None for held in made.layers):
         made = _measured(made, said(model, made, queries.likeliest))
     return made
+
+
+def _check_numbers(number: int, raw: Held, tokens: int) -> None:
+    """Raises ModelError where a layer's keys or values are anything else than numbers: there is nothing to choose."""
+    if not (finite(raw.keys) and finite(raw.values)):
+        raise ModelError(
+            f"layer {number} gave keys or values that are not finite within the {tokens} tokens of the context. "
+            "Load the model in a wider dtype, such as float32."
+        )
 
 
 def _bounded(number: int, keys: Tensor, values: Tensor, queries: Queries, policy: KVPolicy, budget: int) -> Held:
@@ -155,7 +167,8 @@ def _measured(context: Context, queries: Queries) -> Context:
     layers = []
     for number, held in enumerate(context.layers):
         if held.index is not None and number in queries.last:
-            found = slack(context.policy, held, queries.last[number], *queries.scores[number])
+            last = queries.last[number][:, -QUERIES:]  # more were kept where a policy wants to see more of them
+            found = slack(context.policy, held, last, *queries.scores[number])
             if found is not None and held.slack is not None:
                 found = torch.maximum(found, held.slack)
             held = held if found is None else replace(held, slack=found)

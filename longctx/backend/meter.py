@@ -27,6 +27,7 @@ class _Pass(NamedTuple):
     known: Tensor
     unread: Tensor
     bound: Tensor | None  # what keys that were not read have at most
+    weights: Tensor | None  # [batch, 1, rows, 1] of the rows, none of padding; None: all the same
 
 
 class Meter:
@@ -60,14 +61,17 @@ class Meter:
         if len(self._counts) > _MANY:
             self._add_up()
 
-    def estimate(self, unread: Tensor, known: Tensor, bound: Tensor | None, blocks: int = 1) -> None:
+    def estimate(
+        self, unread: Tensor, known: Tensor, bound: Tensor | None, blocks: int = 1, weights: Tensor | None = None
+    ) -> None:
         """What came of a choice that tells what is ``unread``, beside the mass of all keys that were read.
 
-        Each a logarithm [batch, kv_heads, rows], as what keys that were not read have at most is.
+        Each a logarithm [batch, kv_heads, rows], as what keys that were not read have at most is. ``weights`` are those
+        of the rows as in ``Asked``: what padding looked at is nobody's question.
         """
         self._estimates += blocks
         self._bounded += 0 if bound is None else blocks
-        self._said.append(_Pass(blocks, known, unread, bound))
+        self._said.append(_Pass(blocks, known, unread, bound, weights))
         if len(self._said) > _MANY:
             self._add_up()
 
@@ -75,25 +79,31 @@ class Meter:
         """Nothing is kept afterwards."""
         for (blocks, _), counts in _grouped([((b, one.shape), one) for b, one in self._counts]):
             self._read += blocks * float(torch.stack(counts).float().mean(dim=(1, 2)).sum())
-        for (blocks, _), some in _grouped([((one.blocks, one.unread.shape), one) for one in self._said]):
+        alike = [((one.blocks, one.unread.shape, one.weights is None), one) for one in self._said]
+        for (blocks, *_), some in _grouped(alike):
             known, unread = (
                 torch.stack(those) for those in zip(*((one.known, one.unread) for one in some), strict=True)
             )
-            self._unread += blocks * float(_share(unread, known).mean(dim=(1, 2, 3)).sum())
+            weights = _stacked([one.weights for one in some])
+            self._unread += blocks * _mean_of_rows(_share(unread, known), weights)
             bounded = [place for place, one in enumerate(some) if one.bound is not None]
             bounds = [one.bound for one in some if one.bound is not None]
             if bounds:
-                self._bounds += blocks * float(_share(torch.stack(bounds), known[bounded]).mean(dim=(1, 2, 3)).sum())
+                weights = None if weights is None else weights[bounded]
+                self._bounds += blocks * _mean_of_rows(_share(torch.stack(bounds), known[bounded]), weights)
         self._counts, self._said = [], []
 
-    def audit(self, known: Tensor, whole: Tensor, bound: Tensor | None, blocks: int = 1) -> None:
+    def audit(
+        self, known: Tensor, whole: Tensor, bound: Tensor | None, blocks: int = 1, weights: Tensor | None = None
+    ) -> None:
         """What keys that were read have of the attention, against all that are stored: as logarithms, like a bound."""
         true = (1 - (known - whole).exp()).clamp_min(0)
-        self._true += blocks * float(true.mean())
+        self._true += blocks * _mean_of_rows(true[None], _stacked([weights]))
         self._audits += blocks
         if bound is not None:
-            self._above += float((true > _share(bound, known) + _ROUNDING).float().sum())
-            self._held += true.numel()
+            real = torch.ones_like(true) if weights is None else (weights[..., 0] > 0).expand_as(true)
+            self._above += float(((true > _share(bound, known) + _ROUNDING) * real).sum())
+            self._held += int(real.sum())
 
     def end(self, layer: int) -> None:
         """The layer's pass is over."""
@@ -124,6 +134,20 @@ def _grouped(those: list[tuple[Alike, Item]]) -> Iterable[tuple[Alike, list[Item
     for alike, one in those:
         groups.setdefault(alike, []).append(one)
     return groups.items()
+
+
+def _stacked(weights: list[Tensor | None]) -> Tensor | None:
+    """Weights of some passes, [passes, batch, 1, rows]; None where rows have none."""
+    given = [one[..., 0] for one in weights if one is not None]
+    return torch.stack(given) if given else None
+
+
+def _mean_of_rows(shares: Tensor, weights: Tensor | None) -> float:
+    """The mean over each pass's [batch, kv_heads, rows] of those with ``weights``, summed over the passes."""
+    if weights is None:
+        return float(shares.mean(dim=(1, 2, 3)).sum())
+    each = weights / weights.sum(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    return float((shares * each).sum(dim=(1, 3)).mean(-1).sum())
 
 
 def _share(unread: Tensor, known: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ are rows beside each other, so keys and values are never repeated. Knows no cach
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -44,7 +46,7 @@ def part(
             query, key, value, 0.0, False, attn_mask=bias, scale=scale
         )
         return Part(out.float(), log)
-    fused = query.device.type == "cuda" and plain
+    fused = query.device.type == "cuda" and plain and _flashes(query.device)
     if fused and query.element_size() == 2 and query.shape[-1] == value.shape[-1] <= 256:
         out, log = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, scale=scale)[:2]
         return Part(out.float(), log[..., : query.shape[2]])
@@ -89,6 +91,12 @@ def with_sinks(one: Part, sinks: Tensor, kv_heads: int, rows: int) -> Part:
     return Part(one.out * (one.log - log).exp().unsqueeze(-1), log)
 
 
+def finite(states: Tensor) -> bool:
+    """Whether all are numbers."""
+    # a sum is no number where any is none, and may be none of large ones
+    return math.isfinite(states.sum()) or not states.numel() or math.isfinite(states.abs().amax())
+
+
 def _explicit(
     query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None, softcap: float | None
 ) -> Part:
@@ -96,6 +104,12 @@ def _explicit(
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return Part(scores.softmax(-1) @ value.float(), scores.logsumexp(-1))
+
+
+@functools.cache  # a fact about a card
+def _flashes(device: torch.device) -> bool:
+    """Whether PyTorch's flash attention runs on a card: from Ampere on, and calling it on others is an error."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def capped(scores: Tensor, softcap: float | None) -> Tensor:

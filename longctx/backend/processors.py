@@ -9,12 +9,29 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from longctx.backend.copies import of_its_own
+from longctx.errors import BadOption
+
 Processor = Callable[[Tensor, Tensor], Tensor]
 
 
 def of_row(processors: Sequence[Processor], row: int, batch: int) -> tuple[Processor, ...]:
-    """``processors``, made for ``batch`` prompts, as those of the prompt ``row`` alone: ids [1, tokens]."""
-    return tuple(processors) if batch == 1 else tuple(_Row(processor, row, batch) for processor in processors)
+    """``processors``, made for ``batch`` prompts, as those of the prompt ``row`` alone: ids [1, tokens].
+
+    Of a batch each prompt has copies, since some remember from call to call what they were shown. Raises BadOption for
+    one that cannot be copied.
+    """
+    return tuple(processors) if batch == 1 else tuple(_Row(_own(processor), row, batch) for processor in processors)
+
+
+def _own(processor: Processor) -> Processor:
+    try:
+        return of_its_own(processor)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # as its parts raise
+        raise BadOption(
+            f"{type(processor).__name__} cannot be copied ({type(error).__name__}: {error}), and each prompt of a "
+            "batch needs one of its own. Ask one prompt at a time."
+        ) from error
 
 
 class _Row:

@@ -28,6 +28,7 @@ def ends(criteria: Sequence[StoppingCriteria], prompt: Sequence[int]) -> Callabl
             kept = torch.cat((kept, torch.tensor([list(new[-more:])])), 1)
         no_scores: Any = None
         text = kept[:, : len(prompt) + len(new)]  # shorter again where a round failed and is made once more
-        return any(bool(criterion(text, no_scores).all()) for criterion in criteria)
+        # a plain bool will do for generate too
+        return any(bool(torch.as_tensor(criterion(text, no_scores)).all()) for criterion in criteria)
 
     return over

@@ -12,6 +12,8 @@ import numpy as np
 from longctx.drafts import Draft, Draw
 from longctx.errors import DraftError, LongctxError
 
+_NEAR = 1e-3  # of the sum of a law: float16 and many small numbers add up to no better
+
 
 class Guard:
     """Turns whatever a drafter raises into a DraftError: a plug-in may fail in any way."""
@@ -60,5 +62,10 @@ def _check(draw: Draw, draft: Draft) -> None:
         raise ValueError(f"the law that node {draw.node} was drawn from needs one probability a token")
     if len(np.unique(draw.ids)) < len(draw.ids) or not (draw.probabilities >= 0).all():
         raise ValueError(f"the law that node {draw.node} was drawn from names a token twice or is no law")
+    if not abs(float(draw.probabilities.sum()) - 1) <= _NEAR:
+        raise ValueError(
+            f"the law that node {draw.node} was drawn from sums to {draw.probabilities.sum():.4g}, not to 1: a law "
+            "that was cut is drawn from anew"
+        )
     if not draw.probabilities[draw.ids == draft.tokens[draw.node]].sum() > 0:
         raise ValueError(f"node {draw.node} cannot have been drawn: its token has no probability")

@@ -63,14 +63,6 @@ class TokenTree:
     def is_chain(self) -> bool:
         return bool(np.array_equal(self.parents, np.arange(-1, len(self) - 1)))
 
-    def ancestors(self) -> NDArray[np.bool_]:
-        """[nodes, nodes]: whether column is row itself or stands on its path."""
-        seen = np.eye(len(self), dtype=np.bool_)
-        for node, parent in enumerate(self.parents.tolist()):
-            if parent >= 0:
-                seen[node] |= seen[parent]
-        return seen
-
     def path(self, node: int) -> list[int]:
         """The nodes from the anchor's child down to ``node``; none for the anchor, -1."""
         nodes = []

@@ -81,6 +81,8 @@ class Laws:
         self._length += len(verified.tokens)
 
     def _learn(self, context: Sequence[int], tops: NDArray[np.int64], chances: NDArray[np.float32]) -> None:
+        if not np.isfinite(chances).all():
+            return  # a row that was not accepted may hold anything
         new = dict(zip(tops[:_KEPT].tolist(), chances[:_KEPT].tolist(), strict=True))
         for order in _ORDERS:
             key = tuple(context[-order:])

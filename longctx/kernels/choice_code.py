@@ -14,8 +14,8 @@ ROOMS = (
 )  # fmt: skip
 _TOLD = (
     "rows", "weights", "keys", "centre", "means", "spreads", "logs", "sizes", "starts", "says", "slots", "counts",
-    "out", "log", "wide", *ROOMS, "SETS", "HEADS", "ROWS", "CLUSTERS", "PADDED", "SLOTS", "SINKS", "ENDS", "BUDGET",
-    "SCALE", "W_SET", "K_HEAD", "K_KEY", "number", "count", "barrier",
+    "out", "log", "wide", *ROOMS, "wrong", "SETS", "HEADS", "ROWS", "CLUSTERS", "PADDED", "SLOTS", "SINKS", "ENDS",
+    "BUDGET", "SCALE", "W_SET", "K_HEAD", "K_KEY", "number", "count", "barrier",
 )  # fmt: skip
 _AHEAD = 2**12  # bytes by which what clusters say is asked for before it is needed
 _TOLD_APART = 1e-30  # of a row's largest mass: less is too little for sums of float32
@@ -69,7 +69,8 @@ def _choices(
         with code.loop(0, told["ENDS"]) as end:
             code.store("i64", clusters.end_slot(code, told, end.index), slots, end.index)
         given = (worth, sizes, starts, code.place("i64", slots, told["ENDS"]), left)
-        count = code.add(ranges.write(code, some, given, limit, held, free), told["ENDS"])
+        within = (told["SLOTS"], told["wrong"])
+        count = code.add(ranges.write(code, some, given, limit, held, free, within), told["ENDS"])
         code.store("i64", count, told["counts"], own.index)
         with code.loop(count, told["BUDGET"]) as at:
             code.store("i64", "0", slots, at.index)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import struct
+from array import array
 from typing import Any, NamedTuple
 
 import torch
@@ -101,7 +102,8 @@ def choose(
     times the exponential of its mean's logit and half the variance of its keys'. Shares of it, beside what the ends
     have, are summed over the rows by ``weights``, float32 [batch or 1, kv_heads or 1, rows, 1], None: all alike, and
     divided by the size. Of clusters as likely as each other the first are read; slots stand in ascending clusters.
-    Raises ValueError for other shapes, a budget below the ends, and where the clusters do not suit.
+    Raises ValueError for other shapes, a budget below the ends, and where the clusters do not suit, and IndexError for
+    clusters that would be read and have slots that are none of the keys or more than the budget.
     """
     batch, heads, count, width = rows.shape
     like = own.means.shape == own.spreads.shape == own.says.shape == (heads, own.means.shape[1], width)
@@ -137,8 +139,10 @@ def _chosen(
     (scaling,) = struct.unpack("<i", struct.pack("<f", scale))
     measures = (sets, heads, count, some, padded, keys.shape[1], ends[0], always, budget, scaling)
     steps = (0 if weights is None else count, *keys.stride()[:2])
-    run = _compiled(keys.dtype, width, blocks.tiles(count))
-    machine.run(run, (*(one.data_ptr() for one in held), *begins, *measures, *steps))
+    run, wrong = _compiled(keys.dtype, width, blocks.tiles(count)), array("q", (0,))
+    machine.run(run, (*(one.data_ptr() for one in held), *begins, wrong.buffer_info()[0], *measures, *steps))
+    if wrong[0]:
+        raise IndexError(f"clusters have slots that are none of {keys.shape[1]} keys, or more than {budget}.")
     return Chosen(slots, counts, out, log, wide)
 
 
@@ -150,12 +154,13 @@ def _alike(rows: int) -> Tensor:
 
 def _right(dtype: torch.dtype) -> bool:
     width, block = machine.lanes(), 2 * machine.lanes()
-    numbers = torch.arange((block + 9) * width, dtype=torch.float32, device="cpu").view(1, -1, width)
-    keys = (7 * numbers).remainder(11).div(width).to(dtype)
-    sizes = torch.arange(block + 9, device="cpu").remainder(3)[None] + 1
+    some = block + 9
+    numbers = torch.arange(3 * some * width, dtype=torch.float32, device="cpu").view(1, -1, width)
+    every = (7 * numbers).remainder(11).div(width).to(dtype)
+    keys, sizes = every[:, :some], torch.arange(some, device="cpu").remainder(3)[None] + 1
     logs, starts = sizes.float().log(), sizes.cumsum(-1) - sizes + 1
     own = Clusters(keys, keys.abs(), keys.flip(1), keys[:, :1].float(), logs, sizes, starts)
-    given = (keys[None, :, :2], keys, own, 0.1, (1, 2), block, None)
+    given = (keys[None, :, :2], every, own, 0.1, (1, 2), block, None)
     found, expected = _chosen(*given), reference(*given)
     return all(torch.allclose(one.float(), two.float(), rtol=1e-3) for one, two in zip(found, expected, strict=True))
 

@@ -51,11 +51,14 @@ def border(code: Loops, padded: str, worth: str, sizes: str, room: str) -> tuple
     return limit, code.op(f"select i1 {every}, i64 {first}, i64 {at.now['held']}")
 
 
-def write(code: Loops, ranges: str, given: tuple[str, ...], limit: str, held: str, room: str) -> str:
+def write(
+    code: Loops, ranges: str, given: tuple[str, ...], limit: str, held: str, room: str, within: tuple[str, str]
+) -> str:
     """Slots of the ranges above the ``limit``, and of the first on it that have room; returns how many slots.
 
     ``given`` are the worth, sizes and starts of ranges, where slots go, and where 0 marks a range that is taken, and 1
-    one that is not, in float32: in whole vectors, as the worth is.
+    one that is not, in float32: in whole vectors, as the worth is. ``within`` are the number of slots that there are
+    and what is marked where a range has none of these, or more than the room, and is not taken.
     """
     worth, sizes, starts, slots, left = given
     n, least = code.lanes, code.splat(code.op(f"trunc i64 {limit} to i32"), "i32")
@@ -72,17 +75,18 @@ def write(code: Loops, ranges: str, given: tuple[str, ...], limit: str, held: st
             place = code.op(f"call i{n} @llvm.cttz.i{n}(i{n} {bits}, i1 false)")
             place = code.add(block.index, code.op(f"zext i{n} {place} to i64"))
             at.next["mask"] = code.op(f"and i{n} {bits}, {code.op(f'sub i{n} {bits}, 1')}")
-            _write_one(code, at.now, at.next, place, given, limit, room)
+            _write_one(code, at.now, at.next, place, given, limit, (room, *within))
         for name in carried:
             block.next[name] = at.now[name]
     return block.now["count"]
 
 
 def _write_one(
-    code: Loops, now: dict[str, str], then: dict[str, str], place: str, given: tuple[str, ...], limit: str, room: str
-) -> None:
+    code: Loops, now: dict[str, str], then: dict[str, str], place: str, given: tuple[str, ...], limit: str,
+    most: tuple[str, str, str],
+) -> None:  # fmt: skip
     """The range at ``place``, whose worth is the ``limit`` or more, in its turn."""
-    worth, sizes, starts, slots, left = given
+    (worth, sizes, starts, slots, left), (room, every, wrong) = given, most
     bits = code.op(f"and i32 {code.load('i32', worth, place)}, {2**_BITS - 1}")
     on = code.op(f"icmp eq i64 {code.op(f'zext i32 {bits} to i64')}, {limit}")
     size = code.load("i64", sizes, place)
@@ -90,8 +94,16 @@ def _write_one(
     fits = code.op(f"and i1 {now['open']}, {code.op(f'icmp sle i64 {more}, {room}')}")
     joins = code.op(f"and i1 {on}, {fits}")
     wanted = code.op(f"or i1 {joins}, {code.op(f'xor i1 {on}, true')}")
+    start = code.load("i64", starts, place)
+    # unsigned, what is below 0 is above all; what is left is counted from what is known to be no more than the whole
+    starts_late = code.op(f"icmp ugt i64 {start}, {every}")
+    ends_late = code.op(f"icmp ugt i64 {size}, {code.sub(every, start)}")
+    over = code.op(f"icmp ugt i64 {size}, {code.sub(room, now['count'])}")
+    outside = code.op(f"or i1 {starts_late}, {code.op(f'or i1 {ends_late}, {over}')}")
+    code.mark(code.op(f"and i1 {wanted}, {outside}"), wrong)
+    wanted = code.op(f"and i1 {wanted}, {code.op(f'xor i1 {outside}, true')}")
     code.store("float", code.op(f"select i1 {wanted}, float 0.0, float 1.0"), left, place)
-    start, some = code.load("i64", starts, place), code.op(f"select i1 {wanted}, i64 {size}, i64 0")
+    some = code.op(f"select i1 {wanted}, i64 {size}, i64 0")
     with code.loop(0, some) as slot:
         code.store("i64", code.add(start, slot.index), slots, code.add(now["count"], slot.index))
     then["count"] = code.add(now["count"], some)

@@ -21,6 +21,12 @@ def check(budget: int | None, keep: float | None, name: str) -> None:
         raise BadOption(f"{name}: budget={budget} must be at least 1.")
 
 
+def check_ends(sinks: int, recent: int, name: str) -> None:
+    """Raises BadOption for less than no tokens that are always read."""
+    if min(sinks, recent) < 0:
+        raise BadOption(f"{name}: sinks={sinks} and recent={recent} must not be negative.")
+
+
 def slots(
     tokens: int, budget: int | None, keep: float | None, forced: int, name: str, which: str = "sinks and recent"
 ) -> int:

@@ -75,7 +75,7 @@ class Scored:
     def shortfall(self, tokens: int) -> str:
         return _budget.shortfall(tokens, self.budget, self.keep, self.sinks + self.recent, "Scored")
 
-    def reach(self, tokens: int) -> int:
+    def reach(self, tokens: int, behind: int = 0) -> int:
         return tokens
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:

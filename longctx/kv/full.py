@@ -26,7 +26,7 @@ class Full:
     def shortfall(self, tokens: int) -> str:
         return ""
 
-    def reach(self, tokens: int) -> int:
+    def reach(self, tokens: int, behind: int = 0) -> int:
         return tokens
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:

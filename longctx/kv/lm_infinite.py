@@ -64,9 +64,9 @@ class LmInfinite:
     def shortfall(self, tokens: int) -> str:
         return _budget.shortfall(tokens, self.budget, self.keep, self.sinks + self.middle, "lm_infinite", _ALWAYS)
 
-    def reach(self, tokens: int) -> int:
-        budget = self.slots(tokens)
-        return min(tokens, max(self._ceiling(budget), self._apart(budget) if self.middle else 0))
+    def reach(self, tokens: int, behind: int = 0) -> int:
+        budget = self.slots(tokens - behind)
+        return min(tokens, max(self._ceiling(budget), self._apart(budget) if self.middle else 0, behind))
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         tokens, device = layer.tokens, layer.keys.device

@@ -54,8 +54,9 @@ class LongHeads:
     def shortfall(self, tokens: int) -> str:
         return _budget.shortfall(tokens, self._counted, self.keep, self._forced, "longheads")
 
-    def reach(self, tokens: int) -> int:
-        return min(tokens, self.slots(tokens)) if self.move else tokens
+    def reach(self, tokens: int, behind: int = 0) -> int:
+        # what is read stands right before the text's end, and what follows moves away from it
+        return min(tokens, self.slots(tokens - behind) + behind) if self.move else tokens
 
     @property
     def _counted(self) -> int | None:

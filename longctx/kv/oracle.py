@@ -31,6 +31,7 @@ class Oracle:
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "oracle")
+        _budget.check_ends(self.sinks, self.recent, "oracle")
 
     def slots(self, tokens: int) -> int:
         return _budget.slots(tokens, self.budget, self.keep, self.sinks + self.recent, "oracle")
@@ -38,7 +39,7 @@ class Oracle:
     def shortfall(self, tokens: int) -> str:
         return _budget.shortfall(tokens, self.budget, self.keep, self.sinks + self.recent, "oracle")
 
-    def reach(self, tokens: int) -> int:
+    def reach(self, tokens: int, behind: int = 0) -> int:
         return tokens
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:

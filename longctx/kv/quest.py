@@ -54,7 +54,7 @@ class Quest:
         """Slots that are always read, and what may be missing to a page."""
         return self.sinks + self.recent + self.page - 1
 
-    def reach(self, tokens: int) -> int:
+    def reach(self, tokens: int, behind: int = 0) -> int:
         return tokens
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:

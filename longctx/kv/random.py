@@ -31,6 +31,7 @@ class Random:
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "random")
+        _budget.check_ends(self.sinks, self.recent, "random")
 
     def slots(self, tokens: int) -> int:
         return _budget.slots(tokens, self.budget, self.keep, self.sinks + self.recent, "random")
@@ -38,7 +39,7 @@ class Random:
     def shortfall(self, tokens: int) -> str:
         return _budget.shortfall(tokens, self.budget, self.keep, self.sinks + self.recent, "random")
 
-    def reach(self, tokens: int) -> int:
+    def reach(self, tokens: int, behind: int = 0) -> int:
         return tokens
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:

@@ -45,7 +45,7 @@ class SnapKV:
     def shortfall(self, tokens: int) -> str:
         return _budget.shortfall(tokens, self.budget, self.keep, self.window, "snapkv")
 
-    def reach(self, tokens: int) -> int:
+    def reach(self, tokens: int, behind: int = 0) -> int:
         return tokens
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:

@@ -95,7 +95,7 @@ class Squeezed:
             return always, "squeezed", "sinks and recent"
         return floor, "squeezed", "least, and up to the end of a cluster"
 
-    def reach(self, tokens: int) -> int:
+    def reach(self, tokens: int, behind: int = 0) -> int:
         return tokens
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:

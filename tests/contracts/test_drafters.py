@@ -121,17 +121,25 @@ def test_a_prompt_of_one_token_is_enough(spec: str) -> None:
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_drafter_and_all_of_them_leave_a_models_answer_as_it_is(family: str) -> None:
-    """With a penalty on repetition, on text that repeats itself, against Hugging Face's own greedy decoding."""
+    """On text that repeats itself, against Hugging Face's own greedy decoding."""
     model, tokenizer = tiny.model(family), tiny.tokenizer()
     prompt = torch.randint(4, 470, (1, 9), generator=torch.Generator().manual_seed(1)).repeat(1, 3)
     options: dict[str, Any] = {"max_new_tokens": 14, "eos_token_id": None, "pad_token_id": 1}
-    for penalty in (1.0, 1.2):
+    stacks: list[tuple[Any, str]] = [([name], "fixed") for name in NAMES]
+    stacks += [(NAMES, "fixed"), ("auto", "fixed"), ("auto", "goodput")]
+    with torch.inference_mode():
+        penalised = model.generate(prompt, do_sample=False, repetition_penalty=1.2, **options)
+    pairs = [tokenizer.decode(penalised[0, at : at + 2]) for at in range(prompt.shape[1] + 4, penalised.shape[1] - 2)]
+    stop = next(text for text in pairs if "\ufffd" not in text)
+    for penalty, ending in ((1.0, []), (1.2, []), (1.2, [stop])):
+        ended = {"stop_strings": ending, "tokenizer": tokenizer} if ending else {}
         with torch.inference_mode():
-            expected = model.generate(prompt, do_sample=False, repetition_penalty=penalty, **options)
-        stacks = [NAMES] if penalty > 1 else [[name] for name in NAMES]
-        for drafters in stacks:
+            expected = model.generate(prompt, do_sample=False, repetition_penalty=penalty, **ended, **options)
+        assert (expected.shape[1] < prompt.shape[1] + 14) == bool(ending)
+        for drafters, controller in stacks:
             out = longctx.generate(
-                model, tokenizer, prompt, drafters=drafters, repetition_penalty=penalty, controller="fixed", **options
-            )
-            assert torch.equal(out.sequences, expected), drafters
+                model, tokenizer, prompt, drafters=drafters, stop=ending, repetition_penalty=penalty,
+                controller=controller, **options,
+            )  # fmt: skip
+            assert torch.equal(out.sequences, expected), (drafters, penalty, ending)
             assert out.stats.rows == "tree" and out.guarantee == "exact" and out.warnings == ()

@@ -19,6 +19,8 @@ from longctx.backend import bounded, compressing, growing
 from longctx.backend.attaching import attached
 from longctx.backend.bounded import BoundedCache
 from longctx.errors import BadOption
+from longctx.kv.longheads import LongHeads
+from longctx.kv.squeezed import Squeezed
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = plugins.names("kv")
@@ -141,6 +143,25 @@ def test_impossible_budgets_are_refused_with_numbers(name: str) -> None:
     assert policy(budget=None, keep=0.5).slots(10_000) == 5_000
     assert policy(budget=900).slots(10_000) == 900
     assert policy(budget=900).slots(600) == 600
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (Squeezed(mode="papr"), "mode='papr' is not one of top-p, paper"),  # type: ignore[arg-type]
+        (LongHeads(by="page"), "by='page' is not one of pages, outputs"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_word_that_no_option_takes_is_refused_in_python_too(policy: Any, said: str) -> None:
+    with pytest.raises(BadOption, match=said):
+        longctx.kv.compress(tiny.model("qwen2"), IDS, policy)
+
+
+@pytest.mark.parametrize("name", ["random", "oracle", "squeezed", "quest"])
+@pytest.mark.parametrize("end", ["sinks", "recent"])
+def test_less_than_no_tokens_cannot_always_be_read(name: str, end: str) -> None:
+    with pytest.raises(BadOption, match=f"{end}=-1"):
+        plugins.plugin("kv", name)(budget=8, **{end: -1})
 
 
 @pytest.mark.parametrize("name", sorted({*choosing()} - {"oracle"}))

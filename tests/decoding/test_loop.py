@@ -183,6 +183,9 @@ def two(**changes: Any) -> Draft:
         (two(draws=(Draw(0, np.asarray([1, 7]), np.asarray([0.0, 1.0])),)), "cannot have been drawn"),
         (two(draws=(Draw(0, np.asarray([1, 1]), np.asarray([0.5, 0.5])),)), "twice"),
         (two(draws=(Draw(0, np.asarray([1]), np.asarray([0.5, 0.5])),)), "one probability a token"),
+        # a law that was cut and not drawn from anew makes every ratio to it wrong
+        (two(draws=(Draw(0, np.asarray([1, 3]), np.asarray([0.5, 0.3])),)), "sums to 0.8, not to 1"),
+        (two(draws=(Draw(0, np.asarray([1, 3]), np.asarray([0.5, np.inf])),)), "sums to inf"),
     ],
 )
 def test_a_draft_whose_arrays_disagree_is_an_error_that_says_which(draft: Draft, says: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from longctx.backend.rows import Rows
 from longctx.decoding.tree import TokenTree, merge
 from longctx.drafts import Draft, Draw
 
@@ -100,11 +102,17 @@ def test_the_best_path_comes_first_and_the_tree_stays_the_same(many: Sequence[Dr
 
 @seeds
 @given(any_drafts)
-def test_ancestors_are_the_nodes_of_the_path(many: Sequence[Draft]) -> None:
+def test_a_row_sees_the_cache_the_anchor_and_the_nodes_of_its_path(many: Sequence[Draft]) -> None:
     tree = merge(many, 9, VOCAB)
-    seen = tree.ancestors()
+    count = len(tree) + 1  # the anchor is the first row of the pass
+    rows = Rows([-1, *(tree.parents + 1).tolist()], 3, [None], torch.device("cpu"))
+    seen = rows.mask(0, 3 + count)
+    assert (seen is None) == (count == 1)
     for node in range(len(tree)):
-        assert np.flatnonzero(seen[node]).tolist() == tree.path(node)
+        assert seen is not None
+        path = [4 + own for own in tree.path(node)]
+        assert seen[0, 0, node + 1].nonzero()[:, 0].tolist() == [0, 1, 2, 3, *path]
+        assert int(rows.positions[node + 1]) == 3 + len(path)
 
 
 def drawn(tokens: Sequence[int], nodes: Sequence[int] | None = None) -> Draft:

@@ -35,6 +35,14 @@ def test_laws_are_running_means_over_the_tokens_of_both() -> None:
     )
 
 
+def test_a_rejected_row_of_numbers_that_are_none_is_not_learned_from() -> None:
+    at_work = start(1, 2)
+    told(at_work, 2, {10: 0.7, 11: 0.2}, after=2)
+    before = at_work.law([9, 2])
+    told(at_work, 2, {10: np.nan, 12: np.nan}, after=2)
+    assert at_work.law([9, 2]) == before and np.isfinite(at_work.propose(Budget(9, 3)).values).all()
+
+
 def test_the_longest_known_context_decides_and_is_trusted_most() -> None:
     at_work = start(1, 2, 3, 4)
     told(at_work, 4, {10: 0.9}, after=4)

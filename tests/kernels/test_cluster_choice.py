@@ -100,6 +100,18 @@ def test_masses_and_choices_are_those_on_tensors(
 
 
 @needed
+@pytest.mark.parametrize(("size", "start"), [(2**32 + 1, 2), (-1, 2), (3, -1), (3, 2**40), (3, 119)])
+def test_a_cluster_of_other_slots_than_there_are_is_refused(size: int, start: int) -> None:
+    """As a file that somebody made may have one: its slots would be written where nothing is."""
+    means, sizes = drawn(2, 37, 16, seed=0), torch.full((2, 37), 3)
+    case = Case(means[None, :, :1], drawn(2, 120, 16, seed=1), clusters(means, sizes), (2, 3), 35)
+    agree(case.by(choose), case)
+    case.own.sizes[1, 0], case.own.starts[1, 0] = size, start  # the likeliest: its own mean asks
+    with pytest.raises(IndexError, match="none of 120 keys, or more than 35"):
+        case.by(choose)
+
+
+@needed
 @pytest.mark.parametrize("count", [1, 2])
 def test_nothing_is_read_beside_what_is_given(count: int) -> None:
     """All of it between numbers that are none; keys between the ends too."""

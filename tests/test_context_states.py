@@ -1,0 +1,121 @@
+"""Compressed contexts where something is odd: padding beside a question, states without keys, numbers that are none."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import tiny
+import torch
+from architectures import small
+from contexts import CONTEXT, IDS, compressed
+
+import longctx.kv
+from longctx.backend import compressing, parts
+from longctx.backend.attaching import attached
+from longctx.backend.bounded import BoundedCache
+from longctx.errors import CacheError, ModelError
+from longctx.keys import Asked, Choice, Index
+from longctx.kv.full import Full
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Named(Full):
+    """Names every slot, so that each is looked up, in an order that is none."""
+
+    def choose(self, index: Index, asked: Asked) -> Choice:
+        slots = torch.arange(index.tokens).roll(5)
+        return Choice(slots.expand(*asked.rows.shape[:2], -1))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_what_is_named_is_read_as_if_it_were_all(family: str) -> None:
+    """By the road on which a choice is read: a policy that chooses everything says so, and is not asked to name it."""
+    model = tiny.model(family, **({"sliding_window": None} if family == "mistral" else {}))
+    ids = IDS[0, :CONTEXT].tolist()
+    layers, queries = compressing.read(model, ids, 0, 32)
+    context = compressing.indexed(model, layers, queries, CONTEXT, Named(), CONTEXT)
+    assert any(held.index is not None for held in context.layers)
+    for count in (1, 2, IDS.shape[1] - CONTEXT):
+        with torch.inference_mode(), attached(model):
+            expected = model(IDS[:, : CONTEXT + count]).logits[:, CONTEXT:]
+            seen = model(IDS[:, CONTEXT : CONTEXT + count], past_key_values=BoundedCache(context)).logits
+        torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("policy", ["squeezed:budget=24,sinks=2,recent=4,clusters=0.2", "oracle:budget=20"])
+def test_padding_beside_a_question_is_no_part_of_the_report(policy: str) -> None:
+    model = tiny.model("qwen2")
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], policy)
+    questions = [IDS[:, CONTEXT : CONTEXT + 3], IDS[:, CONTEXT + 3 : CONTEXT + 17]]
+    alone = []
+    for question in questions:
+        with torch.inference_mode(), context.attached(model, audit_every=1) as cache:
+            model(question, past_key_values=cache)
+            alone.append(cache.report())
+    rows = torch.full((2, 14), 7)
+    mask = torch.ones(2, CONTEXT + 14, dtype=torch.long)
+    rows[0, 11:], rows[1] = questions[0][0], questions[1][0]
+    mask[0, CONTEXT : CONTEXT + 11] = 0
+    with torch.inference_mode(), context.attached(model, audit_every=1) as cache:
+        places = (mask.cumsum(-1) - 1)[:, CONTEXT:]
+        model(rows, attention_mask=mask, position_ids=places, past_key_values=cache)
+        both = cache.report()
+    for name in ("unread_share", "unread_bound", "true_unread_share"):
+        means = [getattr(one, name) for one in alone]
+        if None not in means:
+            assert getattr(both, name) == pytest.approx(sum(means) / 2, rel=1e-4)
+    if both.above_bound is not None:
+        rows_above = [one.above_bound * count for one, count in zip(alone, (3, 14), strict=True)]
+        assert both.above_bound == pytest.approx(sum(rows_above) / 17, abs=1e-3)
+
+
+def test_states_that_are_no_keys_are_taken_back_whole_or_not_at_all() -> None:
+    model = tiny.hybrid()
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], "full", allow_partial=True)
+    with torch.inference_mode(), context.attached(model) as cache:
+        expected = model(IDS[:, CONTEXT:], past_key_values=cache).logits
+        before = cache.lengths
+        with pytest.raises(CacheError, match=r"layers \[0, 1, 2\] keep no keys .*rewind\(\)"):
+            cache.crop(-1)
+        assert cache.lengths == before
+        for again in (cache.reset, cache.rewind):
+            again()
+            assert torch.equal(model(IDS[:, CONTEXT:], past_key_values=cache).logits, expected)
+
+
+def test_a_context_elsewhere_than_the_model_is_refused() -> None:
+    model = tiny.model("llama")
+    held = compressed(model)
+    away = [dataclasses.replace(layer, keys=layer.keys.to("meta")) for layer in held._context.layers]
+    held._context = dataclasses.replace(held._context, layers=tuple(away))
+    with pytest.raises(CacheError, match="the context is on meta and the model on cpu"), held.attached(model):
+        pass
+
+
+@pytest.mark.parametrize(
+    "policy", ["full", "quest:budget=40", "snapkv:budget=40,window=16", "squeezed:budget=40,recent=8"]
+)
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])  # the first layer of the latter sees a window
+def test_keys_that_are_no_numbers_are_found_when_the_text_is_read(policy: str, number: float, family: str) -> None:
+    model = tiny.model(family)
+    with torch.no_grad():  # of a token that no trial of the model has
+        model.get_input_embeddings().weight[IDS[0, CONTEXT - 1], 3] = number
+    with pytest.raises(ModelError, match="layer 0 gave keys or values that are not finite within the 70 tokens"):
+        compressed(model, policy)
+
+
+def test_layers_of_other_attention_are_named_where_they_are_left_alone() -> None:
+    model = small("Llama4Text")
+    others = [n for n, kind in enumerate(compressing.kinds(model, True)) if kind not in compressing.SEEN]
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], "full", allow_partial=True)
+    assert others and context.left_alone == tuple(others)
+    assert all(f"{number} (chunked_attention)" in context.warnings[0] for number in others)
+
+
+def test_flash_attention_is_asked_of_cards_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    has = {torch.device("cuda", 98): (7, 5), torch.device("cuda", 99): (8, 0)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", has.__getitem__)
+    assert [parts._flashes(card) for card in has] == [False, True]
