@@ -98,7 +98,8 @@ def contents(root: Path) -> dict[Path, str]:
     stored = docs / "compiled.md"
     found[stored] = _filled(stored.read_text(encoding="utf-8"), {"compiled": _compiled(docs / "results")})
     drafted, speeds = docs / "speculation.md", speculation_report.tables(docs / "results")
-    found[drafted] = _filled(drafted.read_text(encoding="utf-8"), {"speculation": speeds})
+    made = {"speculation": speeds, "copies": _copies(docs / "results" / "copies.jsonl")}
+    found[drafted] = _filled(drafted.read_text(encoding="utf-8"), made)
     readme, brief = root / "README.md", speculation_report.brief(docs / "results")
     found[readme] = _filled(readme.read_text(encoding="utf-8"), {"speed": brief})
     needles = docs / "needle.md"
@@ -271,6 +272,29 @@ def _reading(path: Path) -> str:
         dtype = row["dtype"].removeprefix("torch.")
         lines.append(f"| {' | '.join([row['model'], dtype, *speeds, *ratios, str(row['rounds']), made])} |")
     return "\n".join(lines)
+
+
+def _copies(path: Path) -> str:
+    """The rows of ``longctx bench copies``, one a line."""
+    lines = [
+        "| text in tokens of | tokens | index | memory | look-up | draft | made |",
+        "|---|--:|--:|--:|--:|--:|---|",
+    ]
+    for row in read(path) if path.exists() else []:
+        cells = [
+            row["model"],
+            f"{row['tokens']:,}",
+            f"{row['build_seconds']:.2f} s",
+            "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f} MB",
+            *(_microseconds(row[f"{what}_microseconds"]) for what in ("look_up", "draft")),
+            f"{row['machine']}, {row['date']}, longctx {row['longctx']}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _microseconds(spread: Mapping[str, float]) -> str:
+    return f"{spread['median']:.0f} µs ({spread['p99']:.0f})"
 
 
 def _compiled(results: Path) -> str:

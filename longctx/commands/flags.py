@@ -80,7 +80,9 @@ SegmentKV = Annotated[
         rich_help_panel=_READING,
     ),
 ]
-Bench = Annotated[str, typer.Argument(metavar="NAME|GRID.toml", help="compiled, kv, reading, speculation, or a grid.")]
+Bench = Annotated[
+    str, typer.Argument(metavar="NAME|GRID.toml", help="compiled, copies, kv, reading, speculation, or a grid.")
+]
 Sets = Annotated[
     list[str] | None,
     typer.Option(

@@ -21,6 +21,7 @@ _SELECTION = "selection"
 # name -> (module of longctx.pipelines, function)
 _BENCHES = {
     "compiled": ("bench_compiled", "run_compiled"),
+    "copies": ("bench_copies", "run_copies"),
     "kv": ("bench_kv", "run_kv"),
     "reading": ("bench_reading", "run_reading"),
     "speculation": ("bench_speculation", "run_speculation"),

@@ -263,7 +263,7 @@ class Constant(Scripted):
         return torch.tensor(self.LAW).log().float().repeat(wanted, 1)
 
 
-@pytest.mark.parametrize("growth", ["rsd_c", "dyspec", "dyspec_threshold"])
+@pytest.mark.parametrize("growth", ["rsd_c", "rsd_s", "dyspec", "dyspec_threshold"])
 def test_over_all_seeds_a_drawing_drafter_leaves_the_law_of_every_position(growth: str) -> None:
     """Through the loop, with each request's seed in the draws: drawn the same for all, they would bend the law."""
     drafter = plugins.load("drafters", f"ngram:growth={growth}")
