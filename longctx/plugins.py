@@ -128,11 +128,11 @@ def _check_words(method: Any) -> None:
     """Raises BadOption for a word that is none of those an option takes: any other would stand for one of them."""
     try:
         hints = typing.get_type_hints(type(method))
-    except NameError:  # of somebody's own, with names that are known inside a function only
+    except (NameError, AttributeError):  # of somebody's own, with names that are known elsewhere only
         return
     for key, wanted in hints.items():
         choices = typing.get_args(wanted) if typing.get_origin(wanted) is typing.Literal else ()
-        if choices and (given := getattr(method, key)) not in choices:
+        if choices and (given := getattr(method, key, choices[0])) not in choices:
             raise BadOption(f"{type(method).__name__}: {key}={given!r} is not one of {', '.join(map(str, choices))}.")
 
 

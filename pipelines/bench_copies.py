@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import longctx
-from longctx.drafters.document import Document
+from longctx import plugins
 from longctx.drafts import Budget, DraftSource
 from longctx.errors import BadOption
 from longctx.suffixes import LONGEST, SuffixIndex
@@ -50,7 +50,6 @@ def run_copies(
         "model": Path(model).name,
         "text": "python reference" if data is None else data.name,
         "tokens": tokens,
-        "different_tokens": len(set(ids)),
         "steps": steps,
         "nodes": nodes,
         **found,
@@ -76,7 +75,7 @@ def measure(ids: Sequence[int], tokens: int, vocabulary: int, steps: int, nodes:
     peak = processes.memory()
     places = np.random.default_rng(0).integers(LONGEST, tokens, steps).tolist()
     contexts = [text[at - LONGEST : at] for at in places]
-    drafter, longest = Document(), []
+    drafter, longest = plugins.load("drafters", "document"), list[int]()
 
     def look_up(context: NDArray[np.int32]) -> None:
         longest.append(max(length for _, length in index.matches(context.tolist(), drafter.places)))
@@ -88,6 +87,7 @@ def measure(ids: Sequence[int], tokens: int, vocabulary: int, steps: int, nodes:
     looked = [_timed(lambda context=context: look_up(context)) for context in contexts]  # type: ignore[misc]
     drafted = [_timed(draft(context)) for context in contexts]
     return {
+        "different_tokens": len(np.unique(text)),
         "build_seconds": round(seconds, 3),
         "peak_bytes": None if before is None or peak is None else peak - before,
         "matched_tokens": statistics.median(longest),

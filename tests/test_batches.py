@@ -137,7 +137,7 @@ def test_a_processor_that_remembers_its_calls_remembers_those_of_each_prompt() -
 def test_a_processor_that_cannot_be_copied_is_refused_for_several_prompts() -> None:
     given = Remembering()
     given.lock = threading.Lock()  # type: ignore[attr-defined]
-    with pytest.raises(BadOption, match="Remembering cannot be copied .*one prompt at a time"):
+    with pytest.raises(BadOption, match="cannot be copied .*one prompt at a time"):
         longctx.generate(tiny.model(), TOKENIZER, logits_processor=[given], **padded(), **STEADILY)
 
 

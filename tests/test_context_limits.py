@@ -110,9 +110,11 @@ def test_a_context_beyond_the_window_is_read_with_a_warning_unless_distances_are
 @pytest.mark.parametrize(
     ("policy", "away", "said"),
     [
-        ("lm_infinite:budget=100", 100, ""),
+        ("lm_infinite:budget=100,window=32", 100, ""),
+        ("lm_infinite:budget=100", 255, ""),  # a piece of the text sees itself whole
         ("lm_infinite:budget=400", 400, "400 tokens of the context are read at once and "),
-        ("lm_infinite:budget=400,ceiling=200", 200, ""),
+        ("lm_infinite:budget=400,ceiling=200", 255, ""),
+        ("lm_infinite:budget=400,ceiling=200,window=64", 200, ""),
         ("lm_infinite:budget=100,ceiling=300", 300, "100 tokens of the context are read at once, from up to 300 "),
         ("lm_infinite:budget=100,ceiling=3000", 600, "100 tokens of the context are read at once, from up to 600 "),
         (
@@ -121,7 +123,8 @@ def test_a_context_beyond_the_window_is_read_with_a_warning_unless_distances_are
             "100 tokens of the context are read at once, from up to 300 ",
         ),
         ("lm_infinite:budget=700,ceiling=200", 600, "600 tokens of the context are read at once and "),
-        ("longheads:budget=128,window=16", 128, ""),
+        ("longheads:budget=128,window=16", 143, ""),  # the last of a piece behind the first of what is read
+        ("longheads:budget=250,window=16", 265, "250 tokens of the context are read at once, from up to 265 "),
         ("longheads:budget=128,window=16,move=no", 600, "128 tokens of the context are read at once, from up to 600 "),
         ("quest:budget=100", 600, "600 tokens of the context are read at once and "),
     ],
@@ -143,4 +146,5 @@ def test_a_policy_that_holds_all_of_a_text_bounds_no_distance_of_its_prompt() ->
 def test_a_question_moves_away_from_what_stands_right_before_the_end_of_the_text() -> None:
     assert reach("longheads:budget=128,window=16", 600, 25) == (153, "")
     assert reach("longheads:keep=0.5,window=16", 600, 100) == (350, "")
-    assert reach("lm_infinite:budget=100", 600, 25) == (100, "") and reach("lm_infinite:budget=100", 600, 300)[0] == 300
+    short = "lm_infinite:budget=100,window=32"
+    assert reach(short, 600, 25) == (100, "") and reach(short, 600, 300)[0] == 300

@@ -66,9 +66,36 @@ def test_padding_beside_a_question_is_no_part_of_the_report(policy: str) -> None
         means = [getattr(one, name) for one in alone]
         if None not in means:
             assert getattr(both, name) == pytest.approx(sum(means) / 2, rel=1e-4)
+    assert both.read_keys == pytest.approx(sum(one.read_keys for one in alone) / 2)
     if both.above_bound is not None:
         rows_above = [one.above_bound * count for one, count in zip(alone, (3, 14), strict=True)]
         assert both.above_bound == pytest.approx(sum(rows_above) / 17, abs=1e-3)
+
+
+@pytest.mark.parametrize("option", ["mode=paper", "mass=0.5"])
+def test_a_block_of_padding_alone_chooses_for_nobody(option: str) -> None:
+    model = tiny.model("qwen2")
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], f"squeezed:budget=30,sinks=2,recent=4,clusters=0.2,{option}")
+    short = IDS[:, CONTEXT : CONTEXT + 3]
+    long = torch.randint(4, 470, (1, 80), generator=torch.Generator().manual_seed(3))
+
+    def asked(*passes: torch.Tensor, **given: torch.Tensor) -> list[tuple[float, float]]:
+        found = []
+        with torch.inference_mode(), context.attached(model) as cache:
+            for ids in passes:
+                model(ids, past_key_values=cache, **given)
+                report = cache.report()
+                found.append((report.read_keys, report.unread_share or 0.0))
+        return found
+
+    ((*few,),), (first, half) = asked(short), asked(long[:, :64], long[:, 64:])
+    second = [2 * both - one for one, both in zip(first, half, strict=True)]
+    rows, mask = torch.full((2, 80), 7), torch.ones(2, CONTEXT + 80, dtype=torch.long)
+    rows[0, 77:], rows[1], mask[0, CONTEXT : CONTEXT + 77] = short[0], long[0], 0
+    places = (mask.cumsum(-1) - 1)[:, CONTEXT:]
+    (together,) = asked(rows, attention_mask=mask, position_ids=places)
+    expected = [(one + (own + other) / 2) / 2 for one, own, other in zip(first, few, second, strict=True)]
+    assert together == pytest.approx(expected, rel=1e-3)
 
 
 def test_states_that_are_no_keys_are_taken_back_whole_or_not_at_all() -> None:
@@ -103,8 +130,27 @@ def test_keys_that_are_no_numbers_are_found_when_the_text_is_read(policy: str, n
     model = tiny.model(family)
     with torch.no_grad():  # of a token that no trial of the model has
         model.get_input_embeddings().weight[IDS[0, CONTEXT - 1], 3] = number
-    with pytest.raises(ModelError, match="layer 0 gave keys or values that are not finite within the 70 tokens"):
+    with pytest.raises(ModelError, match="layer 0 gave keys or values that are not finite within the first 70 tokens"):
         compressed(model, policy)
+
+
+@pytest.mark.parametrize("policy", ["lm_infinite:budget=40", "longheads:budget=40,window=8"])
+def test_keys_that_are_no_numbers_are_found_by_policies_that_read_the_text_too(policy: str) -> None:
+    model = tiny.model("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[IDS[0, CONTEXT - 1], 3] = torch.nan
+    with pytest.raises(ModelError, match="layer 0 gave keys or values that are not finite"):
+        compressed(model, policy)
+
+
+def test_values_that_are_no_numbers_are_found_as_keys_are() -> None:
+    good, bad = torch.ones(2, 3, 4), torch.full((2, 3, 4), 1.0)
+    bad[1, 2, 3] = torch.inf
+    compressing.check_numbers(5, good, good, 70)
+    compressing.check_numbers(5, good, torch.full((2, 3, 4), 3e38), 70)  # whose sum is none
+    for pair in ((good, bad), (bad, good)):
+        with pytest.raises(ModelError, match="layer 5 .* first 70 tokens"):
+            compressing.check_numbers(5, *pair, 70)
 
 
 def test_layers_of_other_attention_are_named_where_they_are_left_alone() -> None:

@@ -39,8 +39,7 @@ def check_place(context: Context, model: PreTrainedModel) -> None:
     there = {held.keys.device for held in context.layers if held.kept is None}
     if not there <= {weight.device for weight in model.parameters()}:
         raise CacheError(
-            f"the context is on {', '.join(map(str, there))} and the model on {model.device}. Compress again, or "
-            "save() it and load() it for the model."
+            f"the context is on {', '.join(map(str, there))} and the model on {model.device}. Compress it again there."
         )
 
 

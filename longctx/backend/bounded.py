@@ -131,7 +131,7 @@ class Bounded(Fork):  # type: ignore[no-untyped-call]
                 f"the attention of layer {self.number} gave numbers that are not finite at position {asked.position}. "
                 f"Load the model in a wider dtype, such as float32."
             )
-        self.meter.count(choice, self.held.keys.shape[1], blocks)
+        self.meter.count(choice, self.held.keys.shape[1], blocks, asked.weights)
 
 
 class BoundedCache(Cache):

@@ -132,7 +132,7 @@ def indexed(
     """
     for number, raw in enumerate(layers):
         if raw.kept is None:
-            _check_numbers(number, raw, tokens)
+            check_numbers(number, raw.keys, raw.values, tokens)
         if raw.window is None and raw.kept is None:
             layers[number] = _bounded(number, raw.keys, raw.values, queries, policy, budget)
         if progress is not None:
@@ -143,11 +143,11 @@ def indexed(
     return made
 
 
-def _check_numbers(number: int, raw: Held, tokens: int) -> None:
+def check_numbers(number: int, keys: Tensor, values: Tensor, tokens: int) -> None:
     """Raises ModelError where a layer's keys or values are anything else than numbers: there is nothing to choose."""
-    if not (finite(raw.keys) and finite(raw.values)):
+    if not (finite(keys) and finite(values)):
         raise ModelError(
-            f"layer {number} gave keys or values that are not finite within the {tokens} tokens of the context. "
+            f"layer {number} gave keys or values that are not finite within the first {tokens} tokens of the context. "
             "Load the model in a wider dtype, such as float32."
         )
 

@@ -6,7 +6,7 @@ Owns what such copies share: models and tokenizers, which are large and which no
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from torch import nn
@@ -21,10 +21,20 @@ def of_its_own(holder: Kept) -> Kept:
     return copy.deepcopy(holder, {id(part): part for part in _shared(holder)})
 
 
-def _shared(holder: Any, depth: int = 2) -> Iterator[Any]:
+def _shared(holder: Any, depth: int = 3) -> Iterator[Any]:
     """The models and tokenizers that something holds, itself or inside a part of it."""
-    for value in getattr(holder, "__dict__", {}).values():
+    for value in _parts(holder):
         if isinstance(value, (nn.Module, PreTrainedTokenizerBase)):
             yield value
         elif depth > 1:
             yield from _shared(value, depth - 1)
+
+
+def _parts(holder: Any) -> Iterable[Any]:
+    """What a container, a bound method, a partial call or any other object holds."""
+    if isinstance(holder, (list, tuple)):
+        return holder
+    if isinstance(holder, dict):
+        return holder.values()
+    named = (getattr(holder, name, None) for name in ("__self__", "func", "args", "keywords"))
+    return (*getattr(holder, "__dict__", {}).values(), *(one for one in named if one is not None))

@@ -17,7 +17,7 @@ from longctx.backend.attaching import attached
 from longctx.backend.attention import TAP
 from longctx.backend.behind import Behind
 from longctx.backend.bounded import BoundedCache
-from longctx.backend.compressing import kinds, settled, stored
+from longctx.backend.compressing import check_numbers, kinds, settled, stored
 from longctx.backend.forks import Context, Held
 from longctx.backend.queries import Queries
 from longctx.backend.rotary import turns
@@ -76,6 +76,7 @@ class _Growing:
         """The layer with the tokens of the pass over ``cache``."""
         before = context.layers[self.number]
         keys, values = cache.new(self.number)
+        check_numbers(self.number, keys, values, context.tokens + queries.count)
         if self.window is not None:
             left = max(0, keys.shape[1] - self.window + 1)
             return Held(keys[:, left:].clone(), values[:, left:].clone(), None, self.window, self.turn)

@@ -47,15 +47,18 @@ class Meter:
     def audits(self, layer: int) -> bool:
         return self.audit_every > 0 and self._passes.get(layer, 0) % self.audit_every == 0
 
-    def count(self, choice: Choice, slots: int, blocks: int = 1) -> None:
-        """One choice for each of ``blocks``, of a layer that stores so many ``slots``."""
+    def count(self, choice: Choice, slots: int, blocks: int = 1, weights: Tensor | None = None) -> None:
+        """One choice for each of ``blocks``, of a layer that stores so many ``slots``; none for padding alone."""
+        real = None if weights is None else (weights > 0).any(2).view(-1)
+        if real is not None and not bool(real.any()):
+            return
         self._calls += blocks
         if choice.slots is None:
             self._read += blocks * slots
         elif choice.counts is None:
             self._read += blocks * choice.slots.shape[-1]
         else:
-            self._counts.append((blocks, choice.counts))
+            self._counts.append((blocks, choice.counts if real is None else choice.counts[real]))
         if choice.unread is None and choice.slots is None and slots == self.tokens:  # all was read
             self._estimates, self._bounded = self._estimates + blocks, self._bounded + blocks
         if len(self._counts) > _MANY:

@@ -5,6 +5,7 @@ Knows no draft.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -18,20 +19,19 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 def of_row(processors: Sequence[Processor], row: int, batch: int) -> tuple[Processor, ...]:
     """``processors``, made for ``batch`` prompts, as those of the prompt ``row`` alone: ids [1, tokens].
 
-    Of a batch each prompt has copies, since some remember from call to call what they were shown. Raises BadOption for
-    one that cannot be copied.
+    Of a batch each prompt has copies, since some remember from call to call what they were shown; what they share among
+    each other the copies share too. Raises BadOption where they cannot be copied.
     """
-    return tuple(processors) if batch == 1 else tuple(_Row(_own(processor), row, batch) for processor in processors)
-
-
-def _own(processor: Processor) -> Processor:
+    if batch == 1:
+        return tuple(processors)
     try:
-        return of_its_own(processor)
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:  # as its parts raise
+        own = of_its_own(tuple(processors))
+    except (TypeError, ValueError, AttributeError, RuntimeError, copy.Error) as error:  # as their parts raise
         raise BadOption(
-            f"{type(processor).__name__} cannot be copied ({type(error).__name__}: {error}), and each prompt of a "
-            "batch needs one of its own. Ask one prompt at a time."
+            f"the logits processors cannot be copied ({type(error).__name__}: {error}), and each prompt of a batch "
+            "needs its own. Ask one prompt at a time."
         ) from error
+    return tuple(_Row(processor, row, batch) for processor in own)
 
 
 class _Row:

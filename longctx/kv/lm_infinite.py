@@ -66,7 +66,8 @@ class LmInfinite:
 
     def reach(self, tokens: int, behind: int = 0) -> int:
         budget = self.slots(tokens - behind)
-        return min(tokens, max(self._ceiling(budget), self._apart(budget) if self.middle else 0, behind))
+        far = self._apart(budget) if self.middle else 0
+        return min(tokens, max(self._ceiling(budget), far, behind, self.window - 1))  # a piece sees itself whole
 
     def index(self, layer: LayerKeys, budget: int, before: Index | None = None) -> Index:
         tokens, device = layer.tokens, layer.keys.device

@@ -55,8 +55,8 @@ class LongHeads:
         return _budget.shortfall(tokens, self._counted, self.keep, self._forced, "longheads")
 
     def reach(self, tokens: int, behind: int = 0) -> int:
-        # what is read stands right before the text's end, and what follows moves away from it
-        return min(tokens, self.slots(tokens - behind) + behind) if self.move else tokens
+        # what is read stands right before a piece of the text and before its end, and what follows moves away from it
+        return min(tokens, self.slots(tokens - behind) + max(behind, self.window - 1)) if self.move else tokens
 
     @property
     def _counted(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,15 +101,26 @@ def test_masses_and_choices_are_those_on_tensors(
 
 
 @needed
-@pytest.mark.parametrize(("size", "start"), [(2**32 + 1, 2), (-1, 2), (3, -1), (3, 2**40), (3, 119)])
-def test_a_cluster_of_other_slots_than_there_are_is_refused(size: int, start: int) -> None:
+@pytest.mark.parametrize(("size", "start"), [(2**32 + 1, 2), (-1, 2), (-4, 2), (3, -1), (3, 2**40), (3, 119)])
+def test_a_cluster_of_other_slots_than_there_are_is_refused(
+    size: int, start: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a file that somebody made may have one: its slots would be written where nothing is."""
+    made: list[Tensor] = []
+
+    def empty(*shape: int, dtype: torch.dtype, device: str) -> Tensor:
+        whole = torch.full((math.prod(shape) + 200,), 77, dtype=dtype, device=device)
+        made.append(whole[math.prod(shape) :])
+        return whole[: math.prod(shape)].view(shape)
+
+    monkeypatch.setattr(cluster_choice.torch, "empty", empty)
     means, sizes = drawn(2, 37, 16, seed=0), torch.full((2, 37), 3)
     case = Case(means[None, :, :1], drawn(2, 120, 16, seed=1), clusters(means, sizes), (2, 3), 35)
     agree(case.by(choose), case)
     case.own.sizes[1, 0], case.own.starts[1, 0] = size, start  # the likeliest: its own mean asks
     with pytest.raises(IndexError, match="none of 120 keys, or more than 35"):
         case.by(choose)
+    assert made and all(bool((behind == 77).all()) for behind in made)
 
 
 @needed

@@ -230,10 +230,11 @@ def test_rows_with_padding_and_a_stored_context_find_the_same_middle(tmp_path: P
     ("options", "reach"),
     [
         ({}, 300),
-        ({"ceiling": 120}, 120),
+        ({"ceiling": 120}, 255),  # a piece of the text sees itself whole
+        ({"ceiling": 120, "window": 64}, 120),
         ({"ceiling": 700}, 700),
         ({"ceiling": 2000}, 1000),
-        ({"ceiling": 120, "apart": 400}, 120),
+        ({"ceiling": 120, "apart": 400, "window": 64}, 120),
         ({"ceiling": 120, "apart": 400, "middle": 5}, 400),
         ({"middle": 5}, 300),
     ],
