@@ -139,7 +139,8 @@ def test_keys_that_are_no_numbers_are_found_by_policies_that_read_the_text_too(p
     model = tiny.model("llama")
     with torch.no_grad():
         model.get_input_embeddings().weight[IDS[0, CONTEXT - 1], 3] = torch.nan
-    with pytest.raises(ModelError, match="layer 0 gave keys or values that are not finite"):
+    # in a first piece its keys, in a later one what came of them
+    with pytest.raises(ModelError, match="layer 0 gave (keys or values|numbers) that are not finite"):
         compressed(model, policy)
 
 
