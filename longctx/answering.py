@@ -5,7 +5,7 @@ Wiring between the loop and the reader. Knows no document and no selector.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -78,12 +78,11 @@ class Said:
     warnings: tuple[str, ...] = ()
     lossless: bool = True
     read: KVReport | None = None  # what was read of a bounded cache
-    copied: Sequence[Mapping[str, Any]] = ()  # what of the documents was copied: see ``Origins.copies``
 
     def facts(self) -> dict[str, Any]:
         """The counts as they stand in a trace."""
         kv = {} if self.read is None else {"kv": asdict(self.read)}
-        return self.stats.facts() | {"copied": list(self.copied)} | kv
+        return self.stats.facts() | {"copied": [asdict(copy) for copy in self.stats.copies]} | kv
 
     def usage(self, document_tokens: int, selection: Selection, prompt_tokens: int) -> dict[str, int]:
         """The tokens of each step on the way to the answer."""

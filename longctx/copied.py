@@ -1,17 +1,19 @@
-"""What a generation may copy from: the index over the tokens of documents, compiled before or cut into tokens here.
+"""What a generation may copy from: the tokens of documents, compiled before or cut into tokens here, and their index.
 
-Knows no drafter.
+Owns the way from a token of all documents to a character of one. Knows no drafter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
+from longctx.drafts import Copy, Stats
 from longctx.errors import BadOption, CacheError
 from longctx.indexing import documents_of
 from longctx.suffixes import SuffixIndex
@@ -23,8 +25,32 @@ _LOOKED_AT = 32  # first tokens of a compiled document, made again to see whose 
 _SEAM = 8  # of them at the end that a cut may have changed
 
 
-def copies_of(source: Source, tokenizer: Any) -> SuffixIndex | None:
-    """Where the ends of an answer stand in ``source``; None for none.
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Documents one behind the other: their tokens are those of ``index``."""
+
+    index: SuffixIndex
+    encoded: tuple[EncodedDocument, ...]
+
+    def located(self, stats: Stats) -> Stats:
+        """``stats`` with the places of what was copied; a run over two documents is two copies."""
+        return replace(stats, copies=tuple(copy for run in stats.copied for copy in self._pieces(*run)))
+
+    def _pieces(self, new: int, place: int, count: int) -> Iterator[Copy]:
+        begin = 0  # the document's first token
+        for encoded in self.encoded:
+            size = len(encoded.token_ids)
+            a, b = max(place - begin, 0), min(place - begin + count, size)
+            if a < b:
+                start = int(encoded.token_starts[a])
+                end = int(encoded.token_starts[b]) if b < size else len(encoded.document.text)
+                if start < end:  # else tokens inside one character
+                    yield Copy(encoded.document.id, start, end, new + begin + a - place, b - a)
+            begin += size
+
+
+def copies_of(source: Source, tokenizer: Any) -> Texts | None:
+    """``source`` as tokens, with the index of where the ends of an answer stand; None for none.
 
     Raises BadOption for documents that are not compiled where there is no tokenizer, and CacheError for ones that were
     compiled with another.
@@ -33,11 +59,12 @@ def copies_of(source: Source, tokenizer: Any) -> SuffixIndex | None:
         return None
     if isinstance(source, CompiledDocument):
         _check(source.encoded[0], tokenizer)
-        return source.copies
+        return Texts(source.copies, source.encoded)
     documents = documents_of(source)
     if tokenizer is None:
         raise BadOption("a document that is not compiled needs tokenizer= to become tokens.")
-    return SuffixIndex(np.concatenate([Tokens(tokenizer).encode(one).token_ids for one in documents]))
+    encoded = tuple(Tokens(tokenizer).encode(one) for one in documents)
+    return Texts(SuffixIndex(np.concatenate([one.token_ids for one in encoded])), encoded)
 
 
 def _check(encoded: EncodedDocument, tokenizer: Any) -> None:

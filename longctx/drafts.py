@@ -6,7 +6,7 @@ Owns data and its invariants. Knows no model and no method.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -120,6 +120,31 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """``tokens`` of an answer, from its token ``new`` on, are a copy of characters ``[start, end)`` of a document."""
+
+    document_id: str
+    start: int
+    end: int
+    new: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round: the tokens it committed, and those ``drafted`` for its pass and ``accepted``, by source.
+
+    A token of two sources counts for each. ``seconds`` has the phases ``draft`` and ``verify``; for the round that ends
+    the prompt the pass is that of its last piece.
+    """
+
+    tokens: int
+    drafted: Mapping[str, int]
+    accepted: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Stats:
     """Counts of one generation. ``drafted`` and ``accepted`` count tokens; by source, a shared token counts for each.
 
@@ -128,9 +153,10 @@ class Stats:
     counts its own, and ``passes`` each pass of the model once, however many prompts it was for. ``seconds`` has the
     phases ``setup`` (making drafters), ``prefill``, ``draft``, ``verify``, ``commit``. ``copied`` are the runs of new
     tokens that were accepted as copies of the document (the prompt, where there was none): the first new token, the
-    first token of the document, and how many. ``cache_bytes`` are those of the keys, values and states that the
-    generation holds at its end, slots in reserve included. ``guarantee`` is what drafting leaves as it was; None where
-    nobody has said.
+    first token of the document, and how many; ``copies`` says where in a document's text that is, where one was given.
+    ``each_round`` has the counts of every round of a single prompt, in order. ``cache_bytes`` are those of the keys,
+    values and states that the generation holds at its end, slots in reserve included. ``guarantee`` is what drafting
+    leaves as it was; None where nobody has said.
     """
 
     rounds: int = 0
@@ -142,6 +168,8 @@ class Stats:
     seconds: Mapping[str, float] = field(default_factory=dict)
     rows: Kind = "off"
     copied: tuple[tuple[int, int, int], ...] = ()
+    copies: tuple[Copy, ...] = ()
+    each_round: tuple[Round, ...] = ()
     passes: int = 0
     cache_bytes: int = 0
     guarantee: Guarantee | None = None
@@ -176,7 +204,10 @@ class Stats:
             _sum(self.accepted_by_source, other.accepted_by_source),
             _sum(self.seconds, other.seconds),
             other.rows,
-            other.copied if not self.tokens else (),  # where several sequences were made, none can be told apart
+            # where several sequences were made, none can be told apart
+            other.copied if not self.tokens else (),
+            other.copies if not self.tokens else (),
+            other.each_round if not self.tokens else (),
             self.passes + other.passes,
             self.cache_bytes + other.cache_bytes,
         )
@@ -214,12 +245,14 @@ class Generation:
     def as_dict(self) -> dict[str, Any]:
         """In JSON's own types."""
         stats = {**self.stats.facts(), "tokens_per_round": self.stats.tokens_per_round}
+        each_round = [asdict(one) for one in self.stats.each_round]
         return {
             "text": self.text,
             "texts": list(self.texts),
             "sequences": self.sequences.tolist(),
-            "stats": stats | {"drafted_by_source": dict(self.stats.drafted_by_source)},
+            "stats": stats | {"drafted_by_source": dict(self.stats.drafted_by_source), "each_round": each_round},
             "copied": [list(run) for run in self.stats.copied],
+            "copies": [asdict(copy) for copy in self.stats.copies],
             "guarantee": self.guarantee,
             "warnings": list(self.warnings),
         }

@@ -79,9 +79,8 @@ def generate(
 
     One pass verifies the rows of all prompts of a batch, each of which gets what it would get alone; where the model's
     layers forbid that, the prompts take turns, and a warning says so. Prompt i draws as one alone would with
-    ``decoding.noise.row_seed(seed, i)``: the first with ``seed`` itself; what was copied is told of a single prompt.
-    Each prompt of a batch has copies of the logits processors. Raises BadOption for options that cannot be
-    had together with drafting, such as beams, and DraftError where a drafter fails.
+    ``decoding.noise.row_seed(seed, i)``, and has copies of the logits processors. Rounds and copies are told of a
+    single prompt. Raises BadOption for options that drafting forbids, as beams, and DraftError where a drafter fails.
     """
     stop, temperature = values.texts("stop", stop), values.amount("temperature", temperature)
     max_new_tokens = values.whole("max_new_tokens", max_new_tokens, 1)
@@ -113,7 +112,7 @@ def generate(
     )
     sequences = answer.sequences if options.get("return_dict_in_generate") else answer
     texts = tuple(_text(tokenizer, row, stop) for row in sequences[:, prompts.shape[1] :])
-    (stats, warnings) = made[0]
+    ((stats, warnings),) = made
     shortest = prompts.shape[1] if mask is None else int(mask.sum(-1).min())
     whole = lossless(options.get("past_key_values"))
     promise = guarantee(model, temperature, shortest, sequences.shape[1]) if whole else "approximate"
@@ -143,7 +142,7 @@ def speculative(
         raise BadOption(f"acceptance={acceptance!r} is not one of {', '.join(_RULES)}.")
     deciding = plugins.resolve("controllers", controller)
     stack = resolve(drafters)
-    copied = copies_of(document, tokenizer)
+    texts = copies_of(document, tokenizer)
     folded = folds(tokenizer) if stack and tokenizer is not None else None
 
     def decode(
@@ -170,7 +169,7 @@ def speculative(
                     _RULES[acceptance](own) if generation_config.do_sample else Greedy(),
                     controller=deciding,
                     max_new_tokens=generation_config.max_length - input_ids.shape[1],
-                    copied=copied,
+                    copied=None if texts is None else texts.index,
                     ends=ends(stopping_criteria, row),
                     processors=of_row(logits_processor, index, len(prompts)),
                     shown=row,
@@ -196,7 +195,8 @@ def speculative(
             said = max(len(prompt) + len(request.new) for prompt, request in zip(prompts, requests, strict=True))
             told.append(list(past_window(model, said)))
         if on_end is not None:
-            on_end(batch.stats, tuple(dict.fromkeys(chain.from_iterable(told))))
+            stats = batch.stats if texts is None else texts.located(batch.stats)
+            on_end(stats, tuple(dict.fromkeys(chain.from_iterable(told))))
         return result(input_ids, [request.new for request in requests], generation_config, cache)
 
     return decode

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longctx import cut
 from longctx.backend.tokens import Tokens
+from longctx.drafts import Copy
 from longctx.types import Document, SelectedSpan
 
 _MOST = 2.0  # standard deviations that are told apart
@@ -62,15 +62,14 @@ class Origins:
         own[:] = factors[np.searchsorted(self._starts, self._begins[: len(own)], side="right") - 1]
         return found
 
-    def copies(self, runs: Iterable[tuple[int, int, int]]) -> list[dict[str, Any]]:
+    def copies(self, runs: Iterable[tuple[int, int, int]]) -> tuple[Copy, ...]:
         """What of ``runs`` (first new token, first token of the prompt, how many) was copied from the documents.
 
-        Each as ``document_id``, ``start`` and ``end`` in characters, ``new`` (the answer's first such token) and
-        ``tokens``; a run over two spans is two, and what was copied from around the text is left out.
+        A run over two spans is two, and what was copied from around the text is left out.
         """
-        return [piece for run in runs for piece in self._pieces(*run)]
+        return tuple(piece for run in runs for piece in self._pieces(*run))
 
-    def _pieces(self, new: int, place: int, count: int) -> Iterator[dict[str, Any]]:
+    def _pieces(self, new: int, place: int, count: int) -> Iterator[Copy]:
         first = place - self._first
         for span, start, length, own in zip(self._spans, self._starts, self._lengths, self._places, strict=True):
             bounds = np.searchsorted(self._begins[:-1], (start, start + length))
@@ -80,5 +79,4 @@ class Origins:
             begin = own + int(self._begins[a] - start)
             end = own + min(length, int(self._begins[b] - start))
             if begin < end:  # else tokens inside one character
-                where = {"document_id": span.document_id, "start": begin, "end": end}
-                yield {**where, "new": new + a - first, "tokens": b - a}
+                yield Copy(span.document_id, begin, end, new + a - first, b - a)

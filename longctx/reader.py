@@ -244,7 +244,7 @@ class Reader:
                 origins = Origins(self._tokens, book.documents, selection.as_read, len(self._frame.before))
                 votes = origins.votes(len(prompt))
                 said = answer(self.model, self._tokens, prompt, request, report, emit, context, votes)
-                said = replace(said, copied=origins.copies(said.stats.copied))
+                said = replace(said, stats=replace(said.stats, copies=origins.copies(said.stats.copied)))
             times.append(time.perf_counter())
             citations = cite(said.text, question, book.documents, selection.as_read, book.index.weight) if read else ()
             times.append(time.perf_counter())

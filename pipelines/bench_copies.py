@@ -1,31 +1,32 @@
 """``longctx bench copies``: what it takes to draft from a long text: its index, a look-up in it, and a draft.
 
-Owns the clock, the text and the row. No pass of a model is made: of the model only the tokenizer is asked.
+Owns the clock, the text and the row. Measures as a drafter of a generation would, by what every drafter is given.
 """
 
 from __future__ import annotations
 
 import json
+import random
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 import longctx
-from longctx import plugins
-from longctx.drafts import Budget, DraftSource
+from longctx import Document, plugins
 from longctx.errors import BadOption
-from longctx.suffixes import LONGEST, SuffixIndex
 
 from . import processes, python_reference
 from .rows import here_and_now
 
 _DEPTH = 16  # tokens that a draft looks ahead
+_BEFORE = 64  # tokens before a place by which it is looked up
 
 
 def run_copies(
@@ -33,26 +34,23 @@ def run_copies(
 ) -> Path:
     """Append one row to ``out``/copies.jsonl and return that file.
 
-    The text is that of ``data`` (None: the Python language reference) in tokens of ``model``. Where it has fewer than
-    ``tokens`` it comes again, each time with all ids exchanged for others: as long and as repetitive as a text of that
-    length, and no copy of itself. The index is made in a process of its own, whose most memory above what it had with
-    the text loaded is ``peak_bytes`` (None where the system does not tell). Then ``steps`` places of the text, drawn by
-    a fixed seed, are looked up by the tokens before them, and a draft of ``nodes`` nodes is made behind each.
+    The text is the beginning of that of ``data`` (None: the Python language reference), as long as ``tokens`` tokens.
+    Where it is shorter it comes again, each time with all its words exchanged for one another: as
+    repetitive as a text of that length, and no copy of itself. It is handed to a generation as a document, in a process
+    of its own. The most memory that making the index takes there is ``peak_bytes`` (None where the system does not
+    tell). Then ``steps`` places of the text, drawn by a fixed seed, are looked up by the tokens before them, and a
+    draft of ``nodes`` nodes is made behind each.
     """
-    if min(tokens, steps, nodes) < 1 or tokens <= LONGEST:
-        raise BadOption(f"steps={steps} and nodes={nodes} must be at least 1, and tokens={tokens} more than {LONGEST}.")
-    reader = longctx.Reader.from_pretrained(model, encoder=None, calibration=None)
+    if min(tokens, steps, nodes) < 1 or tokens <= _BEFORE:
+        raise BadOption(f"steps={steps} and nodes={nodes} must be at least 1, and tokens={tokens} more than {_BEFORE}.")
     text = python_reference.text() if data is None else longctx.read(data).text
-    ids = reader.tokenizer(text, verbose=False)["input_ids"]
-    found = processes.call(__name__, "measure", [ids, tokens, int(max(ids)) + 1, steps, nodes])
     row = {
         "bench": "copies",
         "model": Path(model).name,
         "text": "python reference" if data is None else data.name,
-        "tokens": tokens,
         "steps": steps,
         "nodes": nodes,
-        **found,
+        **processes.call(__name__, "measure", [model, text, tokens, steps, nodes]),
         **{name: version(name) for name in ("torch", "numpy")},
         "longctx": longctx.__version__,
         **here_and_now(),
@@ -64,46 +62,89 @@ def run_copies(
     return path
 
 
-def measure(ids: Sequence[int], tokens: int, vocabulary: int, steps: int, nodes: int) -> dict[str, Any]:
+def measure(model: str, text: str, tokens: int, steps: int, nodes: int) -> dict[str, Any]:
     """In this process: the index of the text, look-ups and drafts."""
-    text = lengthened(np.asarray(ids, np.int32), tokens, vocabulary)
-    before = processes.memory(reset=True)
-    started = time.perf_counter()
-    index = SuffixIndex(text)
-    _ = index.order  # made when it is first asked for
-    seconds = time.perf_counter() - started
-    peak = processes.memory()
-    places = np.random.default_rng(0).integers(LONGEST, tokens, steps).tolist()
-    contexts = [text[at - LONGEST : at] for at in places]
-    drafter, longest = plugins.load("drafters", "document"), list[int]()
-
-    def look_up(context: NDArray[np.int32]) -> None:
-        longest.append(max(length for _, length in index.matches(context.tolist(), drafter.places)))
-
-    def draft(context: NDArray[np.int32]) -> Callable[[], object]:
-        at_work = drafter.begin(DraftSource(context, vocabulary, text, index))
-        return lambda: at_work.propose(Budget(nodes, _DEPTH))
-
-    looked = [_timed(lambda context=context: look_up(context)) for context in contexts]  # type: ignore[misc]
-    drafted = [_timed(draft(context)) for context in contexts]
-    return {
-        "different_tokens": len(np.unique(text)),
-        "build_seconds": round(seconds, 3),
-        "peak_bytes": None if before is None or peak is None else peak - before,
-        "matched_tokens": statistics.median(longest),
-        "places": drafter.places,
-        "look_up_microseconds": _spread(looked),
-        "draft_microseconds": _spread(drafted),
-    }
+    reader = longctx.Reader.from_pretrained(model, encoder=None, calibration=None)
+    document = Document.from_text(lengthened(text, tokens, reader.tokenizer))
+    prompt = reader.tokenizer("What is said of it?", return_tensors="pt")
+    timing = Timing(steps, nodes)
+    longctx.generate(
+        reader.model, reader.tokenizer, prompt, [timing], document, max_new_tokens=4, eos_token_id=None,
+        controller="fixed",
+    )  # fmt: skip
+    return timing.found
 
 
-def lengthened(ids: NDArray[np.int32], tokens: int, vocabulary: int) -> NDArray[np.int32]:
-    """``tokens`` ids: ``ids``, then the same again under one exchange of all ids after another."""
-    rng, parts, count = np.random.default_rng(0), [ids], len(ids)
-    while count < tokens:
-        parts.append(rng.permutation(vocabulary).astype(np.int32)[ids])
-        count += len(ids)
-    return np.concatenate(parts)[:tokens]
+class Timing:
+    """The drafter ``document``, which before its first draft notes what it takes to make its index and to use it."""
+
+    needs: ClassVar[int] = 0
+
+    def __init__(self, steps: int, nodes: int) -> None:
+        self._steps, self._nodes = steps, nodes
+        self.found: dict[str, Any] = {}
+
+    def begin(self, source: Any) -> Timing:
+        before = processes.memory(reset=True)
+        started = time.perf_counter()
+        places = len(source.index.order)  # made when it is first asked for
+        seconds = time.perf_counter() - started
+        peak = processes.memory()
+        self.found = {
+            "tokens": places,
+            "different_tokens": len(np.unique(source.document)),
+            "build_seconds": round(seconds, 3),
+            "peak_bytes": None if before is None or peak is None else peak - before,
+        }
+        self._source, self._drafter = source, plugins.load("drafters", "document")
+        self._at_work = self._drafter.begin(source)
+        return self
+
+    def propose(self, budget: Any) -> Any:
+        if "places" not in self.found:
+            self._measure(replace(budget, nodes=self._nodes, depth=_DEPTH))
+        return self._at_work.propose(budget)
+
+    def observe(self, verified: Any) -> None:
+        self._at_work.observe(verified)
+
+    def _measure(self, budget: Any) -> None:
+        source, longest = self._source, list[int]()
+        places = np.random.default_rng(0).integers(_BEFORE, len(source.document), self._steps).tolist()
+        contexts = [source.document[at - _BEFORE : at] for at in places]
+
+        def look_up(context: Any) -> None:
+            found = source.index.matches(context.tolist(), self._drafter.places)
+            longest.append(max(length for _, length in found))
+
+        def draft(context: Any) -> Callable[[], object]:
+            at_work = self._drafter.begin(replace(source, prompt=context))
+            return lambda: at_work.propose(budget)
+
+        looked = [_timed(lambda context=context: look_up(context)) for context in contexts]  # type: ignore[misc]
+        drafted = [_timed(draft(context)) for context in contexts]
+        self.found |= {
+            "matched_tokens": statistics.median(longest),
+            "places": self._drafter.places,
+            "look_up_microseconds": _spread(looked),
+            "draft_microseconds": _spread(drafted),
+        }
+
+
+def lengthened(text: str, tokens: int, tokenizer: Any) -> str:
+    """``text``, then the same again under one exchange of all its words after another, cut behind ``tokens`` tokens."""
+    pieces = re.split(r"(\W+)", text)
+    words = sorted({piece for piece in pieces[::2] if piece})
+    rng, made = random.Random(0), text
+    while (count := _count(made, tokenizer)) < tokens:
+        other = dict(zip(words, rng.sample(words, len(words)), strict=True))
+        made += "\n" + "".join(other.get(piece, piece) for piece in pieces)
+    ends = tokenizer(made, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return made[: ends[min(tokens, count) - 1][1]]
+
+
+def _count(text: str, tokenizer: Any) -> int:
+    return len(tokenizer(text, verbose=False)["input_ids"])
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -53,12 +53,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def _threads() -> None:
     import torch
 
-    from longctx import calibration
     from longctx.backend import trial
 
     torch.set_num_threads(THREADS)
     trial._LEAST = 0.0  # hundreds of tiny shapes are tried, and whichever way wins must do
-    calibration._SEGMENTS = 8  # a third of the usual trials: heads are found for many a model
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +104,11 @@ def embedded_folder(of_the_run: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def embedded_reader(embedded_folder: Path, of_the_run: Path) -> Any:
-    """A reader of the embedded model, whose heads were found by the first test of the run that needs it."""
+    """A reader of the embedded model, whose heads the first test of the run that needs it found by a third of the usual
+    trials."""
     from filelock import FileLock
 
-    from longctx import Reader
+    from longctx import Reader, calibration
 
     reader = Reader.from_pretrained("embedded", encoder=None)
     own, made = reader._calibrator.path, of_the_run / "calibration.json"
@@ -117,7 +116,9 @@ def embedded_reader(embedded_folder: Path, of_the_run: Path) -> Any:
         if made.exists():
             own.parent.mkdir(exist_ok=True)
             shutil.copy(made, own)
-        reader._calibrator(reader._probe)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(calibration, "_SEGMENTS", 8)
+            reader._calibrator(reader._probe)
         shutil.copy(own, made)
     return reader
 

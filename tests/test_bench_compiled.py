@@ -53,6 +53,20 @@ def test_a_text_that_no_memory_holds_is_compiled_into_its_files_and_asked_there(
         assert min(straightway["peak_bytes"].values()) > 0 and straightway["loaded_bytes"] > 50e6
 
 
+def test_where_no_segments_are_kept_a_text_is_compiled_into_its_files_too(tmp_path: Path) -> None:
+    model = tiny.save(tmp_path / "model", "llama", template="system")
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"Stone {i * 7919 % 251} lies by the river {i * 31 % 97}." for i in range(600)))
+    for straight in (False, True):
+        path = bench_compiled.run_compiled(
+            str(model), tmp_path / "out", data=text, questions=2, budget_tokens=128, dtype="float32",
+            selector="infiniretri", segment_kv="none", straight=straight,
+        )  # fmt: skip
+    kept, straightway = [json.loads(line) for line in path.read_text().splitlines()]
+    assert kept["save_seconds"] > 0.001 > straightway["save_seconds"]
+    assert kept["bytes_per_token"] == straightway["bytes_per_token"] and straightway["kept_shared"] == 1.0
+
+
 def test_a_longer_text_comes_to_the_stored_document(tmp_path: Path) -> None:
     model = str(tiny.save(tmp_path / "model", "llama", template="system"))
     text = " ".join(f"Stone {i} lies by the river." for i in range(300))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import tiny
 
 from longctx.errors import BadOption
 from longctx.pipelines import bench_copies
-from longctx.suffixes import SuffixIndex
 
 
 def test_a_row_says_what_index_look_ups_and_drafts_take(tmp_path: Path) -> None:
@@ -21,7 +20,8 @@ def test_a_row_says_what_index_look_ups_and_drafts_take(tmp_path: Path) -> None:
     for _ in range(2):
         path = bench_copies.run_copies(str(model), tmp_path / "out", data=text, tokens=4000, steps=30, nodes=5)
     first, row = [json.loads(line) for line in path.read_text().splitlines()]
-    assert (row["tokens"], row["nodes"], row["text"], row["places"]) == (4000, 5, "text.txt", 48)
+    assert row["tokens"] == pytest.approx(4000, abs=2)
+    assert (row["nodes"], row["text"], row["places"]) == (5, "text.txt", 48)
     assert row["build_seconds"] >= 0 and (row["peak_bytes"] is None or row["peak_bytes"] > 0)
     assert row["matched_tokens"] == first["matched_tokens"] > 8, (
         "places are drawn by a fixed seed, of a text that repeats"
@@ -32,12 +32,17 @@ def test_a_row_says_what_index_look_ups_and_drafts_take(tmp_path: Path) -> None:
 
 
 def test_a_lengthened_text_repeats_itself_as_the_text_does_and_is_no_copy_of_it() -> None:
-    ids = np.asarray([3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8], np.int32)
-    made = bench_copies.lengthened(ids, 30, 500)
-    assert len(made) == 30 and made[:12].tolist() == ids.tolist()
-    again = made[12:24]
-    assert [again.tolist().index(one) for one in again] == [ids.tolist().index(one) for one in ids]
-    assert max(length for _, length in SuffixIndex(made[:12]).matches(again.tolist(), 9) or [(0, 0)]) < 3
+    tokenizer = tiny.tokenizer()
+    text = "Time and tide wait; and time, like the tide, waits for no one and for nothing."
+    whole = len(tokenizer(text)["input_ids"])
+    assert text.startswith(bench_copies.lengthened(text, whole // 2, tokenizer))
+    made = bench_copies.lengthened(text, 3 * whole, tokenizer)
+    assert len(tokenizer(made)["input_ids"]) == pytest.approx(3 * whole, abs=2)
+    first, again = made.split("\n")[:2]
+    assert first == text
+    one, two = [re.findall(r"\w+", part) for part in (first, again)]
+    assert [one.index(word) for word in one] == [two.index(word) for word in two], "words come again where they did"
+    assert set(one) == set(two) and sum(a == b for a, b in zip(one, two, strict=True)) < len(one) // 2
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

@@ -85,10 +85,7 @@ class Scripted:
         return share
 
 
-def test_the_head_that_finds_facts_comes_first_and_the_one_that_sometimes_does_second(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(calibration, "_SEGMENTS", 24)  # what a share of trials says takes all of them
+def test_the_head_that_finds_facts_comes_first_and_the_one_that_sometimes_does_second() -> None:
     found = calibrate(Scripted(), "f")  # type: ignore[arg-type]
     assert found.heads[:2] == ((1, 2), (2, 0))
     assert found.hits[0] > 0.6 > found.hits[1] > 0.1 > max(found.hits[2:])

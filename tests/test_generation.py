@@ -9,18 +9,13 @@ import pytest
 import tiny
 import torch
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     DynamicCache,
     StopStringCriteria,
 )
 
 import longctx
-from longctx import Document, suffixes
-from longctx import generation as module
-from longctx.copied import copies_of
 from longctx.drafts import Budget, Draft, DraftSource, Verified
-from longctx.errors import BadOption, CacheError, DraftError, EmptyInput, UnknownMethod
+from longctx.errors import BadOption, CacheError, DraftError, UnknownMethod
 from longctx.generation import guarantee
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -279,66 +274,6 @@ def test_frequencies_that_follow_the_length_are_those_of_plain_decoding(family: 
     assert (out.stats.accepted > 0) == (tokens < 40 or family == "phi3")
 
 
-def test_a_document_is_what_the_answer_copies_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny.model()
-    expected = plain(model)
-    document = Document.from_text("the answer")
-    tokens = expected[0, PROMPT.shape[1] :].numpy()
-    # no text of a random model comes back as its tokens
-    monkeypatch.setattr(module, "copies_of", lambda *_: suffixes.SuffixIndex(tokens))
-    out = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], document=document, **STEADILY)
-    monkeypatch.undo()
-    without = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], **STEADILY)
-    assert torch.equal(out.sequences, expected) and torch.equal(without.sequences, expected)
-    assert out.stats.accepted > without.stats.accepted and out.stats.copied[-1][1] < len(tokens)
-    with pytest.raises(EmptyInput, match="is empty"):
-        longctx.generate(model, TOKENIZER, PROMPT, document=Document.from_text(""))
-    with pytest.raises(BadOption, match=r"not str\. longctx\.read"):
-        longctx.generate(model, TOKENIZER, PROMPT, document="a text")  # type: ignore[arg-type]
-    with pytest.raises(BadOption, match="is a text"):
-        longctx.generate(model, TOKENIZER, "a text")
-    with pytest.raises(BadOption, match="tokenizer="):
-        longctx.speculative(document=document)
-    with pytest.raises(BadOption, match="not str"):  # and nothing of a tokenizer, which would not help
-        longctx.speculative(document="a text")  # type: ignore[arg-type]
-
-
-def test_several_documents_are_copied_from_as_one_compiled_from_them_is() -> None:
-    both = [Document.from_text("the of and " * 30, id="a"), Document.from_text("with on " * 30, id="b")]
-    reader = longctx.Reader(tiny.model(), TOKENIZER, encoder=None, calibration=None)
-    listed, compiled = copies_of(both, TOKENIZER), reader.compile(both).copies
-    assert listed is not None and listed.tokens.tolist() == compiled.tokens.tolist()
-    out = longctx.generate(reader.model, TOKENIZER, PROMPT, document=both, **STEADILY)
-    assert torch.equal(out.sequences, plain(reader.model))
-    with pytest.raises(EmptyInput, match="'b' has no text"):
-        longctx.speculative(document=[both[0], Document.from_text("", id="b")], tokenizer=TOKENIZER)
-
-
-def test_a_document_is_indexed_once_for_all_rows_and_drafters(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    sort = suffixes._suffix_array
-    monkeypatch.setattr(suffixes, "_suffix_array", lambda *given: (made.append(1), sort(*given))[1])
-    options = STEADILY | {"document": Document.from_text("the of and " * 30), "max_new_tokens": 4}
-    longctx.generate(tiny.model(), TOKENIZER, PROMPT.repeat(3, 1), drafters=["document", "rasd"], **options)
-    assert len(made) == 2, "once as it is, and once with folded words"
-
-
-def test_a_compiled_document_is_indexed_once_for_all_generations(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    sort = suffixes._suffix_array
-    monkeypatch.setattr(suffixes, "_suffix_array", lambda *given: (made.append(len(given[0])), sort(*given))[1])
-    reader = longctx.Reader(tiny.model(), TOKENIZER, encoder=None, calibration=None)
-    both = [Document.from_text("the of and " * 30, id="a"), Document.from_text("with on " * 30, id="b")]
-    book = reader.compile(both)
-    for _ in range(2):
-        options = STEADILY | {"document": book, "max_new_tokens": 4}
-        longctx.generate(reader.model, TOKENIZER, PROMPT, drafters=["document"], **options)
-    assert made in ([book.tokens], [book.tokens] * 2), "once as it is, and once with folded words where they are wanted"
-    fresh = suffixes.SuffixIndex(np.concatenate([encoded.token_ids for encoded in book.encoded]))
-    context = fresh.tokens[5:40].tolist()
-    assert book.copies.matches(context, 50) == fresh.matches(context, 50)
-
-
 @pytest.mark.parametrize("kind", [bool, torch.tensor])
 def test_a_criterion_may_say_yes_or_no_in_either_way(kind: Any) -> None:
     model = tiny.model()
@@ -388,16 +323,3 @@ def test_a_model_in_training_mode_decodes_without_dropout_and_stays_in_training_
     assert torch.equal(out.sequences, expected)
     assert all(module.training for module in model.modules())
     assert model.config._attn_implementation == "eager"
-
-
-def test_the_embedded_model_repeats_a_text_in_a_fraction_of_the_passes(embedded_folder: Any) -> None:
-    model = AutoModelForCausalLM.from_pretrained(embedded_folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(embedded_folder)
-    text = "The harbour of Port Ellis was dredged in 1931 by the brothers Hugo and Emil Lindqvist, hired twice."
-    turn = [{"role": "user", "content": f"{text}\n\nRepeat this text word for word."}]
-    prompt = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt")["input_ids"]
-    with torch.inference_mode():
-        expected = model.generate(prompt, do_sample=False, max_new_tokens=32)
-    out = longctx.generate(model, tokenizer, prompt, max_new_tokens=32, controller="fixed")
-    assert torch.equal(out.sequences, expected)
-    assert out.stats.tokens_per_round > 2 and out.guarantee == "exact"

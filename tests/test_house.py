@@ -65,10 +65,10 @@ MAY_IMPORT = {
     "pace": VERBS | {"decoding"},
     "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
     "indexing": VERBS,
-    "origins": NOUNS | {"backend", "cut", ""},
+    "origins": NOUNS | {"backend", "cut", "drafts", ""},
     "room": NOUNS | {"values"},
     "saying": set(),
-    "copied": NOUNS | {"backend", "compiled", "indexing", "suffixes"},
+    "copied": NOUNS | {"backend", "compiled", "drafts", "indexing", "suffixes"},
     "selecting": VERBS | {"compiled", "cut", "plugins", "questions"},
     "streaming": VERBS,
     "backend": VERBS | {"kernels", "likeliest"},
@@ -91,7 +91,7 @@ MAY_IMPORT = {
     "cli": NOUNS | {"commands"},
     "__main__": {"cli"},
     # longctx.kv is a door; nouns of drafting, for what is timed without a model
-    "pipelines": {"", "types", "errors", "plugins", "kv", "drafts", "suffixes"},
+    "pipelines": {"", "types", "errors", "plugins", "kv", "drafts"},
     "": WIRING | {"drafts", "reader", "contexts", "generation"},  # longctx/__init__.py, for type checkers only
 }
 ONLY_BACKEND = {"transformers", "sentence_transformers", "tokenizers", "gguf", "accelerate"}

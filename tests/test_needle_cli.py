@@ -288,7 +288,7 @@ def test_a_server_can_be_the_only_system_and_the_model_gives_its_tokenizer_alone
 
 
 def test_the_embedded_model_finds_needles(embedded_reader: Any, tmp_path: Path) -> None:
-    asked = grid(tasks=("number",), lengths=(1500,), depths=4, together=True)
+    asked = grid(tasks=("number",), lengths=(1500,), depths=4)
     rows = made(embedded_reader, tmp_path, asked, [Selecting(Books(embedded_reader), "auto", 300, 20, {})])
     assert [row["kept"] for row in rows] == [1.0] * 4
     assert sum(row["said"] for row in rows) >= 3.0, [row["answer"] for row in rows]

@@ -7,7 +7,6 @@ Plain decoding is the same loop without drafters. Knows the model, drafters, rul
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +20,7 @@ from longctx.decoding.guard import Guard, checked
 from longctx.decoding.laws import Laws, Processor
 from longctx.decoding.timing import seconds_of
 from longctx.decoding.tree import TokenTree, merge
-from longctx.drafts import Stats, Verified
+from longctx.drafts import Round, Stats, Verified
 from longctx.likeliest import likeliest
 from longctx.protocols import Drafting, Progress, Target
 
@@ -90,9 +89,8 @@ class Decoding:
         self._ids = torch.tensor([list(prompt if shown is None else shown)]) if processors else None  # [1, tokens]
         self._unseen: list[list[Verified]] = [[] for _ in self._drafters]  # told to a drafter before it proposes
         self._asked = bool(self._drafters)  # whether this round was drafted for
-        self._rounds = 0
+        self._each: list[Round] = []
         self._seconds = {"setup": setup} | dict.fromkeys(("prefill", "draft", "verify", "commit"), 0.0)
-        self._drafted, self._accepted = Counter[str](), Counter[str]()
         self._all_drafted = self._all_accepted = 0
         self._copied: list[tuple[int, int, int]] = []
 
@@ -165,15 +163,15 @@ class Decoding:
         self.done = judged.over
         if self._ids is not None:
             self._ids = torch.cat((self._ids, torch.tensor([kept])), 1)
-        self._count(tree, path[: len(kept)])
-        if self._rounds == 1:
+        self._count(asked, path[: len(kept)], len(kept), seconds)
+        if len(self._each) == 1:
             self._control.expect(self.target.products)
         if asked.pending == 1:
             self._control.feedback(kept, 1 + len(tree), seconds, len(self.committed) - len(kept))
         verified = self._verified(tree, path[: len(kept) - 1], kept, logits)
         for unseen in self._unseen:
             unseen.append(verified)
-        first = self._rounds == 1 and asked.pending > 1
+        first = len(self._each) == 1 and asked.pending > 1
         self._seconds["prefill" if first else "draft"] += asked.seconds
         self._seconds["prefill" if first else "verify"] += seconds
         self._seconds["commit"] += time.perf_counter() - started
@@ -184,16 +182,17 @@ class Decoding:
     @property
     def stats(self) -> Stats:
         return Stats(
-            rounds=self._rounds,
+            rounds=len(self._each),
             tokens=len(self.committed) - self._prompt_tokens,
             drafted=self._all_drafted,
             accepted=self._all_accepted,
-            drafted_by_source=dict(self._drafted),
-            accepted_by_source=dict(self._accepted),
+            drafted_by_source={name: sum(one.drafted[name] for one in self._each) for name, _ in self._drafters},
+            accepted_by_source={name: sum(one.accepted[name] for one in self._each) for name, _ in self._drafters},
             seconds=self._seconds.copy(),
             rows=self.target.rows,
             copied=tuple(self._copied),
-            passes=self._rounds,
+            each_round=tuple(self._each),
+            passes=len(self._each),
             cache_bytes=self.target.cache_bytes,
         )
 
@@ -257,14 +256,14 @@ class Decoding:
                 return tokens[:count], True
         return tokens, False
 
-    def _count(self, tree: TokenTree, path: Sequence[int]) -> None:
-        self._rounds += 1
-        self._all_drafted += len(tree)
+    def _count(self, asked: Asked, path: Sequence[int], tokens: int, seconds: float) -> None:
+        self._all_drafted += len(asked.tree)
         self._all_accepted += len(path)
+        drafted, accepted = dict[str, int](), dict[str, int]()
         for source, (name, _) in enumerate(self._drafters):
-            mine = (tree.sources >> source) & 1
-            self._drafted[name] += int(mine.sum())
-            self._accepted[name] += int(mine[list(path)].sum())
+            mine = (asked.tree.sources >> source) & 1
+            drafted[name], accepted[name] = int(mine.sum()), int(mine[list(path)].sum())
+        self._each.append(Round(tokens, drafted, accepted, {"draft": asked.seconds, "verify": seconds}))
 
     def _note_copies(self, tree: TokenTree, path: Sequence[int]) -> None:
         """Accepted copies as runs; one that goes on where the latest ended makes that one longer."""

@@ -7,12 +7,14 @@ Knows no model; a law is asked for by its context.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from longctx.drafters._shape import Ranks, constant
 from longctx.drafts import Budget, Draft, Draw
 
 Law = dict[int, float]
@@ -22,7 +24,7 @@ LawOf = Callable[[Sequence[int]], Law]
 Shares = tuple[NDArray[np.int64], NDArray[np.float64]]
 """Tokens and their probabilities, which sum to 1."""
 
-Growth = Literal["likeliest", "rsd_c", "rsd_s", "dyspec", "dyspec_threshold"]
+Growth = Literal["likeliest", "shaped", "rsd_c", "rsd_s", "dyspec", "dyspec_threshold"]
 _BRANCHES = (3, 2)  # rsd_c: children of the anchor and of its children; one below
 _WIDTH = 3  # rsd_s: paths kept at every level
 
@@ -57,17 +59,28 @@ class _Tree:
 
 
 def grow(
-    growth: Growth, law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator, least: float = 0.0
+    growth: Growth,
+    law_of: LawOf,
+    past: Sequence[int],
+    budget: Budget,
+    rng: np.random.Generator,
+    least: float = 0.0,
+    shape: Sequence[Ranks] = (),
 ) -> Draft:
     """A tree of at most ``budget.nodes`` nodes behind ``past``, grown in one of the ways of ``Growth``.
 
-    ``least`` is the value from which ``dyspec_threshold`` draws; 0 stands for one over the nodes.
+    ``least`` is the value from which ``dyspec_threshold`` draws; 0 stands for one over the nodes. ``shape`` are the
+    places at which ``shaped`` draws, as far as they keep the budget.
     """
     if growth == "likeliest":
         return _likeliest(law_of, past, budget)
     if growth == "dyspec_threshold":
         return _dyspec_threshold(law_of, past, budget, rng, least or 1.0 / max(1, budget.nodes))
-    return {"rsd_c": _rsd_c, "rsd_s": _rsd_s, "dyspec": _dyspec}[growth](law_of, past, budget, rng)
+    if growth == "rsd_c":  # recursive speculative decoding, constant branching (Jeon et al. 2024, arXiv 2402.14160)
+        shape = constant(_BRANCHES, budget.nodes, budget.depth)
+    if growth in ("rsd_c", "shaped"):
+        return _shaped(law_of, past, [path for path in shape if len(path) <= budget.depth][: budget.nodes], rng)
+    return {"rsd_s": _rsd_s, "dyspec": _dyspec}[growth](law_of, past, budget, rng)
 
 
 def _likeliest(law_of: LawOf, past: Sequence[int], budget: Budget) -> Draft:
@@ -91,31 +104,29 @@ def _likeliest(law_of: LawOf, past: Sequence[int], budget: Budget) -> Draft:
     return tree.draft()
 
 
-def _rsd_c(law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator) -> Draft:
-    """Recursive speculative decoding with constant branching (Jeon et al. 2024, arXiv 2402.14160)."""
-    tree = _Tree()
-    level: list[tuple[int, list[int], float]] = [(-1, list(past), 1.0)]
-    widest = 1
-    for depth in range(budget.depth):
-        branches = _BRANCHES[depth] if depth < len(_BRANCHES) else 1
-        widest *= branches
-        if len(tree.tokens) + widest > budget.nodes or not level:
-            break
+def _shaped(law_of: LawOf, past: Sequence[int], shape: Sequence[Ranks], rng: np.random.Generator) -> Draft:
+    """As many draws at every place as ``shape`` has children there, level by level: the Gumbel-top-k of each law.
+
+    A law of fewer tokens gives fewer; nothing takes their place, as that would look at what was drawn.
+    """
+    tree, widths = _Tree(), Counter(path[:-1] for path in shape)
+    level: list[tuple[Ranks, int, list[int], float]] = [((), -1, list(past), 1.0)]  # place, node, context, value
+    while level:
         below = []
-        for parent, context, value in level:
-            law = law_of(context)
+        for place, parent, context, value in level:
+            law = law_of(context) if widths[place] else {}
             left = value * sum(law.values())
-            for token, ids, chances in without_replacement(law, branches, rng):
+            for rank, (token, ids, chances) in enumerate(without_replacement(law, widths[place], rng)):
                 chance = float(chances[ids == token][0])
                 node = tree.add(token, parent, left * chance, (ids, chances))
-                below.append((node, [*context, token], left * chance))
+                below.append(((*place, rank), node, [*context, token], left * chance))
                 left *= 1.0 - chance
         level = below
     return tree.draft()
 
 
 def _rsd_s(law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator) -> Draft:
-    """Recursive speculative decoding by stochastic beam search: the best perturbed paths of every level (as above).
+    """Recursive speculative decoding by stochastic beam search: the best perturbed paths of every level (Jeon et al.).
 
     With G the perturbed log-probability of a path, its children's are conditioned on their largest being G (Kool et al.
     2019), so that the kept paths are a sample without replacement of all of them.

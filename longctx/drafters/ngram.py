@@ -2,7 +2,8 @@
 
 For the last four, three or two tokens a table holds the running mean of the model's predictions after them, cut to the
 likeliest (Song et al. 2025, arXiv 2506.04708). Rejected rows, as far as they are told of, teach as much as accepted
-ones. Proposes the likeliest tree, or one whose children are drawn from the laws, which the residual rule can use.
+ones. Proposes the likeliest tree, or one whose children are drawn from the laws, which the residual rule can use: its
+shape is the paper's, learned of what was right, but as the text goes on and not of a few dozen prompts before.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from longctx.drafters._growth import Growth, Law, grow
 from longctx.drafters._history import History
+from longctx.drafters._shape import Rates
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 
 _KEPT = 10  # tokens of a law
@@ -27,8 +29,9 @@ _ENTRIES = 200_000
 @dataclass(frozen=True, slots=True)
 class Ngram:
     """``growth`` is how the tree grows: ``likeliest`` proposes, the others draw; ``seed`` tells apart the draws of two
-    drafters of one request. ``dyspec_threshold`` draws wherever a draw counts at least ``least``, the chance that all
-    above it are right and none before it is; 0 stands for one over the nodes asked for."""
+    drafters of one request. ``shaped`` draws where draws were right before. ``dyspec_threshold`` draws wherever a draw
+    counts at least ``least``, the chance that all above it are right and none before it is; 0 stands for one over the
+    nodes asked for."""
 
     growth: Growth = "likeliest"
     seed: int = 0
@@ -52,13 +55,16 @@ class Laws:
         self._laws: dict[tuple[int, ...], Law] = {}
         self._seen: dict[tuple[int, ...], int] = {}
         self._seed, self._length = source.seed, len(source.prompt)
+        self._rates, self._drawn = Rates(), Draft.empty()
 
     def propose(self, budget: Budget) -> Draft:
         # a stream of its own: a rule of acceptance takes its numbers of the same seed and position
         entropy = np.random.SeedSequence([self._options.seed, self._seed, self._length], spawn_key=(1,))
         rng = np.random.default_rng(entropy)
         past = self._history.tokens[-max(_ORDERS) :].tolist()
-        return grow(self._options.growth, self.law, past, budget, rng, self._options.least)
+        shape = self._rates.shape(budget.nodes, budget.depth) if self._options.growth == "shaped" else ()
+        self._drawn = grow(self._options.growth, self.law, past, budget, rng, self._options.least, shape)
+        return self._drawn
 
     def law(self, context: Sequence[int]) -> Law:
         """The law after the longest known end of ``context``, its sum smaller the less that end is trusted."""
@@ -70,6 +76,8 @@ class Laws:
         return {}
 
     def observe(self, verified: Verified) -> None:
+        self._rates.learn(self._drawn, verified.tokens)
+        self._drawn = Draft.empty()  # a round that is not drafted for judges nothing
         if verified.told:
             past = self._history.tokens[-max(_ORDERS) :].tolist()
             paths: list[list[int]] = []  # the anchor is the last of the past

@@ -2,7 +2,7 @@
 
 A table keeps the likeliest successors that the model named after each token, of accepted rows and some rejected ones,
 and a tree of fixed shape is read off it (Luo et al. 2024, arXiv 2408.08696). Here the likeliest paths are followed,
-whatever their shape, and the table begins with what the model says of single tokens.
+whatever their shape, unless that one is asked for, and the table begins with what the model says of single tokens.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from longctx.drafters._shape import smallest, template
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 
 _RANKS = 16
 _LONG = 16  # tokens of an answer: most that are shorter end before asking has paid for itself
+_TEMPLATE = template((8, 21, 25, 15, 8, 3), 8)  # the paper's places a level; 72 of its 80 places are these
 _KEEPS = 0.5  # of what a row said before, when the model names successors of its token again
 
 Row = tuple[tuple[int, float], ...]
@@ -27,7 +29,8 @@ Row = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class Recycling:
-    """``depth`` bounds how far one round guesses ahead. Without ``prior`` the table begins empty.
+    """``depth`` bounds how far one round guesses ahead. Without ``prior`` the table begins empty. ``growth`` follows
+    the likeliest paths, or the paper's fixed template of ranks, of which a smaller budget takes the lowest.
 
     The prior is asked of the model, for a second of a request until it is whole, and kept in the cache folder. A
     request asks only once its answer is long enough to be worth that: till then it goes by what is known.
@@ -35,6 +38,7 @@ class Recycling:
 
     depth: int = 6
     prior: bool = True
+    growth: Literal["likeliest", "template"] = "likeliest"
     needs: ClassVar[int] = _RANKS
 
     def __post_init__(self) -> None:
@@ -50,6 +54,7 @@ class Recycled:
 
     def __init__(self, options: Recycling, source: DraftSource) -> None:
         self._depth, self._vocabulary = options.depth, source.vocabulary
+        self._grow = self._by_template if options.growth == "template" else self._likeliest
         self._ask = source.successors if options.prior else None
         self._prior = self._ask(False) if self._ask is not None else None
         self._new = 0  # tokens of the answer
@@ -57,10 +62,12 @@ class Recycled:
         self._anchor = int(source.prompt[-1])
 
     def propose(self, budget: Budget) -> Draft:
-        """The paths most likely to be right, as far as the table knows their tokens."""
+        """Paths that may be right, as far as the table knows their tokens."""
         if self._ask is not None and self._new >= _LONG:
             self._prior, self._ask = self._ask(True), None
-        depth = min(self._depth, budget.depth)
+        return self._grow(Budget(budget.nodes, min(self._depth, budget.depth)))
+
+    def _likeliest(self, budget: Budget) -> Draft:
         heap: list[tuple[float, int, int, int, float]] = []  # -value, parent, rank, depth, value of the parent
         tokens: list[int] = []
         parents: list[int] = []
@@ -68,7 +75,7 @@ class Recycled:
 
         def offer(parent: int, rank: int, at: int, above: float) -> None:
             row = self._row(self._anchor if parent < 0 else tokens[parent])
-            if rank < len(row) and at <= depth:
+            if rank < len(row) and at <= budget.depth:
                 heapq.heappush(heap, (-above * row[rank][1], parent, rank, at, above))
 
         offer(-1, 0, 1, 1.0)
@@ -79,6 +86,23 @@ class Recycled:
             values.append(-worth)
             offer(parent, rank + 1, at, above)  # a row falls: its next is not worth more
             offer(len(tokens) - 1, 0, at + 1, -worth)
+        return Draft(np.asarray(tokens, np.int64), np.asarray(parents, np.int64), np.asarray(values, np.float64))
+
+    def _by_template(self, budget: Budget) -> Draft:
+        places: dict[tuple[int, ...], int] = {}  # the nodes of those whose tokens are known
+        tokens: list[int] = []
+        parents: list[int] = []
+        values: list[float] = []
+        for path in smallest(_TEMPLATE, budget.nodes, budget.depth):
+            parent = places.get(path[:-1], -1)
+            if parent < 0 and len(path) > 1:
+                continue
+            row = self._row(self._anchor if parent < 0 else tokens[parent])
+            if path[-1] < len(row):
+                places[path] = len(tokens)
+                tokens.append(row[path[-1]][0])
+                parents.append(parent)
+                values.append((1.0 if parent < 0 else values[parent]) * row[path[-1]][1])
         return Draft(np.asarray(tokens, np.int64), np.asarray(parents, np.int64), np.asarray(values, np.float64))
 
     def observe(self, verified: Verified) -> None:

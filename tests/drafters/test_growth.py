@@ -15,7 +15,8 @@ from longctx.drafters._growth import Growth, Law, grow, without_replacement
 from longctx.drafts import Budget, Draft
 
 VOCAB = 5
-DRAWN: tuple[Growth, ...] = ("rsd_c", "rsd_s", "dyspec", "dyspec_threshold")
+SHAPE = [(0,), (1,), (2,), (0, 0), (0, 1), (2, 0), (2, 1)]
+DRAWN: tuple[Growth, ...] = ("shaped", "rsd_c", "rsd_s", "dyspec", "dyspec_threshold")
 
 
 def law_of(context: Sequence[int]) -> Law:
@@ -53,7 +54,7 @@ def mean_law(growth: Growth, trees: int, spoil: str = "") -> NDArray[np.float64]
     """The joint law over many drawn trees."""
     total = np.zeros((VOCAB, VOCAB))
     for seed in range(trees):
-        draft = grow(growth, law_of, [0, 1], Budget(7, 2), np.random.default_rng(seed))
+        draft = grow(growth, law_of, [0, 1], Budget(7, 2), np.random.default_rng(seed), shape=SHAPE)
         tree = merge([draft], 2, VOCAB)
         if spoil:  # drawn siblings tried by their probability
             tidy = sorted(tree.draws, key=lambda d: -float(d.probabilities[d.ids == tree.tokens[d.node]].sum()))
@@ -77,7 +78,7 @@ def test_siblings_out_of_draw_order_would_be_noticed() -> None:
 def test_trees_keep_their_budget_and_values_fall_along_every_path(growth: Growth) -> None:
     for seed in range(20):
         for budget in (Budget(1, 9), Budget(4, 2), Budget(12, 3), Budget(30, 9)):
-            draft = grow(growth, law_of, [0, 1], budget, np.random.default_rng(seed))
+            draft = grow(growth, law_of, [0, 1], budget, np.random.default_rng(seed), shape=SHAPE)
             assert len(draft) <= budget.nodes
             depths: list[int] = []
             for parent in draft.parents.tolist():
@@ -114,6 +115,14 @@ def paths(draft: Draft) -> dict[tuple[int, ...], float]:
     for token, parent in zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True):
         found.append((*(found[parent] if parent >= 0 else ()), token))
     return dict(zip(found, draft.values.tolist(), strict=True))
+
+
+def test_a_shape_says_how_many_draws_are_made_below_each_draw() -> None:
+    for seed in range(9):
+        draft = grow("shaped", law_of, [0, 1], Budget(99, 9), np.random.default_rng(seed), shape=SHAPE)
+        assert draft.parents.tolist() == [-1, -1, -1, 0, 0, 2, 2] and len(draft.draws) == 7
+    few = grow("shaped", lambda context: {3: 0.5}, [0, 1], Budget(99, 9), np.random.default_rng(0), shape=SHAPE)
+    assert few.tokens.tolist() == [3, 3], "a law of one token gives one child"
 
 
 def test_by_a_threshold_every_place_above_it_is_drawn_at_and_no_other_layer_by_layer() -> None:

@@ -10,7 +10,7 @@ import pytest
 from longctx import plugins
 from longctx.drafters import ngram
 from longctx.drafters.ngram import Laws, Ngram
-from longctx.drafts import Budget, DraftSource, Verified
+from longctx.drafts import Budget, Draft, DraftSource, Verified
 from longctx.errors import BadOption
 
 
@@ -80,7 +80,7 @@ def test_a_threshold_is_an_option_and_lies_between_0_and_1() -> None:
         plugins.load("drafters", "ngram:growth=dyspec_threshold,least=1.5")
 
 
-@pytest.mark.parametrize("growth", ["rsd_c", "rsd_s", "dyspec", "dyspec_threshold"])
+@pytest.mark.parametrize("growth", ["shaped", "rsd_c", "rsd_s", "dyspec", "dyspec_threshold"])
 def test_a_drawn_tree_has_a_draw_for_every_node_and_is_another_one_every_round(growth: str) -> None:
     at_work = start(1, 2, growth=growth)
     for _ in range(2):
@@ -92,3 +92,23 @@ def test_a_drawn_tree_has_a_draw_for_every_node_and_is_another_one_every_round(g
         trees.append(tuple(draft.tokens.tolist()))
         told(at_work, 2, {3: 0.4, 4: 0.3, 5: 0.3}, after=2)
     assert len(set(trees)) > 1
+
+
+def test_the_shape_of_a_shaped_tree_follows_what_was_right() -> None:
+    law = {3: 0.4, 4: 0.3, 5: 0.3}
+
+    def widths(right: int) -> list[int]:
+        """How many children the anchor has in later trees, where the draw of rank ``right`` came true."""
+        at_work, found = start(1, 2, growth="shaped"), []
+        for step in range(150):
+            told(at_work, 2, law, after=2)
+            draft = at_work.propose(Budget(3, 2))
+            first = [t for t, parent in zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True) if parent < 0]
+            if step >= 130:
+                found.append(len(first))
+            at_work._rates.learn(draft, [first[right] if right < len(first) else 49])
+            at_work._drawn = Draft.empty()
+        return found
+
+    assert min(widths(2)) == 3, "where the third is right there are three"
+    assert max(widths(0)) < 3, "where the first is right the next is looked for behind it"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longctx.drafters.recycling import Recycled, Recycling
+from longctx.drafters._shape import smallest
+from longctx.drafters.recycling import _TEMPLATE, Recycled, Recycling
 from longctx.drafts import Budget, DraftSource, Successors, Verified
 
 VOCAB = 50
 CHANCES = [0.3, 0.2, 0.1, 0.09, 0.08, 0.07, 0.06, 0.05]
 
 
-def start(*prompt: int, prior: Successors | None = None, **options: bool) -> Recycled:
+def start(*prompt: int, prior: Successors | None = None, **options: Any) -> Recycled:
     asked = None if prior is None else lambda further: prior
     return Recycling(**options).begin(DraftSource(np.asarray(prompt, dtype=np.int32), VOCAB, successors=asked))
 
@@ -65,6 +68,35 @@ def test_no_path_that_is_left_out_is_likelier_than_one_that_is_proposed(seed: in
         ]
         every += [value for _, value in level]
     np.testing.assert_allclose(found.values, sorted(every, reverse=True)[:nodes], rtol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 99), st.integers(1, 90), st.integers(1, 7))
+def test_the_template_is_filled_by_rank_whatever_the_chances(seed: int, nodes: int, depth: int) -> None:
+    """Against a look at the table for each of its places, one by one."""
+    draw = np.random.default_rng(seed)
+    chances = np.sort(draw.dirichlet(np.ones(9), 6).astype(np.float32))[:, ::-1]
+    prior = Successors(
+        draw.permuted(np.tile(np.arange(9), (6, 1)), axis=1).astype(np.int32), np.ascontiguousarray(chances)
+    )
+    found = start(4, prior=prior, growth="template").propose(Budget(nodes, depth))
+    expected: dict[tuple[int, ...], float] = {}
+    for path in smallest(_TEMPLATE, nodes, min(depth, 6)):
+        token, value, said = 4, 1.0, list[int]()
+        for rank in path:
+            if token >= 6:
+                break  # of these the table knows nothing, and nothing stands below them
+            value *= float(prior.chances[token, rank])
+            token = int(prior.tokens[token, rank])
+            said.append(token)
+        else:
+            expected[tuple(said)] = value
+    paths: list[tuple[int, ...]] = []
+    for token, parent in zip(found.tokens.tolist(), found.parents.tolist(), strict=True):
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    assert dict(zip(paths, found.values.tolist(), strict=True)) == pytest.approx(expected) and len(paths) == len(
+        expected
+    )
 
 
 def test_rejected_rows_teach_too_and_the_text_as_it_is_has_the_last_word() -> None:

@@ -1,0 +1,105 @@
+"""The shape of a tree, decided before anything is known of its tokens: which ranks are followed below which.
+
+Owns fixed templates and how often each rank was right. Knows no law and no model.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from longctx.drafts import Draft
+
+Ranks = tuple[int, ...]
+"""The way from the anchor to a place: which child is taken at every step, 0 the first."""
+
+_DEPTH, _RANKS = 6, 10  # of the places whose rates are kept
+_FIRST, _LATER = 0.30, 0.45  # how often the first child is taken to be right: of the anchor, and below
+_FALLS = 0.35  # of a rank's rate: the next one's
+_TRIES = 12.0  # tries that these count for
+
+
+def template(levels: Sequence[int], ranks: int) -> tuple[Ranks, ...]:
+    """So many places a level, those whose ranks (the first counted as 1) have the smallest product.
+
+    With a rank's chance falling as one over it these are the likeliest of every level. Parents come first.
+    """
+    shape: list[Ranks] = []
+    above: list[Ranks] = [()]
+    for places in levels:
+        below = [(*path, rank) for path in above for rank in range(ranks)]
+        above = sorted(below, key=lambda path: (_product(path), path))[:places]
+        shape += above
+    return tuple(shape)
+
+
+def smallest(shape: Sequence[Ranks], places: int, depth: int) -> list[Ranks]:
+    """The ``places`` of ``shape`` not deeper than ``depth`` with the smallest products; parents come first."""
+    return sorted((path for path in shape if len(path) <= depth), key=lambda path: (_product(path), len(path)))[:places]
+
+
+def constant(branches: Sequence[int], places: int, depth: int) -> list[Ranks]:
+    """Whole levels, as many as ``places`` hold: each place has ``branches`` children by its depth, one below those."""
+    shape: list[Ranks] = []
+    level: list[Ranks] = [()]
+    for at in range(depth):
+        wide = branches[at] if at < len(branches) else 1
+        level = [(*path, rank) for path in level for rank in range(wide)]
+        if len(shape) + len(level) > places:
+            break
+        shape += level
+    return shape
+
+
+def _product(path: Ranks) -> int:
+    return math.prod(rank + 1 for rank in path)
+
+
+class Rates:
+    """How often the children of each depth and rank were right where their parent was, as a text goes on.
+
+    What was drawn has no say in the shape they give: it follows from rounds that are over.
+    """
+
+    def __init__(self) -> None:
+        falls = _FALLS ** np.arange(_RANKS)
+        self._hits = _TRIES * np.outer([_FIRST, *[_LATER] * (_DEPTH - 1)], falls)  # [depth, rank]
+        self._tries = np.full((_DEPTH, _RANKS), _TRIES)
+
+    def shape(self, places: int, depth: int) -> list[Ranks]:
+        """The ``places`` that are likeliest to be right, none deeper than ``depth``; parents and lower ranks first."""
+        rates = (self._hits / self._tries).tolist()
+        heap: list[tuple[float, Ranks]] = []
+
+        def offer(path: Ranks, above: float) -> None:
+            if len(path) <= min(depth, _DEPTH) and path[-1] < _RANKS:
+                heapq.heappush(heap, (-above * rates[len(path) - 1][path[-1]], path))
+
+        shape: list[Ranks] = []
+        worth: dict[Ranks, float] = {(): 1.0}
+        offer((0,), 1.0)
+        while heap and len(shape) < places:
+            value, path = heapq.heappop(heap)
+            shape.append(path)
+            worth[path] = -value
+            offer((*path[:-1], path[-1] + 1), worth[path[:-1]])
+            offer((*path, 0), -value)
+        return shape
+
+    def learn(self, draft: Draft, tokens: Sequence[int]) -> None:
+        """``tokens`` came after the anchor of ``draft``, whose siblings stand in the order of their ranks."""
+        below: dict[int, list[int]] = {}
+        for node, parent in enumerate(draft.parents.tolist()):
+            below.setdefault(parent, []).append(node)
+        at = -1
+        for depth, token in enumerate(tokens[:_DEPTH]):
+            children = below.get(at, [])
+            right = next((node for node in children if draft.tokens[node] == token), None)
+            self._tries[depth, : len(children)] += 1
+            if right is None:
+                return
+            self._hits[depth, children.index(right)] += 1
+            at = right
