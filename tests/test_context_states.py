@@ -165,4 +165,12 @@ def test_layers_of_other_attention_are_named_where_they_are_left_alone() -> None
 def test_flash_attention_is_asked_of_cards_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     has = {torch.device("cuda", 98): (7, 5), torch.device("cuda", 99): (8, 0)}
     monkeypatch.setattr(torch.cuda, "get_device_capability", has.__getitem__)
-    assert [parts._flashes(card) for card in has] == [False, True]
+    assert [parts._flashes(device) for device in (*has, torch.device("cpu"))] == [False, True, False]
+    asked: list[torch.device] = []
+    monkeypatch.setattr(parts, "_flashes", lambda device: bool(asked.append(device)))
+    query, value = (
+        torch.randn(1, 2, 3, 8),
+        torch.randn(1, 2, 9, 4),
+    )  # of unlike widths, which no kernel of the CPU takes
+    parts.part(query, torch.randn(1, 2, 9, 8), value, 1.0)
+    assert asked == [query.device]

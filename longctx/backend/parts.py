@@ -46,7 +46,7 @@ def part(
             query, key, value, 0.0, False, attn_mask=bias, scale=scale
         )
         return Part(out.float(), log)
-    fused = query.device.type == "cuda" and plain and _flashes(query.device)
+    fused = plain and _flashes(query.device)
     if fused and query.element_size() == 2 and query.shape[-1] == value.shape[-1] <= 256:
         out, log = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, scale=scale)[:2]
         return Part(out.float(), log[..., : query.shape[2]])
@@ -106,10 +106,10 @@ def _explicit(
     return Part(scores.softmax(-1) @ value.float(), scores.logsumexp(-1))
 
 
-@functools.cache  # a fact about a card
+@functools.cache  # a fact about a device
 def _flashes(device: torch.device) -> bool:
-    """Whether PyTorch's flash attention runs on a card: from Ampere on, and calling it on others is an error."""
-    return torch.cuda.get_device_capability(device) >= (8, 0)
+    """Whether PyTorch's flash attention runs there: on cards from Ampere on, and calling it on others is an error."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def capped(scores: Tensor, softcap: float | None) -> Tensor:
