@@ -16,9 +16,10 @@ from longctx.drafts import Draft
 Ranks = tuple[int, ...]
 """The way from the anchor to a place: which child is taken at every step, 0 the first."""
 
-_DEPTH, _RANKS = 6, 10  # of the places whose rates are kept
-_FIRST, _LATER = 0.30, 0.45  # how often the first child is taken to be right: of the anchor, and below
-_FALLS = 0.35  # of a rank's rate: the next one's
+_DEPTH, _RANKS = 6, 10  # of places: only of these are rates kept
+# How often children of the anchor are taken to be right, and those below: measured on answers to 48 Spec-Bench prompts.
+_FIRST = (0.35, 0.11, 0.07, 0.05, 0.04, 0.03, 0.02, 0.015, 0.01, 0.01)
+_LATER = (0.55, 0.13, 0.07, 0.04, 0.03, 0.02, 0.015, 0.01, 0.01, 0.01)
 _TRIES = 12.0  # tries that these count for
 
 
@@ -65,8 +66,7 @@ class Rates:
     """
 
     def __init__(self) -> None:
-        falls = _FALLS ** np.arange(_RANKS)
-        self._hits = _TRIES * np.outer([_FIRST, *[_LATER] * (_DEPTH - 1)], falls)  # [depth, rank]
+        self._hits = _TRIES * np.asarray([_FIRST, *[_LATER] * (_DEPTH - 1)])  # [depth, rank]
         self._tries = np.full((_DEPTH, _RANKS), _TRIES)
 
     def shape(self, places: int, depth: int) -> list[Ranks]:
