@@ -81,6 +81,19 @@ def test_attention_models_verify_the_rows_of_several_texts_at_once(family: str) 
         assert alone_because(tiny.model(family, dtype=dtype)) == ""
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "phi3"])
+def test_what_the_stock_model_says_of_texts_is_what_it_says_of_each_alone(family: str) -> None:
+    model, read = tiny.model(family), list[int]()
+    texts = [[5, 6, 7], [5, 6], [9, 8, 7, 6, 5], [5, 6, 7, 4], [9], [5, 6, 7]]
+    hook = model.get_input_embeddings().register_forward_hook(lambda module, given, out: read.append(len(given[0])))
+    found = module.said_by_stock(model, texts)
+    hook.remove()
+    with torch.inference_mode():
+        alone = torch.stack([model(torch.tensor([text]), use_cache=False).logits[0, -1] for text in texts])
+    torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
+    assert read == [2], "beginnings of others are read with them"
+
+
 def test_models_that_would_mix_texts_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "conv layers" in alone_because(convolution())
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}

@@ -42,3 +42,21 @@ def test_short_works_are_tried_for_longer_than_an_interruption_lasts(monkeypatch
 def test_a_thread_that_waits_is_not_calm() -> None:
     made, calm = trial.calmly(lambda: time.sleep(0.05) or 7)
     assert made == 7 and not calm
+
+
+def test_a_way_that_is_far_behind_is_tried_no_further_and_one_that_was_interrupted_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, calls = [0.0], [0, 0, 0]
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+
+    def work(own: int, seconds: float) -> None:
+        calls[own] += 1
+        now[0] += 9.0 if own == 1 and calls[own] < 3 else seconds  # the second is interrupted in its first two tries
+
+    ways = [lambda own=own, seconds=seconds: work(own, seconds) for own, seconds in enumerate((3.1, 0.8, 1.0))]
+    place, best = trial.fastest(ways, 1.1)
+    assert (place, best) == (1, pytest.approx(0.8)) and calls == [3, 6, 6]
+    now[0], calls[:] = 0.0, [0, 0, 0]
+    place, best = trial.fastest(ways[:2], 1.1)
+    assert place == 1 and calls[:2] == [3, 6]

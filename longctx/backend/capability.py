@@ -200,12 +200,15 @@ def apart(found: Tensor, expected: Tensor) -> Tensor:
 
 def said_by_stock(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Tensor:
     """What the model says after each text, [texts, vocab], by one plain pass without a cache."""
-    width = max(map(len, texts))
-    # padding stands to the right of a causal row, where no token of the row can see it
-    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=model.device)
+    # the beginning of another text is read with that one: no token of a causal row sees those to its right, nor padding
+    whole = {tuple(text) for text in texts}
+    whole -= {text[:length] for text in whole for length in range(len(text))}
+    rows, width = sorted(whole), max(map(len, texts))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
     with torch.inference_mode(), alone(model):
         logits = model(input_ids=ids, use_cache=False).logits
-    return torch.stack([row[len(text) - 1] for row, text in zip(logits, texts, strict=True)])
+    places = [next(at for at, row in enumerate(rows) if row[: len(text)] == tuple(text)) for text in texts]
+    return torch.stack([logits[at, len(text) - 1] for at, text in zip(places, texts, strict=True)])
 
 
 def _fill(target: Target, model: PreTrainedModel, start: int = 0) -> list[int]:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 _TRIES = 5
+_SOON = 2  # tries after which it shows that a way is none of the fastest
+_HOPELESS = 3.0  # times what the fastest takes: such a way is tried no further
 _LEAST = 0.01  # seconds of trying: less could lie within one interruption
 _CALM = 0.8  # of the time that passes: as much a thread works that waits for no processor and for no other thread
 _FASTER = 1.2  # how many times as fast another way must be: it rounds otherwise, or has a cost of its own
@@ -47,15 +49,20 @@ def faster(other: Callable[[], object], usual: Callable[[], object]) -> bool:
 def fastest(works: Sequence[Callable[[], object]], margin: float) -> tuple[int, float]:
     """The place of the fastest of ``works``, the first of them unless another is ``margin`` times as fast; its seconds.
 
-    They take turns, so that what else the machine does meets all of them. The best of several tries counts.
+    They take turns, so that what else the machine does meets all of them. The best of several tries counts. One that
+    after some tries is far behind is tried no further: it would take most of the time.
     """
     taken: list[list[float]] = [[] for _ in works]
-    while len(taken[0]) <= _TRIES or sum(sum(own[1:]) for own in taken) < _LEAST:
-        for own, work in zip(taken, works, strict=True):
+    best, rounds = [0.0] * len(works), 0
+    while rounds <= _TRIES or sum(sum(own[1:]) for own in taken) < _LEAST:
+        for own, work, its in zip(taken, works, best, strict=True):
+            if rounds > _SOON and its > _HOPELESS * min(best):
+                continue
             started = time.perf_counter()
             work()
             own.append(time.perf_counter() - started)
-    best = [min(own[1:]) for own in taken]
+        rounds += 1
+        best = [min(own[1:] or own) for own in taken]
     least = min(range(len(works)), key=best.__getitem__)
     found = least if margin * best[least] < best[0] else 0
     return found, best[found]
