@@ -73,6 +73,7 @@ def test_every_prompt_gets_what_it_gets_alone_in_passes_that_all_share(family: s
     singles = [longctx.generate(model, TOKENIZER, [prompt], drafters=drafters, **STEADILY).stats for prompt in PROMPTS]
     assert out.stats.rounds == sum(one.rounds for one in singles) < 3 * 10
     assert out.stats.accepted == sum(one.accepted for one in singles) > 3 * 8
+    assert out.stats.each_round == () and all(len(one.each_round) == one.rounds for one in singles)
     # a pass for each prompt itself, and then as many as the slowest needs
     assert out.stats.passes == len(PROMPTS) - 1 + max(one.rounds for one in singles)
 

@@ -60,6 +60,28 @@ def test_right_drafts_save_passes_and_the_counts_say_so() -> None:
     assert set(stats.seconds) == {"setup", "prefill", "draft", "verify", "commit"}
 
 
+@pytest.mark.parametrize("names", [("right",), ("half", "wrong"), tuple(TELLERS)])
+def test_every_round_says_what_it_drafted_and_committed(names: tuple[str, ...]) -> None:
+    decoding = request([TELLERS[name] for name in names], new=30)
+    commits = list[int]()
+    decoding.prefill()
+    while not decoding.done:
+        commits.append(len(decoding.round()))
+    stats = decoding.stats
+    assert [one.tokens for one in stats.each_round] == commits and sum(commits) == 30
+    for total, each in (
+        (stats.drafted_by_source, [one.drafted for one in stats.each_round]),
+        (stats.accepted_by_source, [one.accepted for one in stats.each_round]),
+    ):
+        assert total == {name: sum(one[name] for one in each) for name in total} and len(total) == len(names)
+    assert stats.each_round[0].drafted == dict.fromkeys(stats.drafted_by_source, 0), "the prompt's own pass"
+    for one in stats.each_round[:-1]:
+        assert max(one.accepted.values()) <= one.tokens - 1 <= sum(one.accepted.values())
+    for phase in ("draft", "verify"):
+        spent = sum(one.seconds[phase] for one in stats.each_round[1:])
+        assert spent == pytest.approx(stats.seconds[phase]) and spent > 0
+
+
 @pytest.mark.parametrize("new", [1, 2, 3, 7])
 def test_a_limit_inside_a_draft_is_kept_and_no_row_is_verified_beyond_it(new: int) -> None:
     target = Scripted()
