@@ -82,7 +82,7 @@ class Said:
     def facts(self) -> dict[str, Any]:
         """The counts as they stand in a trace."""
         kv = {} if self.read is None else {"kv": asdict(self.read)}
-        return self.stats.facts() | {"copied": [asdict(copy) for copy in self.stats.copies]} | kv
+        return self.stats.facts() | {"copies": [asdict(copy) for copy in self.stats.copies]} | kv
 
     def usage(self, document_tokens: int, selection: Selection, prompt_tokens: int) -> dict[str, int]:
         """The tokens of each step on the way to the answer."""

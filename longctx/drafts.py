@@ -121,7 +121,10 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """``tokens`` of an answer, from its token ``new`` on, are a copy of characters ``[start, end)`` of a document."""
+    """``tokens`` of an answer, from its token ``new`` on, are a copy of characters ``[start, end)`` of a document.
+
+    A character of several tokens is copied with the last of them.
+    """
 
     document_id: str
     start: int

@@ -142,7 +142,7 @@ def speculative(
         raise BadOption(f"acceptance={acceptance!r} is not one of {', '.join(_RULES)}.")
     deciding = plugins.resolve("controllers", controller)
     stack = resolve(drafters)
-    texts = copies_of(document, tokenizer)
+    source = copies_of(document, tokenizer)
     folded = folds(tokenizer) if stack and tokenizer is not None else None
 
     def decode(
@@ -169,7 +169,7 @@ def speculative(
                     _RULES[acceptance](own) if generation_config.do_sample else Greedy(),
                     controller=deciding,
                     max_new_tokens=generation_config.max_length - input_ids.shape[1],
-                    copied=None if texts is None else texts.index,
+                    copied=None if source is None else source.index,
                     ends=ends(stopping_criteria, row),
                     processors=of_row(logits_processor, index, len(prompts)),
                     shown=row,
@@ -195,7 +195,7 @@ def speculative(
             said = max(len(prompt) + len(request.new) for prompt, request in zip(prompts, requests, strict=True))
             told.append(list(past_window(model, said)))
         if on_end is not None:
-            stats = batch.stats if texts is None else texts.located(batch.stats)
+            stats = batch.stats if source is None else source.located(batch.stats)
             on_end(stats, tuple(dict.fromkeys(chain.from_iterable(told))))
         return result(input_ids, [request.new for request in requests], generation_config, cache)
 

@@ -27,6 +27,8 @@ from .rows import here_and_now
 
 _DEPTH = 16  # tokens that a draft looks ahead
 _BEFORE = 64  # tokens before a place by which it is looked up
+_SEAM = 2  # tokens that two parts may have less together than apart
+_ALONE = {"add_special_tokens": False, "verbose": False}
 
 
 def run_copies(
@@ -72,6 +74,8 @@ def measure(model: str, text: str, tokens: int, steps: int, nodes: int) -> dict[
         reader.model, reader.tokenizer, prompt, [timing], document, max_new_tokens=4, eos_token_id=None,
         controller="fixed",
     )  # fmt: skip
+    if "places" not in timing.found:
+        raise BadOption(f"{Path(model).name} decodes without drafts: its cache cannot take tokens back.")
     return timing.found
 
 
@@ -87,11 +91,11 @@ class Timing:
     def begin(self, source: Any) -> Timing:
         before = processes.memory(reset=True)
         started = time.perf_counter()
-        places = len(source.index.order)  # made when it is first asked for
+        tokens = len(source.index.order)  # made when it is first asked for
         seconds = time.perf_counter() - started
         peak = processes.memory()
         self.found = {
-            "tokens": places,
+            "tokens": tokens,
             "different_tokens": len(np.unique(source.document)),
             "build_seconds": round(seconds, 3),
             "peak_bytes": None if before is None or peak is None else peak - before,
@@ -110,8 +114,8 @@ class Timing:
 
     def _measure(self, budget: Any) -> None:
         source, longest = self._source, list[int]()
-        places = np.random.default_rng(0).integers(_BEFORE, len(source.document), self._steps).tolist()
-        contexts = [source.document[at - _BEFORE : at] for at in places]
+        drawn = np.random.default_rng(0).integers(_BEFORE, len(source.document), self._steps).tolist()
+        contexts = [source.document[at - _BEFORE : at] for at in drawn]
 
         def look_up(context: Any) -> None:
             found = source.index.matches(context.tolist(), self._drafter.places)
@@ -135,16 +139,18 @@ def lengthened(text: str, tokens: int, tokenizer: Any) -> str:
     """``text``, then the same again under one exchange of all its words after another, cut behind ``tokens`` tokens."""
     pieces = re.split(r"(\W+)", text)
     words = sorted({piece for piece in pieces[::2] if piece})
-    rng, made = random.Random(0), text
-    while (count := _count(made, tokenizer)) < tokens:
+    parts, rng, count = [text], random.Random(0), _count(text, tokenizer)
+    while count < tokens:
         other = dict(zip(words, rng.sample(words, len(words)), strict=True))
-        made += "\n" + "".join(other.get(piece, piece) for piece in pieces)
-    ends = tokenizer(made, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    return made[: ends[min(tokens, count) - 1][1]]
+        parts.append("\n" + "".join(other.get(piece, piece) for piece in pieces))
+        count += max(1, _count(parts[-1], tokenizer) - _SEAM)
+    made = "".join(parts)
+    ends = tokenizer(made, return_offsets_mapping=True, **_ALONE)["offset_mapping"]
+    return made[: ends[min(tokens, len(ends)) - 1][1]]
 
 
 def _count(text: str, tokenizer: Any) -> int:
-    return len(tokenizer(text, verbose=False)["input_ids"])
+    return len(tokenizer(text, **_ALONE)["input_ids"])
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -90,8 +90,7 @@ MAY_IMPORT = {
     "commands": WIRING | {"console", "contexts", "generation", "plotting", "reader", "room", ""},
     "cli": NOUNS | {"commands"},
     "__main__": {"cli"},
-    # longctx.kv is a door; nouns of drafting, for what is timed without a model
-    "pipelines": {"", "types", "errors", "plugins", "kv", "drafts"},
+    "pipelines": {"", "types", "errors", "plugins", "kv"},  # longctx.kv is a door
     "": WIRING | {"drafts", "reader", "contexts", "generation"},  # longctx/__init__.py, for type checkers only
 }
 ONLY_BACKEND = {"transformers", "sentence_transformers", "tokenizers", "gguf", "accelerate"}

@@ -68,7 +68,7 @@ def test_places_in_a_long_text_are_those_of_the_tokens_of_its_prompt() -> None:
     assert len(tokens.encode(document).token_ids) > len(prompt) == len(tokens.encode(document, at_once=True).token_ids)
     place = len(prompt) - 3  # the last word, its mark and its two letters
     (piece,) = Origins(tokens, [document], spans, 0).copies([(0, place, 3)])
-    assert (text[piece["start"] : piece["end"]].strip(), piece["tokens"]) == ("ba", 3)
+    assert (text[piece.start : piece.end].strip(), piece.tokens) == ("ba", 3)
 
 
 def test_a_reader_tells_its_drafters_which_spans_were_liked() -> None:
@@ -122,15 +122,15 @@ def test_what_was_copied_stands_where_it_is_said_to_stand(data: st.DataObject) -
     found = Origins(tokens, [DOCUMENT, other], spans, first).copies([(50, place, length)])
     ends = [*encoded.token_starts[1:].tolist(), len(joined)]
     for copy in found:
-        assert texts[copy["document_id"]][copy["start"] : copy["end"]] != ""
+        assert texts[copy.document_id][copy.start : copy.end] != ""
         # by the slow way: the characters of those tokens in the joined text
-        at = copy["new"] - 50 + place - first
-        said = joined[encoded.token_starts[at] : ends[at + copy["tokens"] - 1]]
-        assert said.startswith(texts[copy["document_id"]][copy["start"] : copy["end"]])
-    told = {copy["new"] - 50 + place - first + i for copy in found for i in range(copy["tokens"])}
+        at = copy.new - 50 + place - first
+        said = joined[encoded.token_starts[at] : ends[at + copy.tokens - 1]]
+        assert said.startswith(texts[copy.document_id][copy.start : copy.end])
+    told = {copy.new - 50 + place - first + i for copy in found for i in range(copy.tokens)}
     asked = set(range(max(0, place - first), min(count, place - first + length)))
     separators = {at for at in asked - told if not joined[encoded.token_starts[at] : ends[at]].strip()}
-    assert told <= asked and asked - told == separators and sum(copy["tokens"] for copy in found) == len(told)
+    assert told <= asked and asked - told == separators and sum(copy.tokens for copy in found) == len(told)
 
 
 def test_an_answer_says_what_it_copied_and_from_where(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,10 +141,10 @@ def test_an_answer_says_what_it_copied_and_from_where(monkeypatch: pytest.Monkey
         reader_module, "answer", lambda *given: replace(real(*given), stats=Stats(copied=copied)), raising=True
     )
     answer = reader.ask(DOCUMENT, "where is the code?", max_new_tokens=2)
-    (copy,) = next(step for step in answer.trace if step.name == "decode").facts["copied"]
+    (copy,) = next(step for step in answer.trace if step.name == "decode").facts["copies"]
     starts = Tokens(reader.tokenizer).encode(DOCUMENT).token_starts
     assert copy == {"document_id": "a", "start": starts[2], "end": starts[6], "new": 0, "tokens": 4}
-    assert json.loads(json.dumps(answer.as_dict()))["trace"][-2]["facts"]["copied"] == [copy]
+    assert json.loads(json.dumps(answer.as_dict()))["trace"][-2]["facts"]["copies"] == [copy]
 
 
 def test_spans_of_nothing_but_empty_lines_are_asked_about_as_any() -> None:
@@ -168,7 +168,7 @@ def test_tokens_inside_one_character_copy_nothing() -> None:
     inside = [at for at, start in enumerate(encoded.token_starts) if list(encoded.token_starts).count(start) > 1]
     assert len(inside) > 2
     spans = [SelectedSpan("a", 0, 3, None, 1.0)]
-    assert Origins(tokens, [document], spans, 0).copies([(0, inside[0], 1)]) == []
+    assert Origins(tokens, [document], spans, 0).copies([(0, inside[0], 1)]) == ()
 
 
 def test_a_text_is_not_tokenised_again_where_nobody_votes_and_nothing_was_copied() -> None:
@@ -178,5 +178,5 @@ def test_a_text_is_not_tokenised_again_where_nobody_votes_and_nothing_was_copied
     encode = tokens.encode
     tokens.encode = lambda document, **how: read.append(document) or encode(document, **how)  # type: ignore[method-assign, func-returns-value]
     origins = Origins(tokens, [DOCUMENT], chosen.spans, 3)
-    assert origins.votes(40) is None and origins.copies(()) == [] and read == []
-    assert origins.copies([(0, 3, 2)]) != [] and len(read) == 1
+    assert origins.votes(40) is None and origins.copies(()) == () and read == []
+    assert origins.copies([(0, 3, 2)]) != () and len(read) == 1

@@ -7,6 +7,7 @@ Knows no model; a law is asked for by its context.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from longctx.drafters._shape import Ranks, constant
+from longctx.drafters._shape import Ranks
 from longctx.drafts import Budget, Draft, Draw
 
 Law = dict[int, float]
@@ -76,11 +77,9 @@ def grow(
         return _likeliest(law_of, past, budget)
     if growth == "dyspec_threshold":
         return _dyspec_threshold(law_of, past, budget, rng, least or 1.0 / max(1, budget.nodes))
-    if growth == "rsd_c":  # recursive speculative decoding, constant branching (Jeon et al. 2024, arXiv 2402.14160)
-        shape = constant(_BRANCHES, budget.nodes, budget.depth)
-    if growth in ("rsd_c", "shaped"):
-        return _shaped(law_of, past, [path for path in shape if len(path) <= budget.depth][: budget.nodes], rng)
-    return {"rsd_s": _rsd_s, "dyspec": _dyspec}[growth](law_of, past, budget, rng)
+    if growth == "shaped":
+        return _shaped(law_of, past, budget, rng, shape)
+    return {"rsd_c": _rsd_c, "rsd_s": _rsd_s, "dyspec": _dyspec}[growth](law_of, past, budget, rng)
 
 
 def _likeliest(law_of: LawOf, past: Sequence[int], budget: Budget) -> Draft:
@@ -104,19 +103,48 @@ def _likeliest(law_of: LawOf, past: Sequence[int], budget: Budget) -> Draft:
     return tree.draft()
 
 
-def _shaped(law_of: LawOf, past: Sequence[int], shape: Sequence[Ranks], rng: np.random.Generator) -> Draft:
-    """As many draws at every place as ``shape`` has children there, level by level: the Gumbel-top-k of each law.
+def _shaped(
+    law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator, shape: Sequence[Ranks]
+) -> Draft:
+    """As many draws at every place as ``shape`` has children there.
 
     A law of fewer tokens gives fewer; nothing takes their place, as that would look at what was drawn.
     """
-    tree, widths = _Tree(), Counter(path[:-1] for path in shape)
+    kept = [path for path in shape if len(path) <= budget.depth][: budget.nodes]
+    return _by_level(law_of, past, Counter(path[:-1] for path in kept).__getitem__, lambda depth, made: True, rng)
+
+
+def _rsd_c(law_of: LawOf, past: Sequence[int], budget: Budget, rng: np.random.Generator) -> Draft:
+    """Recursive speculative decoding with constant branching (Jeon et al. 2024, arXiv 2402.14160)."""
+
+    def branches(depth: int) -> int:
+        return _BRANCHES[depth] if depth < len(_BRANCHES) else 1
+
+    def fits(depth: int, made: int) -> bool:
+        widest = math.prod(map(branches, range(depth + 1)))
+        return depth < budget.depth and made + widest <= budget.nodes
+
+    return _by_level(law_of, past, lambda place: branches(len(place)), fits, rng)
+
+
+def _by_level(
+    law_of: LawOf,
+    past: Sequence[int],
+    width: Callable[[Ranks], int],
+    fits: Callable[[int, int], bool],
+    rng: np.random.Generator,
+) -> Draft:
+    """``width`` draws at every place, the Gumbel-top-k of its law, level by level while one at a depth ``fits`` behind
+    so many nodes."""
+    tree = _Tree()
     level: list[tuple[Ranks, int, list[int], float]] = [((), -1, list(past), 1.0)]  # place, node, context, value
-    while level:
+    while level and fits(len(level[0][0]), len(tree.tokens)):
         below = []
         for place, parent, context, value in level:
-            law = law_of(context) if widths[place] else {}
+            count = width(place)
+            law = law_of(context) if count else {}
             left = value * sum(law.values())
-            for rank, (token, ids, chances) in enumerate(without_replacement(law, widths[place], rng)):
+            for rank, (token, ids, chances) in enumerate(without_replacement(law, count, rng)):
                 chance = float(chances[ids == token][0])
                 node = tree.add(token, parent, left * chance, (ids, chances))
                 below.append(((*place, rank), node, [*context, token], left * chance))

@@ -26,7 +26,8 @@ _TRIES = 12.0  # tries that these count for
 def template(levels: Sequence[int], ranks: int) -> tuple[Ranks, ...]:
     """So many places a level, those whose ranks (the first counted as 1) have the smallest product.
 
-    With a rank's chance falling as one over it these are the likeliest of every level. Parents come first.
+    With a rank's chance falling as one over it these are the likeliest of every level, and what stands first the
+    likeliest of all: parents before children, the lower ranks of siblings before the others.
     """
     shape: list[Ranks] = []
     above: list[Ranks] = [()]
@@ -34,25 +35,7 @@ def template(levels: Sequence[int], ranks: int) -> tuple[Ranks, ...]:
         below = [(*path, rank) for path in above for rank in range(ranks)]
         above = sorted(below, key=lambda path: (_product(path), path))[:places]
         shape += above
-    return tuple(shape)
-
-
-def smallest(shape: Sequence[Ranks], places: int, depth: int) -> list[Ranks]:
-    """The ``places`` of ``shape`` not deeper than ``depth`` with the smallest products; parents come first."""
-    return sorted((path for path in shape if len(path) <= depth), key=lambda path: (_product(path), len(path)))[:places]
-
-
-def constant(branches: Sequence[int], places: int, depth: int) -> list[Ranks]:
-    """Whole levels, as many as ``places`` hold: each place has ``branches`` children by its depth, one below those."""
-    shape: list[Ranks] = []
-    level: list[Ranks] = [()]
-    for at in range(depth):
-        wide = branches[at] if at < len(branches) else 1
-        level = [(*path, rank) for path in level for rank in range(wide)]
-        if len(shape) + len(level) > places:
-            break
-        shape += level
-    return shape
+    return tuple(sorted(shape, key=lambda path: (_product(path), len(path))))
 
 
 def _product(path: Ranks) -> int:
@@ -70,7 +53,10 @@ class Rates:
         self._tries = np.full((_DEPTH, _RANKS), _TRIES)
 
     def shape(self, places: int, depth: int) -> list[Ranks]:
-        """The ``places`` that are likeliest to be right, none deeper than ``depth``; parents and lower ranks first."""
+        """The ``places`` that are likeliest to be right, none deeper than ``depth``; parents and lower ranks first.
+
+        So far as rates fall with the rank: a place comes behind all of lower rank, whose draws come before its own.
+        """
         rates = (self._hits / self._tries).tolist()
         heap: list[tuple[float, Ranks]] = []
 
@@ -90,13 +76,16 @@ class Rates:
         return shape
 
     def learn(self, draft: Draft, tokens: Sequence[int]) -> None:
-        """``tokens`` came after the anchor of ``draft``, whose siblings stand in the order of their ranks."""
+        """``tokens`` came after the anchor of ``draft``, whose siblings stand in the order of their ranks.
+
+        Of more siblings than ranks the first are judged.
+        """
         below: dict[int, list[int]] = {}
         for node, parent in enumerate(draft.parents.tolist()):
             below.setdefault(parent, []).append(node)
         at = -1
         for depth, token in enumerate(tokens[:_DEPTH]):
-            children = below.get(at, [])
+            children = below.get(at, [])[:_RANKS]
             right = next((node for node in children if draft.tokens[node] == token), None)
             self._tries[depth, : len(children)] += 1
             if right is None:

@@ -76,8 +76,9 @@ class Laws:
         return {}
 
     def observe(self, verified: Verified) -> None:
-        self._rates.learn(self._drawn, verified.tokens)
-        self._drawn = Draft.empty()  # a round that is not drafted for judges nothing
+        if self._options.growth == "shaped":
+            self._rates.learn(self._drawn, verified.tokens)
+            self._drawn = Draft.empty()  # a round that is not drafted for judges nothing
         if verified.told:
             past = self._history.tokens[-max(_ORDERS) :].tolist()
             paths: list[list[int]] = []  # the anchor is the last of the past

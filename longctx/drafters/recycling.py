@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from longctx.drafters._shape import smallest, template
+from longctx.drafters._shape import template
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 
 _RANKS = 16
@@ -93,7 +93,7 @@ class Recycled:
         tokens: list[int] = []
         parents: list[int] = []
         values: list[float] = []
-        for path in smallest(_TEMPLATE, budget.nodes, budget.depth):
+        for path in [path for path in _TEMPLATE if len(path) <= budget.depth][: budget.nodes]:
             parent = places.get(path[:-1], -1)
             if parent < 0 and len(path) > 1:
                 continue

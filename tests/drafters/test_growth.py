@@ -125,6 +125,21 @@ def test_a_shape_says_how_many_draws_are_made_below_each_draw() -> None:
     assert few.tokens.tolist() == [3, 3], "a law of one token gives one child"
 
 
+def test_constant_branching_makes_whole_levels_as_long_as_the_nodes_that_are_left_hold_the_widest() -> None:
+    def levels(law: Law, nodes: int, depth: int = 9) -> list[int]:
+        draft = grow("rsd_c", lambda context: law, [0, 1], Budget(nodes, depth), np.random.default_rng(0))
+        depths: list[int] = []
+        for parent in draft.parents.tolist():
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        return [depths.count(depth) for depth in range(1, max(depths, default=0) + 1)]
+
+    wide = {token: 0.2 for token in range(4)}
+    assert levels(wide, 20) == [3, 6, 6] and levels(wide, 21) == [3, 6, 6, 6] and levels(wide, 30, 2) == [3, 6]
+    assert levels(wide, 2) == [] and levels({}, 20) == []
+    # of a law of two tokens a level takes fewer than it may, and what they leave counts for the next
+    assert levels({3: 0.5, 4: 0.3}, 20) == [2, 4, 4, 4, 4] and levels({3: 0.5}, 9) == [1, 1, 1, 1]
+
+
 def test_by_a_threshold_every_place_above_it_is_drawn_at_and_no_other_layer_by_layer() -> None:
     every = places([0, 1], 3)
     for least in (0.8, 0.3, 0.1, 0.03, 0.01, 1e-9):

@@ -13,6 +13,8 @@ from longctx.drafters.ngram import Laws, Ngram
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 from longctx.errors import BadOption
 
+ROW = (np.asarray([2]), np.asarray([-1]), (0,))  # a pass of the anchor alone
+
 
 def start(*prompt: int, **options: Any) -> Laws:
     return Ngram(**options).begin(DraftSource(np.asarray(prompt, dtype=np.int32), 50))
@@ -94,21 +96,34 @@ def test_a_drawn_tree_has_a_draw_for_every_node_and_is_another_one_every_round(g
     assert len(set(trees)) > 1
 
 
-def test_the_shape_of_a_shaped_tree_follows_what_was_right() -> None:
-    law = {3: 0.4, 4: 0.3, 5: 0.3}
+def anchor_children(draft: Draft) -> list[int]:
+    return [t for t, parent in zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True) if parent < 0]
 
+
+def test_the_shape_of_a_shaped_tree_follows_what_was_right() -> None:
     def widths(right: int) -> list[int]:
-        """How many children the anchor has in later trees, where the draw of rank ``right`` came true."""
+        """How many children the anchor has in the last trees, where the draw of rank ``right`` came true before."""
         at_work, found = start(1, 2, growth="shaped"), []
-        for step in range(60):
-            told(at_work, 2, law, after=2)
-            draft = at_work.propose(Budget(3, 2))
-            first = [t for t, parent in zip(draft.tokens.tolist(), draft.parents.tolist(), strict=True) if parent < 0]
-            if step >= 40:
-                found.append(len(first))
-            at_work._rates.learn(draft, [first[right] if right < len(first) else 49])
-            at_work._drawn = Draft.empty()
-        return found
+        told(at_work, 2, {3: 0.4, 4: 0.3, 5: 0.3}, after=2)
+        for _ in range(60):
+            first = anchor_children(at_work.propose(Budget(3, 2)))
+            found.append(len(first))
+            at_work.observe(Verified((first[right] if right < len(first) else 49,), *ROW))
+            at_work.observe(Verified((2,), *ROW))  # a round without drafts, which leads back to the known context
+        return found[40:]
 
     assert set(widths(1)) == {2}, "where the second is right there are two"
     assert set(widths(0)) == {1}, "where the first is right the next is looked for behind it"
+
+
+def test_a_round_is_judged_by_its_own_draft_once() -> None:
+    at_work = start(1, 2, growth="shaped")
+    told(at_work, 2, {3: 0.4, 4: 0.3, 5: 0.3}, after=2)
+    before = at_work._rates._tries.copy()
+    at_work.propose(Budget(3, 2))
+    first = anchor_children(at_work.propose(Budget(3, 1)))  # the round before it failed, and was drafted for again
+    at_work.observe(Verified((first[0],), *ROW))
+    once = at_work._rates._tries - before
+    assert once[0].tolist() == [1] * len(first) + [0] * (10 - len(first)) and not once[1:].any()
+    at_work.observe(Verified((first[0],), *ROW))
+    assert (at_work._rates._tries - before == once).all(), "a round that was not drafted for judges nothing"

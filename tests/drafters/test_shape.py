@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longctx.drafters._shape import Ranks, Rates, constant, smallest, template
+from longctx.drafters._shape import Ranks, Rates, template
 from longctx.drafts import Draft
 
 
@@ -37,19 +37,14 @@ def test_the_template_has_the_papers_places_a_level_and_children_by_rank() -> No
         )
 
 
-@given(st.integers(0, 90), st.integers(1, 8))
-def test_a_smaller_budget_takes_the_lowest_ranks_of_it(places: int, depth: int) -> None:
-    shape = smallest(template((8, 21, 25, 15, 8, 3), 8), places, depth)
-    assert closed(shape) and all(len(path) <= depth for path in shape)
-    assert len(shape) == min(places, sum((8, 21, 25, 15, 8, 3)[:depth]))
-    if places:
-        assert shape[0] == (0,)
-
-
-def test_constant_branching_takes_whole_levels_only() -> None:
-    assert constant((2, 1), 99, 3) == [(0,), (1,), (0, 0), (1, 0), (0, 0, 0), (1, 0, 0)]
-    assert constant((2, 2), 5, 9) == [(0,), (1,)]
-    assert constant((2, 2), 1, 9) == []
+def test_every_beginning_of_a_template_is_a_tree_of_the_lowest_ranks() -> None:
+    shape = template((8, 21, 25, 15, 8, 3), 8)
+    products = [math.prod(rank + 1 for rank in path) for path in shape]
+    assert products == sorted(products) and shape[0] == (0,)
+    for depth in range(1, 8):
+        shallow = [path for path in shape if len(path) <= depth]
+        assert len(shallow) == sum((8, 21, 25, 15, 8, 3)[:depth])
+        assert all(closed(shallow[:places]) for places in range(len(shallow) + 1))
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,6 +74,8 @@ def test_rates_grow_where_children_were_right_and_judge_none_below_a_wrong_one()
     assert now[0, 1] > 0.9 and now[0, 0] < 0.05 and now[1, 0] > 0.9 and now[2, 0] < 0.05
     assert (now[3:] == before[3:]).all() and (now[:, 2:] == before[:, 2:]).all()
     assert rates.shape(4, 9)[1:3] == [(1,), (1, 0)], "the first child stands before the second, whatever it is worth"
-    rates.learn(draft, list(range(20)))
+    many = Draft(np.arange(12), np.full(12, -1), np.full(12, 0.05))
+    rates.learn(many, [11])  # of more siblings than ranks the first are judged
+    assert (rates._tries[0, 2:] == 13).all() and rates._hits[0, 2:].sum() < 12
     rates.learn(Draft.empty(), [6])
     assert (rates._tries >= 12).all()
