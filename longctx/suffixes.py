@@ -34,7 +34,8 @@ class SuffixIndex:
     ) -> None:
         self._orders = orders
         self.tokens = np.ascontiguousarray(tokens, dtype=np.int32)
-        self._backwards = self.tokens[::-1].copy().data  # reading one number of a memoryview is quickest
+        self._reversed = self.tokens[::-1].copy()
+        self._backwards = self._reversed.data  # reading one number of a memoryview is quickest
         self._folded: tuple[NDArray[np.int32], SuffixIndex] | None = None
 
     @cached_property
@@ -64,15 +65,12 @@ class SuffixIndex:
 
         Where an end has more places than are left to give, they are taken evenly from all of them.
         """
-        ranges = self._ranges(context)
         found: dict[int, int] = {}
-        for length in range(len(ranges), 0, -1):
-            low, high = ranges[length - 1]
-            if length < len(ranges) and ranges[length] == (low, high):
-                continue  # every place of this end is one of the longer end
-            looked = slice(low, high) if high - low <= 4 * most else _evenly(low, high, 4 * most)
-            places = (len(self) - self.order[looked]).tolist()
-            fresh = [place for place in places if place < len(self) and place not in found]
+        order, size = self._order, len(self)
+        for low, high, length in reversed(self._ranges(context)):
+            looked = range(low, high) if high - low <= 4 * most else _evenly(low, high, 4 * most)
+            places = [size - order[slot] for slot in looked]
+            fresh = [place for place in places if place < size and place not in found]
             room = most - len(found)
             chosen = fresh if len(fresh) <= room else [fresh[at] for at in _evenly(0, len(fresh), room)]
             found.update(dict.fromkeys(chosen, length))
@@ -80,26 +78,37 @@ class SuffixIndex:
                 break
         return list(found.items())
 
-    def _ranges(self, context: Sequence[int]) -> list[tuple[int, int]]:
-        """Where the places of the last 1, 2, ... tokens of ``context`` stand in the suffix array; none are empty."""
+    def _ranges(self, context: Sequence[int]) -> list[tuple[int, int, int]]:
+        """Where the places of ever longer ends of ``context`` stand in the suffix array, and the length of each end.
+
+        Of ends with the same places the longest; none has no places.
+        """
         order, text, size = self._order, self._backwards, len(self)
-        ranges: list[tuple[int, int]] = []
-        low, high = 0, size
-        if not size:
-            return ranges
-        for depth, token in enumerate(reversed(context[-LONGEST:])):
+        end = np.asarray(context[-LONGEST:], dtype=np.int64)[::-1]
+        ranges: list[tuple[int, int, int]] = []
+        low, high, depth = 0, size, 0
+        while depth < len(end) and size:
+            token = int(end[depth])
 
             def at(slot: int, depth: int = depth) -> int:
                 place = order[slot] + depth
                 return text[place] if place < size else -1  # the shorter of two suffixes stands first
 
-            if at(low) != token or at(high - 1) != token:
-                low = bisect_left(range(size), token, low, high, key=at)
-                high = bisect_right(range(size), token, low, high, key=at)
+            low = bisect_left(range(size), token, low, high, key=at)
+            high = bisect_right(range(size), token, low, high, key=at)
             if low == high:
                 break
-            ranges.append((low, high))
+            # suffixes are in order: all share what the first and the last do
+            depth += min(self._shared(order[slot], end, depth) for slot in {low, high - 1})
+            ranges.append((low, high, depth))
         return ranges
+
+    def _shared(self, place: int, end: NDArray[np.int64], depth: int) -> int:
+        """How many tokens of ``end`` from ``depth`` on stand at ``depth`` behind ``place`` of the reversed text."""
+        tokens = self._reversed[place + depth : place + len(end)]
+        differ = tokens != end[depth : depth + len(tokens)]
+        first = int(differ.argmax())
+        return first if differ[first] else len(tokens)
 
 
 def fold(folds: NDArray[np.int32], tokens: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -108,9 +117,9 @@ def fold(folds: NDArray[np.int32], tokens: NDArray[np.int32]) -> NDArray[np.int3
     return np.where(known, folds[np.where(known, tokens, 0)], tokens) if len(folds) else tokens
 
 
-def _evenly(low: int, high: int, count: int) -> NDArray[np.int64]:
+def _evenly(low: int, high: int, count: int) -> list[int]:
     """``count`` numbers of [low, high), spread over all of it."""
-    return low + np.arange(count) * (high - low) // count
+    return [low + at * (high - low) // count for at in range(count)]
 
 
 def recent_matches(tokens: NDArray[np.int32], most: int) -> list[tuple[int, int]]:

@@ -10,6 +10,7 @@ import random
 import re
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -37,11 +38,10 @@ def run_copies(
     """Append one row to ``out``/copies.jsonl and return that file.
 
     The text is the beginning of that of ``data`` (None: the Python language reference), as long as ``tokens`` tokens.
-    Where it is shorter it comes again, each time with all its words exchanged for one another: as
-    repetitive as a text of that length, and no copy of itself. It is handed to a generation as a document, in a process
-    of its own. The most memory that making the index takes there is ``peak_bytes`` (None where the system does not
-    tell). Then ``steps`` places of the text, drawn by a fixed seed, are looked up by the tokens before them, and a
-    draft of ``nodes`` nodes is made behind each.
+    Where it is shorter it comes again, each time with all its words exchanged for one another: as repetitive as a text
+    of that length, and no copy of itself. It is handed to a generation as a document, in a process of its own.
+    ``peak_bytes`` are the most that making the index takes, the text in it included. Then ``steps`` places of the text,
+    drawn by a fixed seed, are looked up by the tokens before them, and a draft of ``nodes`` nodes is made behind each.
     """
     if min(tokens, steps, nodes) < 1 or tokens <= _BEFORE:
         raise BadOption(f"steps={steps} and nodes={nodes} must be at least 1, and tokens={tokens} more than {_BEFORE}.")
@@ -89,16 +89,18 @@ class Timing:
         self.found: dict[str, Any] = {}
 
     def begin(self, source: Any) -> Timing:
-        before = processes.memory(reset=True)
         started = time.perf_counter()
         tokens = len(source.index.order)  # made when it is first asked for
         seconds = time.perf_counter() - started
-        peak = processes.memory()
+        tracemalloc.start()  # once more: what the process had, and may use again, does not count
+        _ = type(source.index)(source.document).order
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
         self.found = {
             "tokens": tokens,
             "different_tokens": len(np.unique(source.document)),
             "build_seconds": round(seconds, 3),
-            "peak_bytes": None if before is None or peak is None else peak - before,
+            "peak_bytes": peak,
         }
         self._source, self._drafter = source, plugins.load("drafters", "document")
         self._at_work = self._drafter.begin(source)

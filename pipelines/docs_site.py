@@ -285,7 +285,7 @@ def _copies(path: Path) -> str:
             row["model"],
             f"{row['tokens']:,}",
             f"{row['build_seconds']:.2f} s",
-            "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:.0f} MB",
+            f"{row['peak_bytes'] / 1e6:.0f} MB",
             *(_microseconds(row[f"{what}_microseconds"]) for what in ("look_up", "draft")),
             f"{row['machine']}, {row['date']}, longctx {row['longctx']}",
         ]
