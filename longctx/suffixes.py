@@ -96,7 +96,7 @@ class SuffixIndex:
 
             low = bisect_left(range(size), token, low, high, key=at)
             high = bisect_right(range(size), token, low, high, key=at)
-            if low == high:
+            if low == high or token < 0:  # no id: what stands behind the end of a text counts as one
                 break
             # suffixes are in order: all share what the first and the last do
             depth += min(self._shared(order[slot], end, depth) for slot in {low, high - 1})

@@ -2,8 +2,8 @@
 
 For the last four, three or two tokens a table holds the running mean of the model's predictions after them, cut to the
 likeliest (Song et al. 2025, arXiv 2506.04708). Rejected rows, as far as they are told of, teach as much as accepted
-ones. Proposes the likeliest tree, or one whose children are drawn from the laws, which the residual rule can use: its
-shape is the paper's, learned of what was right, but as the text goes on and not of a few dozen prompts before.
+ones. Proposes the likeliest tree, or one whose children are drawn from the laws, which the residual rule can use. The
+paper's shape is learned of a few dozen prompts; ``shaped`` begins with such rates and goes on to learn of the text.
 """
 
 from __future__ import annotations

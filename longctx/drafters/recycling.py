@@ -54,7 +54,7 @@ class Recycled:
 
     def __init__(self, options: Recycling, source: DraftSource) -> None:
         self._depth, self._vocabulary = options.depth, source.vocabulary
-        self._grow = self._by_template if options.growth == "template" else self._likeliest
+        self._fixed = options.growth == "template"
         self._ask = source.successors if options.prior else None
         self._prior = self._ask(False) if self._ask is not None else None
         self._new = 0  # tokens of the answer
@@ -65,7 +65,8 @@ class Recycled:
         """Paths that may be right, as far as the table knows their tokens."""
         if self._ask is not None and self._new >= _LONG:
             self._prior, self._ask = self._ask(True), None
-        return self._grow(Budget(budget.nodes, min(self._depth, budget.depth)))
+        budget = Budget(budget.nodes, min(self._depth, budget.depth))
+        return self._by_template(budget) if self._fixed else self._likeliest(budget)
 
     def _likeliest(self, budget: Budget) -> Draft:
         heap: list[tuple[float, int, int, int, float]] = []  # -value, parent, rank, depth, value of the parent

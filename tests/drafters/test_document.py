@@ -163,7 +163,7 @@ def slowly(text: list[int], context: list[int]) -> dict[int, int]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.integers(0, 3), max_size=80), st.lists(st.integers(0, 4), max_size=20), st.integers(1, 90))
+@given(st.lists(st.integers(0, 3), max_size=80), st.lists(st.integers(-1, 4), max_size=20), st.integers(1, 90))
 def test_the_index_finds_the_longest_ends_and_all_their_places(text: list[int], context: list[int], most: int) -> None:
     expected = slowly(text, context)
     found = SuffixIndex(text).matches(context, 200)
@@ -174,6 +174,20 @@ def test_the_index_finds_the_longest_ends_and_all_their_places(text: list[int], 
     assert len(few) == min(most, len(expected)) and len(dict(few)) == len(few)
     if few:
         assert few[0][1] == max(expected.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=50), st.integers(2, 5), st.data())
+def test_long_ends_are_compared_whole_and_end_where_a_token_differs(block: list[int], times: int, data: Any) -> None:
+    text = block * times
+    for at in data.draw(st.lists(st.integers(0, len(text) - 1), max_size=4)):
+        text[at] += 1  # so that copies of the block differ here and there
+    context = text[: data.draw(st.integers(1, len(text)))]
+    if data.draw(st.booleans()):
+        context = [*context, *block][-LONGEST - 9 :]
+    expected = slowly(text, context)
+    assert dict(SuffixIndex(text).matches(context, 300)) == expected
+    assert max(expected.values(), default=0) <= LONGEST
 
 
 @settings(max_examples=150, deadline=None)
