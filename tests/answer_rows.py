@@ -1,7 +1,9 @@
-"""Rows of an evaluation of answers, as the job writes them."""
+"""Rows of an evaluation of answers, as the job writes them, and those of a file."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 
@@ -17,3 +19,7 @@ def made(system: str, question: int, score: float, **changes: Any) -> dict[str, 
         "seconds": {"compile": 2.5, "select": 0.25, "answer": 1.5},
     }  # fmt: skip
     return {**row, **changes}
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
