@@ -260,6 +260,3 @@ def test_grids_that_cannot_be_are_refused(changes: dict[str, Any], said: str) ->
 def test_depths_reach_from_one_end_to_the_other() -> None:
     assert grid(depths=1).shares == [0.5]
     assert grid(depths=5).shares == [0.0, 0.25, 0.5, 0.75, 1.0]
-
-
-# What is written
