@@ -13,7 +13,7 @@ import numpy as np
 
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
-from longctx.drafts import Copy, Stats
+from longctx.drafts import Passage, Stats, located
 from longctx.errors import BadOption, CacheError
 from longctx.indexing import documents_of
 from longctx.suffixes import SuffixIndex
@@ -34,19 +34,14 @@ class Texts:
 
     def located(self, stats: Stats) -> Stats:
         """``stats`` with the places of what was copied; a run over two documents is two copies."""
-        return replace(stats, copies=tuple(copy for run in stats.copied for copy in self._pieces(*run)))
+        return replace(stats, copies=located(stats.copied, list(self._passages())) if stats.copied else ())
 
-    def _pieces(self, new: int, place: int, count: int) -> Iterator[Copy]:
-        begin = 0  # the document's first token
+    def _passages(self) -> Iterator[Passage]:
+        first = 0
         for encoded in self.encoded:
-            size = len(encoded.token_ids)
-            a, b = max(place - begin, 0), min(place - begin + count, size)
-            if a < b:
-                start = int(encoded.token_starts[a])
-                end = int(encoded.token_starts[b]) if b < size else len(encoded.document.text)
-                if start < end:  # else tokens inside one character
-                    yield Copy(encoded.document.id, start, end, new + begin + a - place, b - a)
-            begin += size
+            bounds = np.append(encoded.token_starts, len(encoded.document.text)).astype(np.int64)
+            yield Passage(encoded.document.id, first, bounds)
+            first += len(encoded.token_ids)
 
 
 def copies_of(source: Source, tokenizer: Any) -> Texts | None:

@@ -5,7 +5,7 @@ Owns data and its invariants. Knows no model and no method.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -134,6 +134,18 @@ class Copy:
 
 
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """A part of a document in what answers copy from: its tokens begin with number ``first`` of that.
+
+    ``bounds`` are the characters of the document where each of its tokens begins, and where the last ends.
+    """
+
+    document_id: str
+    first: int
+    bounds: NDArray[np.int64]  # [tokens + 1]
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """One round: the tokens it committed, and those ``drafted`` for its pass and ``accepted``, by source.
 
@@ -259,3 +271,19 @@ class Generation:
             "guarantee": self.guarantee,
             "warnings": list(self.warnings),
         }
+
+
+def located(runs: Iterable[tuple[int, int, int]], passages: Sequence[Passage]) -> tuple[Copy, ...]:
+    """What of ``runs`` (first token of the answer, place it was copied from, how many tokens) stands in ``passages``.
+
+    A run over two of them is two copies; tokens inside one character are none.
+    """
+    found = []
+    for new, place, count in runs:
+        for passage in passages:
+            offset = place - passage.first
+            a, b = max(offset, 0), min(offset + count, len(passage.bounds) - 1)
+            if a < b and passage.bounds[a] < passage.bounds[b]:
+                start, end = int(passage.bounds[a]), int(passage.bounds[b])
+                found.append(Copy(passage.document_id, start, end, new + a - offset, b - a))
+    return tuple(found)

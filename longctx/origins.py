@@ -6,7 +6,7 @@ no drafter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from longctx import cut
 from longctx.backend.tokens import Tokens
-from longctx.drafts import Copy
+from longctx.drafts import Copy, Passage, located
 from longctx.types import Document, SelectedSpan
 
 _MOST = 2.0  # standard deviations that are told apart
@@ -67,16 +67,14 @@ class Origins:
 
         A run over two spans is two, and what was copied from around the text is left out.
         """
-        return tuple(piece for run in runs for piece in self._pieces(*run))
+        return located(runs, self._passages)
 
-    def _pieces(self, new: int, place: int, count: int) -> Iterator[Copy]:
-        first = place - self._first
+    @cached_property
+    def _passages(self) -> list[Passage]:
+        found = []
         for span, start, length, own in zip(self._spans, self._starts, self._lengths, self._places, strict=True):
-            bounds = np.searchsorted(self._begins[:-1], (start, start + length))
-            a, b = max(first, int(bounds[0])), min(first + count, int(bounds[1]))
-            if a >= b:
-                continue
-            begin = own + int(self._begins[a] - start)
-            end = own + min(length, int(self._begins[b] - start))
-            if begin < end:  # else tokens inside one character
-                yield Copy(span.document_id, begin, end, new + a - first, b - a)
+            a, b = np.searchsorted(self._begins[:-1], (start, start + length))
+            # what the span's last token reaches of the separator is of no document
+            bounds = own + np.minimum(self._begins[a : b + 1] - start, length)
+            found.append(Passage(span.document_id, self._first + int(a), bounds))
+        return found

@@ -59,15 +59,13 @@ class Scored:
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "Scored")
+        _budget.check_ends(self.sinks, self.recent, "Scored")
         if not callable(getattr(self.scorer, "score", None)):
             raise BadOption(f"{type(self.scorer).__name__} scores no keys: it must have the score of a ScorerPress.")
         if not 0 < self.clusters <= 1 or self.by not in ("mean", "max"):
             raise BadOption(f"clusters={self.clusters} must be above 0 and at most 1, and by={self.by!r} mean or max.")
-        if min(self.sinks, self.recent) < 0 or min(self.segment, self.iterations) < 1:
-            raise BadOption(
-                f"sinks={self.sinks} and recent={self.recent} must not be negative, and segment={self.segment} and "
-                f"iterations={self.iterations} at least 1."
-            )
+        if min(self.segment, self.iterations) < 1:
+            raise BadOption(f"segment={self.segment} and iterations={self.iterations} must be at least 1.")
 
     def slots(self, tokens: int) -> int:
         return _budget.slots(tokens, self.budget, self.keep, self.sinks + self.recent, "Scored")

@@ -38,10 +38,9 @@ class Quest:
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "quest")
-        if self.page < 1 or min(self.sinks, self.recent) < 0:
-            raise BadOption(
-                f"page={self.page} must be at least 1, and sinks={self.sinks} and recent={self.recent} not negative."
-            )
+        _budget.check_ends(self.sinks, self.recent, "quest")
+        if self.page < 1:
+            raise BadOption(f"page={self.page} must be at least 1.")
 
     def slots(self, tokens: int) -> int:
         return _budget.slots(tokens, self.budget, self.keep, self._forced, "quest")

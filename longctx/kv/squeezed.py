@@ -58,6 +58,7 @@ class Squeezed:
 
     def __post_init__(self) -> None:
         _budget.check(self.budget, self.keep, "squeezed")
+        _budget.check_ends(self.sinks, self.recent, "squeezed")
         if not 0 < self.mass <= 1 or not 0 < self.density <= 1 or self.levels not in (1, 2):
             raise BadOption(
                 f"mass={self.mass} and clusters={self.density} must be above 0 and at most 1, and "
@@ -65,11 +66,8 @@ class Squeezed:
             )
         if self.least < 0 or (self.least and self.mode == "paper"):
             raise BadOption(f"least={self.least} must not be negative, and 0 with mode=paper, which has one threshold.")
-        if min(self.sinks, self.recent) < 0 or min(self.segment, self.iterations) < 1:
-            raise BadOption(
-                f"sinks={self.sinks} and recent={self.recent} must not be negative, and segment={self.segment} and "
-                f"iterations={self.iterations} at least 1."
-            )
+        if min(self.segment, self.iterations) < 1:
+            raise BadOption(f"segment={self.segment} and iterations={self.iterations} must be at least 1.")
         _clusterers.check(self.clusterer)
 
     @property
