@@ -6,7 +6,7 @@ no drafter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -62,12 +62,12 @@ class Origins:
         own[:] = factors[np.searchsorted(self._starts, self._begins[: len(own)], side="right") - 1]
         return found
 
-    def copies(self, runs: Iterable[tuple[int, int, int]]) -> tuple[Copy, ...]:
+    def copies(self, runs: Sequence[tuple[int, int, int]]) -> tuple[Copy, ...]:
         """What of ``runs`` (first new token, first token of the prompt, how many) was copied from the documents.
 
         A run over two spans is two, and what was copied from around the text is left out.
         """
-        return located(runs, self._passages)
+        return located(runs, self._passages) if runs else ()
 
     @cached_property
     def _passages(self) -> list[Passage]:
