@@ -176,23 +176,74 @@ def test_a_disk_without_second_names_keeps_it_too(folder: Path, monkeypatch: pyt
     assert asked(1.0) == 1.0 and asked(2.0) == 1.0
 
 
-@pytest.mark.parametrize(("own", "keeps"), [(1.0, True), (0.81, True), (0.79, False), (0.5, False)])
-def test_what_was_found_on_a_busy_machine_is_not_kept(
-    own: float, keeps: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """``own`` is the share of the time that the thread had a processor."""
-    now = [0.0]
+class Machine:
+    """A clock of its own; ``own`` is the share of the time that the thread has a processor."""
 
-    def attempt() -> float:
-        now[0] += 2.0
-        return now[0]
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, own: float) -> None:
+        self.own, self.passed, self.worked, self.tried = own, 0.0, 0.0, 0
+        monkeypatch.setattr(trial.time, "perf_counter", self._ticks)
+        monkeypatch.setattr(trial.time, "thread_time", lambda: self.worked)
 
-    monkeypatch.undo()
-    monkeypatch.setenv("LONGCTX_CACHE", str(folder.parent))
-    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(trial.time, "thread_time", lambda: own * now[0])
-    found = [kept.kept("a", "b", attempt, float) for _ in range(2)]
-    assert found == ([2.0, 2.0] if keeps else [2.0, 4.0]) and folder.exists() is keeps
+    def _ticks(self) -> float:
+        self._pass(1e-3)
+        return self.passed
+
+    def _pass(self, seconds: float) -> None:
+        self.passed += seconds
+        self.worked += self.own * seconds
+
+    def asked(self) -> int:
+        """What a process finds here: how often was tried until then."""
+
+        def attempt() -> int:
+            self._pass(2.0)
+            self.tried += 1
+            return self.tried
+
+        return kept.kept("a", "b", attempt, int)
+
+
+@pytest.fixture
+def busy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    monkeypatch.setattr(trial, "_CALM", 0.8)
+    return Machine(monkeypatch, 0.5)
+
+
+def test_what_was_found_on_a_busy_machine_holds_while_it_is_busy(busy: Machine) -> None:
+    assert [busy.asked() for _ in range(3)] == [1, 1, 1] and busy.tried == 1
+    busy.own = 0.75
+    assert busy.asked() == 1
+    busy.own = 0.85
+    assert [busy.asked() for _ in range(3)] == [2, 2, 2], "at rest it is tried again, once"
+    busy.own = 0.5
+    assert busy.asked() == 2, "and that holds for good"
+
+
+def test_a_machine_that_is_busy_again_while_it_is_tried_again_says_what_it_said(busy: Machine) -> None:
+    assert busy.asked() == 1
+    busy.own = 0.9
+
+    def attempt() -> int:
+        busy.own = 0.1
+        busy._pass(2.0)
+        return 7
+
+    assert kept.kept("a", "b", attempt, int) == 1
+    assert busy.asked() == 1 and busy.tried == 1
+
+
+def test_a_damaged_finding_of_a_busy_machine_is_made_anew(busy: Machine, folder: Path) -> None:
+    assert busy.asked() == 1
+    (file,) = folder.iterdir()
+    file.write_text("{")
+    assert [busy.asked() for _ in range(2)] == [2, 2]
+
+
+def test_a_calm_machine_keeps_its_finding(busy: Machine, folder: Path) -> None:
+    busy.own = 1.0
+    assert [busy.asked() for _ in range(2)] == [1, 1]
+    busy.own = 0.1
+    assert busy.asked() == 1 and len(list(folder.iterdir())) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no such permissions")

@@ -44,6 +44,16 @@ def test_a_thread_that_waits_is_not_calm() -> None:
     assert made == 7 and not calm
 
 
+def test_a_machine_that_lends_its_processor_to_others_is_not_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    for own, rests in ((1.0, True), (0.7, False)):
+        now, started = [0.0], time.perf_counter
+        monkeypatch.setattr(trial.time, "perf_counter", lambda now=now: now.__setitem__(0, now[0] + 1e-3) or now[0])
+        monkeypatch.setattr(trial.time, "thread_time", lambda now=now, own=own: own * now[0])
+        assert trial.at_rest() is rests and now[0] >= trial._MOMENT
+        monkeypatch.undo()
+        assert time.perf_counter is started
+
+
 def test_a_way_that_is_far_behind_is_tried_no_further_and_one_that_was_interrupted_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

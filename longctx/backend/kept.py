@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from longctx.backend.places import cache_folder, put
-from longctx.backend.trial import calmly
+from longctx.backend.trial import at_rest, calmly
 
 Found = TypeVar("Found")
 _FORMAT = 1  # to be raised when what a trial holds against what changes
@@ -33,16 +33,21 @@ def kept(trial: str, about: str, attempt: Callable[[], Any], read: Callable[[Any
 
     ``attempt`` gives what JSON can hold. Of processes that try at the same time the first to be done is heard. A file
     that is damaged or that ``read`` raises one of ``UNREAD`` for is made anew. What was found while the machine was
-    busy is not kept: it holds for this process. So it is where the folder cannot be written.
+    busy holds for as long as it is: the first process that finds it at rest tries again. Where the folder cannot be
+    written every process tries.
     """
     key = "; ".join((trial, about, f"{torch.get_num_threads()} threads", *_here()))
-    path = cache_folder() / "trials" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    known = _load(path, key, read)
+    for_good = cache_folder() / "trials" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    meanwhile = for_good.with_suffix(".busy.json")
+    known = _load(for_good, key, read)
+    if known is None and (busy := _load(meanwhile, key, read)) is not None and not at_rest():
+        known = busy
     if known is not None:
         return known[0]
     made, calm = calmly(attempt)
+    path = for_good if calm else meanwhile
     known = _load(path, key, read)
-    if known is None and calm:
+    if known is None:
         with suppress(OSError):  # the next process finds it again
             put(path, json.dumps({"of": key, "found": made}).encode(), first=not path.exists())
         known = _load(path, key, read)

@@ -9,11 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
+
 _TRIES = 5
 _SOON = 2  # tries after which it shows that a way is none of the fastest
 _HOPELESS = 3.0  # times what the fastest takes: such a way is tried no further
 _LEAST = 0.01  # seconds of trying: less could lie within one interruption
 _CALM = 0.8  # of the time that passes: as much a thread works that waits for no processor and for no other thread
+_MOMENT = 0.03  # seconds: several turns of programs that share a processor
+_SIDE = 256  # of a matrix that all threads multiply
 _FASTER = 1.2  # how many times as fast another way must be: it rounds otherwise, or has a cost of its own
 
 
@@ -28,6 +32,18 @@ def calmly(work: Callable[[], Made]) -> tuple[Made, bool]:
     started, own = time.perf_counter(), time.thread_time()
     made = work()
     return made, time.thread_time() - own >= _CALM * (time.perf_counter() - started)
+
+
+def at_rest() -> bool:
+    """Whether the threads that multiply have processors for themselves at this moment."""
+    square = torch.ones(_SIDE, _SIDE, dtype=torch.float32, device="cpu")
+
+    def work() -> None:
+        started = time.perf_counter()
+        while time.perf_counter() - started < _MOMENT:
+            square @ square
+
+    return calmly(work)[1]
 
 
 def seconds(work: Callable[[], object]) -> float:
