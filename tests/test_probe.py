@@ -195,6 +195,23 @@ def test_an_attention_sink_takes_its_share_and_shows_in_no_row() -> None:
     assert float(weights.sum(-1).max()) < 1
 
 
+@pytest.mark.parametrize("form", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("heads", [None, torch.tensor([3, 0])])
+def test_rows_are_shown_in_the_format_that_multiplies_fast(
+    form: torch.dtype, heads: torch.Tensor | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "arithmetic", lambda dtype, device: form)
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, n, 9, 16, generator=generator).bfloat16() for n in (4, 2))
+    seen = attention.Seen(query, key, None, 0.3, None, torch.randn(4, generator=generator))
+    shown = seen.shown(slice(2, 7), heads)
+    exact = attention.Seen(query.float(), key.float(), None, 0.3, None, seen.sinks)
+    assert shown.dtype == torch.float32 and shown.shape == (2, 4 if heads is None else 2, 5, 9)
+    torch.testing.assert_close(shown, exact.probabilities(slice(2, 7), heads), atol=0.02, rtol=0)
+    assert torch.equal(shown, (exact if form == torch.float32 else seen).probabilities(slice(2, 7), heads))
+    assert not torch.equal(seen.probabilities(slice(2, 7), heads), exact.probabilities(slice(2, 7), heads))
+
+
 def test_layers_that_keep_no_keys_are_refused_by_name() -> None:
     model = tiny.model("qwen2")
     model.config.layer_types = ["linear_attention", "full_attention"] * 2
