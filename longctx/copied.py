@@ -39,8 +39,7 @@ class Texts:
     def _passages(self) -> Iterator[Passage]:
         first = 0
         for encoded in self.encoded:
-            bounds = np.append(encoded.token_starts, len(encoded.document.text)).astype(np.int64)
-            yield Passage(encoded.document.id, first, bounds)
+            yield Passage(encoded.document.id, first, np.append(encoded.token_starts, len(encoded.document.text)))
             first += len(encoded.token_ids)
 
 

@@ -18,6 +18,8 @@ import torch
 
 from longctx.backend import arithmetic, kept, narrow, products, trial
 
+CALM = trial._CALM
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -185,51 +187,82 @@ class Machine:
         monkeypatch.setattr(trial.time, "thread_time", lambda: self.worked)
 
     def _ticks(self) -> float:
-        self._pass(1e-3)
+        self.work(1e-5)
         return self.passed
 
-    def _pass(self, seconds: float) -> None:
+    def work(self, seconds: float) -> None:
         self.passed += seconds
         self.worked += self.own * seconds
 
-    def asked(self) -> int:
-        """What a process finds here: how often was tried until then."""
+    def asked(self, while_trying: Callable[[], None] = lambda: None) -> int:
+        """What a process finds here: the number of its trial."""
 
         def attempt() -> int:
-            self._pass(2.0)
             self.tried += 1
-            return self.tried
+            own = self.tried
+            self.work(2.0)
+            while_trying()
+            return own
 
         return kept.kept("a", "b", attempt, int)
 
 
 @pytest.fixture
 def busy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    monkeypatch.setattr(trial, "_CALM", 0.8)
+    monkeypatch.setattr(trial, "_CALM", CALM)
     return Machine(monkeypatch, 0.5)
 
 
-def test_what_was_found_on_a_busy_machine_holds_while_it_is_busy(busy: Machine) -> None:
+def aged(folder: Path) -> None:
+    """An hour passes."""
+    for file in folder.iterdir():
+        os.utime(file, (file.stat().st_atime - 3600, file.stat().st_mtime - 3600))
+
+
+def test_what_was_found_on_a_busy_machine_holds_while_it_is_busy(busy: Machine, folder: Path) -> None:
     assert [busy.asked() for _ in range(3)] == [1, 1, 1] and busy.tried == 1
-    busy.own = 0.75
+    busy.own = 0.81
+    assert busy.asked() == 1, "nobody looks again so soon"
+    aged(folder)
+    busy.own = 0.79
     assert busy.asked() == 1
-    busy.own = 0.85
+    busy.own = 0.81
     assert [busy.asked() for _ in range(3)] == [2, 2, 2], "at rest it is tried again, once"
+    assert len(list(folder.iterdir())) == 1
     busy.own = 0.5
     assert busy.asked() == 2, "and that holds for good"
 
 
-def test_a_machine_that_is_busy_again_while_it_is_tried_again_says_what_it_said(busy: Machine) -> None:
-    assert busy.asked() == 1
-    busy.own = 0.9
-
-    def attempt() -> int:
+def test_a_machine_that_is_busy_again_while_it_is_tried_again_says_what_it_said(busy: Machine, folder: Path) -> None:
+    def disturbed() -> None:
         busy.own = 0.1
-        busy._pass(2.0)
-        return 7
+        busy.work(2.0)
 
-    assert kept.kept("a", "b", attempt, int) == 1
-    assert busy.asked() == 1 and busy.tried == 1
+    assert busy.asked() == 1
+    aged(folder)
+    busy.own = 0.9
+    assert busy.asked(disturbed) == 1 and busy.tried == 2
+    busy.own = 0.9
+    assert busy.asked() == 1 and busy.tried == 2, "nor does another process try again soon"
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_finding_at_rest_that_was_done_first_is_heard_by_who_was_busy(
+    before: bool, busy: Machine, folder: Path
+) -> None:
+    def another() -> None:
+        busy.own = 1.0
+        busy.work(100.0)  # most of the other's trial
+        assert busy.asked() == busy.tried
+        busy.own = 0.1
+        busy.work(1000.0)
+
+    if before:
+        assert busy.asked() == 1
+        aged(folder)
+        busy.own = 1.0
+    assert busy.asked(another) == busy.tried == 2 + before
+    assert busy.asked() == busy.tried, "so does everybody later"
 
 
 def test_a_damaged_finding_of_a_busy_machine_is_made_anew(busy: Machine, folder: Path) -> None:
@@ -243,6 +276,7 @@ def test_a_calm_machine_keeps_its_finding(busy: Machine, folder: Path) -> None:
     busy.own = 1.0
     assert [busy.asked() for _ in range(2)] == [1, 1]
     busy.own = 0.1
+    aged(folder)
     assert busy.asked() == 1 and len(list(folder.iterdir())) == 1
 
 

@@ -203,13 +203,17 @@ def test_rows_are_shown_in_the_format_that_multiplies_fast(
     monkeypatch.setattr(attention, "arithmetic", lambda dtype, device: form)
     generator = torch.Generator().manual_seed(0)
     query, key = (torch.randn(2, n, 9, 16, generator=generator).bfloat16() for n in (4, 2))
-    seen = attention.Seen(query, key, None, 0.3, None, torch.randn(4, generator=generator))
-    shown = seen.shown(slice(2, 7), heads)
-    exact = attention.Seen(query.float(), key.float(), None, 0.3, None, seen.sinks)
-    assert shown.dtype == torch.float32 and shown.shape == (2, 4 if heads is None else 2, 5, 9)
-    torch.testing.assert_close(shown, exact.probabilities(slice(2, 7), heads), atol=0.02, rtol=0)
-    assert torch.equal(shown, (exact if form == torch.float32 else seen).probabilities(slice(2, 7), heads))
-    assert not torch.equal(seen.probabilities(slice(2, 7), heads), exact.probabilities(slice(2, 7), heads))
+    mask = torch.ones(1, 1, 9, 9, dtype=torch.bool).tril()
+    mask[..., 3] = False
+    how = (mask, 0.3, 5.0, torch.randn(4, generator=generator))
+    own, exact = (attention.Seen(one, other, *how) for one, other in ((query, key), (query.float(), key.float())))
+    seen: dict[int, torch.Tensor] = {}
+    attention.Tap({0: heads}, slice(2, 7), seen.__setitem__).see(0, own)
+    wanted, stock = (one.probabilities(slice(2, 7), heads) for one in (exact, own))
+    assert seen[0].dtype == torch.float32 and seen[0].shape == (2, 4 if heads is None else 2, 5, 9)
+    torch.testing.assert_close(seen[0], wanted, atol=0.02, rtol=0)
+    assert torch.equal(seen[0], wanted if form == torch.float32 else stock)
+    assert not torch.equal(stock, wanted), "layers of the model itself multiply as they are loaded"
 
 
 def test_layers_that_keep_no_keys_are_refused_by_name() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+import torch
 
 from longctx.backend import trial
 
@@ -44,14 +45,24 @@ def test_a_thread_that_waits_is_not_calm() -> None:
     assert made == 7 and not calm
 
 
-def test_a_machine_that_lends_its_processor_to_others_is_not_at_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    for own, rests in ((1.0, True), (0.7, False)):
-        now, started = [0.0], time.perf_counter
-        monkeypatch.setattr(trial.time, "perf_counter", lambda now=now: now.__setitem__(0, now[0] + 1e-3) or now[0])
-        monkeypatch.setattr(trial.time, "thread_time", lambda now=now, own=own: own * now[0])
-        assert trial.at_rest() is rests and now[0] >= trial._MOMENT
-        monkeypatch.undo()
-        assert time.perf_counter is started
+@pytest.mark.parametrize(("own", "rests"), [(1.0, True), (0.81, True), (0.79, False), (0.5, False)])
+def test_a_machine_that_lends_its_processors_to_others_is_not_at_rest(
+    own: float, rests: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``own`` is the share of the time that the thread has one while all threads multiply."""
+    now, multiplied, product = [0.0], [0], torch.Tensor.__matmul__
+
+    def multiply(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        multiplied[0] += 1
+        now[0] += 1e-3
+        assert one.numel() >= 2**16, "a product that one thread makes alone says nothing of the others"
+        return product(one, other)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", multiply)
+    monkeypatch.setattr(trial.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(trial.time, "thread_time", lambda: own * now[0])
+    assert trial.at_rest() is rests
+    assert now[0] >= trial._MOMENT and multiplied[0] > 10
 
 
 def test_a_way_that_is_far_behind_is_tried_no_further_and_one_that_was_interrupted_is(

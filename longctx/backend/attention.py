@@ -61,7 +61,8 @@ class Tap:
 
     def see(self, layer: int, seen: Seen) -> None:
         if layer in self.layers:
-            self.sink(layer, seen.shown(self.rows, self.layers[layer]))
+            form = arithmetic(seen.query.dtype, seen.query.device)  # the one at hand may take ten times as long
+            self.sink(layer, seen.probabilities(self.rows, self.layers[layer], form))
         if self.stop is not None and layer >= self.stop:
             raise StopReading
 
@@ -81,25 +82,23 @@ class Seen:
         self.query, self.key, self.mask = query, key, mask
         self.scaling, self.softcap, self.sinks = scaling, softcap, sinks
 
-    def shown(self, rows: slice, heads: Tensor | None) -> Tensor:
-        """``probabilities`` in the format that this processor multiplies fast: others may take ten times as long."""
-        form = arithmetic(self.query.dtype, self.query.device)
-        query, key = self.query.to(form), self.key.to(form)
-        return Seen(query, key, self.mask, self.scaling, self.softcap, self.sinks).probabilities(rows, heads)
-
-    def probabilities(self, rows: slice, heads: Tensor | None) -> Tensor:
+    def probabilities(self, rows: slice, heads: Tensor | None, form: torch.dtype | None = None) -> Tensor:
         """Softmax rows in float32, [batch, heads, rows, keys]; a sink takes its share and is not returned.
 
-        Products are made in the format of queries and keys, as stock attention makes them.
+        Products are made in ``form``; None: in the format of queries and keys, as stock attention makes them.
         """
         batch, all_heads, length, dim = self.query.shape
         groups = all_heads // self.key.shape[1]
         start, stop, _ = rows.indices(length)
+        query, key = self.query[:, :, start:stop], self.key
         if heads is None:
-            query = self.query[:, :, start:stop].reshape(batch, -1, groups * (stop - start), dim)
-            scores = (query @ self.key.transpose(-1, -2)).view(batch, all_heads, stop - start, -1)
+            query = query.reshape(batch, -1, groups * (stop - start), dim)
         else:
-            scores = self.query[:, heads, start:stop] @ self.key[:, heads // groups].transpose(-1, -2)
+            query, key = query[:, heads], key[:, heads // groups]
+        if form is not None:
+            query, key = query.to(form), key.to(form)
+        count = all_heads if heads is None else len(heads)
+        scores = (query @ key.transpose(-1, -2)).view(batch, count, stop - start, -1)
         scores = capped(scores.float() * self.scaling, self.softcap)
         scores = scores + _additive(self.mask, start, stop, length, scores)
         if self.sinks is None:

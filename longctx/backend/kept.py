@@ -11,7 +11,9 @@ import functools
 import hashlib
 import json
 import math
+import os
 import platform
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -24,6 +26,7 @@ from longctx.backend.trial import at_rest, calmly
 
 Found = TypeVar("Found")
 _FORMAT = 1  # to be raised when what a trial holds against what changes
+_AGAIN = 600.0  # seconds until a process looks whether the machine is at rest: all trials of a model take several
 UNREAD = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of what is not what was written
 _TELLING = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features", "CPU part")
 
@@ -32,26 +35,39 @@ def kept(trial: str, about: str, attempt: Callable[[], Any], read: Callable[[Any
     """What ``attempt`` found when ``trial`` was first made here ``about`` this, as ``read`` understands it.
 
     ``attempt`` gives what JSON can hold. Of processes that try at the same time the first to be done is heard. A file
-    that is damaged or that ``read`` raises one of ``UNREAD`` for is made anew. What was found while the machine was
-    busy holds for as long as it is: the first process that finds it at rest tries again. Where the folder cannot be
-    written every process tries.
+    that is damaged or that ``read`` raises one of ``UNREAD`` for counts as none. What was found while the machine was
+    busy holds until it is at rest: once in a while a process looks whether it is, and tries again. Where the folder
+    cannot be written every process tries.
     """
     key = "; ".join((trial, about, f"{torch.get_num_threads()} threads", *_here()))
     for_good = cache_folder() / "trials" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     meanwhile = for_good.with_suffix(".busy.json")
     known = _load(for_good, key, read)
-    if known is None and (busy := _load(meanwhile, key, read)) is not None and not at_rest():
-        known = busy
+    if known is None and (known := _load(meanwhile, key, read)) is not None and _aged(meanwhile) and at_rest():
+        known = None
     if known is not None:
         return known[0]
     made, calm = calmly(attempt)
     path = for_good if calm else meanwhile
-    known = _load(path, key, read)
+    known = _load(for_good, key, read) or _load(path, key, read)
     if known is None:
         with suppress(OSError):  # the next process finds it again
             put(path, json.dumps({"of": key, "found": made}).encode(), first=not path.exists())
         known = _load(path, key, read)
+    with suppress(OSError):
+        if calm:
+            meanwhile.unlink(missing_ok=True)
+        else:
+            os.utime(meanwhile)
     return read(made) if known is None else known[0]
+
+
+def _aged(file: Path) -> bool:
+    """Whether it was long ago that somebody tried and found the machine busy."""
+    try:
+        return not 0 <= time.time() - file.stat().st_mtime < _AGAIN
+    except OSError:
+        return True
 
 
 def taken(seconds: Any) -> float:

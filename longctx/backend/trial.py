@@ -35,7 +35,7 @@ def calmly(work: Callable[[], Made]) -> tuple[Made, bool]:
 
 
 def at_rest() -> bool:
-    """Whether the threads that multiply have processors for themselves at this moment."""
+    """Whether this thread has a processor nearly all of a moment in which all threads multiply, as ``calmly`` says."""
     square = torch.ones(_SIDE, _SIDE, dtype=torch.float32, device="cpu")
 
     def work() -> None:
@@ -43,6 +43,7 @@ def at_rest() -> bool:
         while time.perf_counter() - started < _MOMENT:
             square @ square
 
+    square @ square  # the first product may have to start the threads
     return calmly(work)[1]
 
 
