@@ -21,14 +21,10 @@ LongctxError
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 _DISTRIBUTION = "longctx-hf"
 
@@ -147,6 +143,12 @@ def naming(path: Path) -> Iterator[None]:
 
 def installing(extra: str) -> str:
     """The command that installs ``extra`` from where this library itself was installed from."""
+    # a tenth of the time that --help takes, for a message that few ever see
+    import json
+    from importlib import metadata
+    from urllib.parse import urlsplit
+    from urllib.request import url2pathname
+
     try:
         origin = json.loads(metadata.distribution(_DISTRIBUTION).read_text("direct_url.json") or "{}")
     except metadata.PackageNotFoundError:
