@@ -124,15 +124,10 @@ def embedded_reader(embedded_folder: Path, of_the_run: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def haystack(embedded_reader: Any, of_the_run: Path) -> Any:
-    """About 4,000 tokens in which three facts of ``needles.py`` are planted, compiled once for all processes."""
-    from filelock import FileLock
+def haystack(embedded_reader: Any) -> Any:
+    """About 4,000 tokens in which three facts of ``needles.py`` are planted, compiled once."""
     from needles import text
 
     from longctx import Document
 
-    made = of_the_run / "haystack.lctx"
-    with FileLock(f"{made}.lock"):
-        if not made.exists():
-            embedded_reader.compile(Document.from_text(text(), id="haystack"), path=made, segment_kv="disk")
-    return embedded_reader.load(made)
+    return embedded_reader.compile(Document.from_text(text(), id="haystack"))

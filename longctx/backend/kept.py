@@ -2,7 +2,8 @@
 
 Owns the small files in the cache folder and what they hold for: a processor, a release of the library that multiplies,
 a number of threads. Ways to multiply add in orders of their own, so that in formats of 16 bits a process that decided
-anew could say other words than the last one; and every trial costs a moment. Knows no trial.
+anew could say other words than the last one; and every trial costs a moment. A trial has one file for what was found
+at rest, and until then one for what was found on a busy machine. Knows no trial.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from longctx.backend.trial import at_rest, calmly
 
 Found = TypeVar("Found")
 _FORMAT = 1  # to be raised when what a trial holds against what changes
-_AGAIN = 600.0  # seconds until a process looks whether the machine is at rest: all trials of a model take several
+_AGAIN = 600.0  # seconds until a process looks again whether the machine is at rest: busy, trials take half a minute
 UNREAD = (ValueError, KeyError, TypeError, OverflowError, RecursionError)  # of what is not what was written
 _TELLING = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features", "CPU part")
 
