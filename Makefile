@@ -31,7 +31,7 @@ torture: $(VENV)/.dev
 check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
-	@$(BIN)/mypy --strict longctx pipelines
+	@$(BIN)/mypy --num-workers auto --strict longctx pipelines
 
 # what of docs/ follows from the code and the results is made again; then the site, in site/
 docs: $(VENV)/.docs
