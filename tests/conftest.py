@@ -53,10 +53,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def _threads() -> None:
     import torch
 
+    from longctx import calibration
     from longctx.backend import trial
 
     torch.set_num_threads(THREADS)
     trial._LEAST = 0.0  # hundreds of tiny shapes are tried, and whichever way wins must do
+    calibration._SEGMENTS = 8  # a third: many models are asked that only must have heads, whichever those are
 
 
 @pytest.fixture(scope="module")
@@ -103,29 +105,41 @@ def embedded_folder(of_the_run: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def embedded_reader(embedded_folder: Path, of_the_run: Path) -> Any:
-    """A reader of the embedded model, whose heads the first test of the run that needs it found by a third of the usual
-    trials."""
+def uncalibrated_reader(embedded_folder: Path) -> Any:
+    """A reader of the embedded model, whose heads are found at the first question that needs them."""
+    from longctx import Reader
+
+    return Reader.from_pretrained("embedded", encoder=None)
+
+
+@pytest.fixture(scope="session")
+def embedded_reader(uncalibrated_reader: Any, of_the_run: Path) -> Any:
+    """The same, whose heads the first test of the run that needs them found."""
     from filelock import FileLock
 
-    from longctx import Reader, calibration
-
-    reader = Reader.from_pretrained("embedded", encoder=None)
-    own, made = reader._calibrator.path, of_the_run / "calibration.json"
+    own, made = uncalibrated_reader._calibrator.path, of_the_run / "calibration.json"
     with FileLock(f"{made}.lock"):
         if made.exists():
             own.parent.mkdir(exist_ok=True)
             shutil.copy(made, own)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(calibration, "_SEGMENTS", 8)
-            reader._calibrator(reader._probe)
+        uncalibrated_reader._calibrator(uncalibrated_reader._probe)
         shutil.copy(own, made)
-    return reader
+    return uncalibrated_reader
+
+
+@pytest.fixture(scope="session")
+def unread(uncalibrated_reader: Any) -> Any:
+    """About 4,000 tokens in which three facts of ``needles.py`` are planted, cut into units and no more."""
+    from needles import text
+
+    from longctx import Document
+
+    return uncalibrated_reader._compiler.index(Document.from_text(text(), id="haystack"), None)
 
 
 @pytest.fixture(scope="session")
 def haystack(embedded_reader: Any) -> Any:
-    """About 4,000 tokens in which three facts of ``needles.py`` are planted, compiled once."""
+    """The same text, read by the embedded model once."""
     from needles import text
 
     from longctx import Document

@@ -217,7 +217,7 @@ def test_free_memory_is_what_the_control_group_leaves(tmp_path: Path, monkeypatc
 def test_a_plan_predicts_the_peak_of_asking_within_a_fifth(embedded_folder: Path, folder: Path) -> None:
     """In a process of its own, since what this one holds already would count."""
     (folder / "long.txt").write_text(" ".join([story(60)] * 80))
-    (folder / "short.txt").write_text(story(70))
+    (folder / "short.txt").write_text(story(30))
     flags = ["--selector", "bm25", "--max-new-tokens", "2", "--json", "--quiet"]
     code = (
         "import resource, subprocess, sys\n"

@@ -46,8 +46,8 @@ def test_words_are_added_on_the_scale_of_the_cosine() -> None:
 
 
 @pytest.mark.skipif(not Encoders("auto").available, reason="the sentence encoder is not installed")
-def test_a_planted_needle_is_found_by_what_it_means(haystack: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(haystack.embeddings, "encoder", Encoders("auto"))
-    monkeypatch.setattr(haystack.embeddings, "_vectors", {})
-    best = int(Dense().score("Who gave the lighthouse a new coat of paint?", haystack, 200).values.argmax())
-    assert "Ilse Renwick" in haystack.text(best)
+def test_a_planted_needle_is_found_by_what_it_means(unread: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unread.embeddings, "encoder", Encoders("auto"))
+    monkeypatch.setattr(unread.embeddings, "_vectors", {})
+    best = int(Dense().score("Who gave the lighthouse a new coat of paint?", unread, 200).values.argmax())
+    assert "Ilse Renwick" in unread.text(best)

@@ -9,9 +9,9 @@ import numpy as np
 from longctx.segmenters.selectors.random import Random
 
 
-def test_seed_and_question_make_the_draw(haystack: Any) -> None:
+def test_seed_and_question_make_the_draw(unread: Any) -> None:
     def drawn(seed: int, question: str) -> np.ndarray:
-        return Random(seed=seed).score(question, haystack, 1).values
+        return Random(seed=seed).score(question, unread, 1).values
 
     first = drawn(0, "Who?")
     assert np.array_equal(first, drawn(0, "Who?"))
@@ -20,6 +20,6 @@ def test_seed_and_question_make_the_draw(haystack: Any) -> None:
     assert len(set(first.tolist())) == len(first) and 0 <= first.min() and first.max() < 1
 
 
-def test_no_place_in_the_text_is_preferred(haystack: Any) -> None:
-    draws = np.stack([Random().score(f"question {i}", haystack, 1).values for i in range(300)])
+def test_no_place_in_the_text_is_preferred(unread: Any) -> None:
+    draws = np.stack([Random().score(f"question {i}", unread, 1).values for i in range(300)])
     assert np.abs(draws.mean(0) - 0.5).max() < 0.1

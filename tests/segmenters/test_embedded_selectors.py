@@ -1,4 +1,7 @@
-"""The cascade: finds needles with what it has, spends few passes, and says what it lacks."""
+"""What the embedded model finds: the cascade and what it spends and lacks, and two others that read.
+
+They stand together because a file is one process's: the text is read once.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from needles import NEEDLES
 
 from longctx.errors import ModelError
 from longctx.segmenters.selectors.auto import Auto
+from longctx.segmenters.selectors.xl3m import XL3M
 
 
 @pytest.mark.parametrize("question", NEEDLES)
@@ -100,3 +104,17 @@ def test_the_limit_is_a_multiple_of_the_budget_and_never_below_the_least() -> No
     method = Auto(reach=3.0, least=4096)
     assert [method.limit(budget) for budget in (100, 1365, 1366, 2048)] == [4096, 4096, 4098, 6144]
     assert Auto(reach=0.5, least=0).limit(100) == 50
+
+
+@pytest.mark.parametrize("question", NEEDLES)
+def test_a_planted_needle_survives_the_calibrated_heads(question: str, haystack: Any, embedded_reader: Any) -> None:
+    selection = embedded_reader.select(haystack, question, budget_tokens=200, selector="infiniretri")
+    assert NEEDLES[question] in selection.text and selection.dropped_tokens > 3000
+
+
+@pytest.mark.parametrize("question", NEEDLES)
+def test_a_planted_needle_survives_by_the_likelihood_of_its_question(question: str, haystack: Any) -> None:
+    scores = XL3M().score(question, haystack, 600)
+    first = int(scores.values.argmax())
+    (segment,) = [s for s in haystack.segments if s[0] <= first < s[1]]
+    assert NEEDLES[question] in "".join(haystack.text(i) for i in range(*segment)) and scores.relevant
