@@ -1,6 +1,7 @@
-"""What the embedded model finds: the cascade and what it spends and lacks, and two others that read.
+"""What ``auto`` finds with the embedded model, spends and lacks, and the needles of the other selectors that read.
 
-They stand together because a file is one process's: the text is read once.
+They stand together because a file is one process's: the text is read once. What a selector computes of signals that
+are given stands in its own file; the needle of a new one that reads goes here.
 """
 
 from __future__ import annotations
