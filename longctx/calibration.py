@@ -18,8 +18,9 @@ from longctx.protocols import Inquirer
 from longctx.synthetic import material
 
 FORMAT = 2
-_SEGMENTS, _FACTS, _FILLERS = 24, 3, 9
-_GROUP = 8  # segments that compete for one question
+_SEGMENTS, _FACTS, _FILLERS = 12, 3, 9
+_ASKED = 4  # segments that compete for one question, each read with it: twice as many find the same heads (docs/log.md)
+_GLANCED = 8  # segments whose summaries compete for one: they are all seen by one pass
 _KEEP = 16  # heads kept
 GLANCING = 8  # heads kept for summaries: each costs bytes of every token
 
@@ -84,10 +85,10 @@ def calibrate(
     fused: list[bool] = []
     masses = []
     for done, trial in enumerate(texts.trials):
-        group = [(trial.segment + step) % _SEGMENTS for step in range(_GROUP)]
+        group = [(trial.segment + step) % _SEGMENTS for step in range(_GLANCED)]
         inquiry = probe.inquiry(trial.question, heads=None)
-        readings = dict(probe.ask([stored[i] for i in group], inquiry))
-        mass = np.concatenate([_per_sentence(readings[k].attention, segments[i][1]) for k, i in enumerate(group)], 1)
+        readings = dict(probe.ask([stored[i] for i in group[:_ASKED]], inquiry))
+        mass = np.concatenate([_per_sentence(readings[k].attention, segments[group[k]][1]) for k in range(_ASKED)], 1)
         target = trial.sentence  # the trial's own segment stands first in its group
         ranks.append((mass > mass[:, [target]]).sum(1))
         masses.append((mass, target))

@@ -53,12 +53,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def _threads() -> None:
     import torch
 
-    from longctx import calibration
     from longctx.backend import trial
 
     torch.set_num_threads(THREADS)
     trial._LEAST = 0.0  # hundreds of tiny shapes are tried, and whichever way wins must do
-    calibration._SEGMENTS = 8  # a third: many models are asked that only must have heads, whichever those are
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from longctx.types import Inquiry, Reading
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAYERS, HEADS = 3, 4
-USUAL = calibration._SEGMENTS  # a run of these tests has fewer
 COMMON = "the of a in to is was at by for did does which what who".split()
 
 
@@ -39,6 +38,8 @@ class Scripted:
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
         self.rng = np.random.default_rng(0)
+        self.asked: list[int] = []
+        self.glanced: list[int] = []
 
     def plain(self, text: str) -> list[int]:
         return [self.ids.setdefault(word, len(self.ids)) for word in re.findall(r"\w+", text.lower())]
@@ -59,9 +60,10 @@ class Scripted:
         yield from reversed(list(enumerate(segments)))
 
     def ask(self, stored: Sequence[Any], inquiry: Inquiry) -> Iterator[tuple[int, Reading]]:
+        self.asked.append(len(stored))
         common = {self.ids.get(word) for word in COMMON}
         rare = set(inquiry.ids) - common
-        attends = self.rng.random() < 0.5
+        attends = len(self.asked) % 2 == 1
         for i in reversed(range(len(stored))):
             attention = self.rng.random((LAYERS * HEADS, len(stored[i]))).astype(np.float32) ** 4
             found = np.array([token in rare for token in stored[i]], dtype=np.float32)
@@ -76,6 +78,7 @@ class Scripted:
         return [stored[a:b] for a, b in zip(edges, edges[1:], strict=False)]
 
     def overview(self, summaries: Sequence[list[list[int]]]) -> list[list[int]]:
+        self.glanced.append(len(summaries))
         return [unit for summary in summaries for unit in summary]
 
     def glance(self, summary: list[list[int]], inquiry: Inquiry, behind: int) -> np.ndarray:
@@ -86,16 +89,15 @@ class Scripted:
         return share
 
 
-def test_the_head_that_finds_facts_comes_first_and_the_one_that_sometimes_does_second(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(calibration, "_SEGMENTS", USUAL)
-    found = calibrate(Scripted(), "f")  # type: ignore[arg-type]
+def test_the_head_that_finds_facts_comes_first_and_the_one_that_sometimes_does_second() -> None:
+    probe = Scripted()
+    found = calibrate(probe, "f")  # type: ignore[arg-type]
     assert found.heads[:2] == ((1, 2), (2, 0))
     assert found.hits[0] > 0.6 > found.hits[1] > 0.1 > max(found.hits[2:])
-    assert found.fingerprint == "f" and found.trials == len(material(0, 24, 3, 9).trials) == 72
+    assert found.fingerprint == "f" and found.trials == len(material(0, 12, 3, 9).trials) == 36
     assert len(found.heads) == len(found.hits) == LAYERS * HEADS
     assert found.glancing[0] == (0, 1) and len(set(found.glancing)) == 8
+    assert probe.asked == [4] * 36 and probe.glanced == [8] * 36, "each question has a pass over every segment asked"
 
 
 def test_every_trial_asks_about_a_sentence_that_stands_where_it_says() -> None:
@@ -117,7 +119,8 @@ def tiny_calibrator(wanted: Any = "auto", **changes: Any) -> tuple[Calibrator, P
 def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A small measure, and a cache folder of the test's own."""
     monkeypatch.setattr(calibration, "_SEGMENTS", 4)
-    monkeypatch.setattr(calibration, "_GROUP", 3)
+    monkeypatch.setattr(calibration, "_ASKED", 2)
+    monkeypatch.setattr(calibration, "_GLANCED", 3)
     monkeypatch.setenv("LONGCTX_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
