@@ -161,7 +161,7 @@ def compress(
         made = growing.grow(model, ids, method, budget, report)
     else:
         layers, queries = compressing.read(model, ids, method.window, piece_tokens, report)
-        made = compressing.indexed(model, layers, queries, len(ids), method, budget, report)
+        made = compressing.indexed(model, layers, queries, ids, method, budget, report)
     return CompressedContext(made, ids, model_fingerprint(model), warnings)
 
 

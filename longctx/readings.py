@@ -47,7 +47,7 @@ class Reading:
         if method.window > self._queries.count:
             raise BadOption(f"{policy!r} wants the last {method.window} queries; {self._queries.count} were kept.")
         made = compressing.indexed(
-            self._model, list(self._layers), self._queries, self.tokens, method, budget, listener(progress)
+            self._model, list(self._layers), self._queries, self.token_ids, method, budget, listener(progress)
         )
         return CompressedContext(made, self.token_ids, model_fingerprint(self._model), warnings)
 

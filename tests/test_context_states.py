@@ -35,7 +35,7 @@ def test_what_is_named_is_read_as_if_it_were_all(family: str) -> None:
     model = tiny.model(family, **({"sliding_window": None} if family == "mistral" else {}))
     ids = IDS[0, :CONTEXT].tolist()
     layers, queries = compressing.read(model, ids, 0, 32)
-    context = compressing.indexed(model, layers, queries, CONTEXT, Named(), CONTEXT)
+    context = compressing.indexed(model, layers, queries, ids, Named(), CONTEXT)
     assert any(held.index is not None for held in context.layers)
     for count in (1, 2, IDS.shape[1] - CONTEXT):
         with torch.inference_mode(), attached(model):

@@ -18,7 +18,7 @@ from longctx.backend.anatomy import LATENT, SHARED, keeps_latents, sharing
 from longctx.backend.attention import TAP, installed
 from longctx.backend.forks import Context, Held
 from longctx.backend.parts import finite
-from longctx.backend.queries import Queries, said
+from longctx.backend.queries import Queries, quoted, said
 from longctx.backend.rope import frequencies
 from longctx.backend.slack import QUERIES, slack
 from longctx.backend.target import RowTarget
@@ -121,15 +121,17 @@ def indexed(
     model: PreTrainedModel,
     layers: list[Held],
     queries: Queries,
-    tokens: int,
+    ids: Sequence[int],
     policy: KVPolicy,
     budget: int,
     progress: Progress | None = None,
 ) -> Context:
-    """The context of what was read, for ``policy``. ``layers`` are replaced one after the other, to free their keys.
+    """The context of ``ids`` for ``policy``. ``layers`` are replaced one after the other, to free their keys.
 
-    Where the policy estimates what it does not read, the model goes on a few tokens, to measure the estimates.
+    Where the policy estimates what it does not read, the model goes on a few tokens and reads fragments of the text
+    again, to measure the estimates.
     """
+    tokens = len(ids)
     for number, raw in enumerate(layers):
         if raw.kept is None:
             check_numbers(number, raw.keys, raw.values, tokens)
@@ -137,9 +139,10 @@ def indexed(
             layers[number] = _bounded(number, raw.keys, raw.values, queries, policy, budget)
         if progress is not None:
             progress("index", number + 1, len(layers))
-    made = _measured(Context(tokens, settled(layers, policy), policy), queries)
+    made = _measured(Context(tokens, settled(layers, policy), policy), queries, QUERIES)
     if any(held.slack is not None for held in made.layers):
-        made = _measured(made, said(model, made, queries.likeliest))
+        for more in (said(model, made, queries.likeliest), quoted(model, made, ids)):
+            made = _measured(made, more, more.count)
     return made
 
 
@@ -162,12 +165,12 @@ def _bounded(number: int, keys: Tensor, values: Tensor, queries: Queries, policy
     return Held(keys, values, index)
 
 
-def _measured(context: Context, queries: Queries) -> Context:
-    """The context with how far the policy's estimates are off in each layer, on these queries or earlier ones."""
+def _measured(context: Context, queries: Queries, count: int) -> Context:
+    """The context with how far the policy's estimates are off in each layer, on the last ``count`` or earlier ones."""
     layers = []
     for number, held in enumerate(context.layers):
         if held.index is not None and number in queries.last:
-            last = queries.last[number][:, -QUERIES:]  # more were kept where a policy wants to see more of them
+            last = queries.last[number][:, -count:]  # more were kept where a policy wants to see more of them
             found = slack(context.policy, held, last, *queries.scores[number])
             if found is not None and held.slack is not None:
                 found = torch.maximum(found, held.slack)

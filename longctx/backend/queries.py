@@ -1,10 +1,12 @@
-"""Queries of a model as its layers make them: those of a context's last tokens, and those of a few tokens behind it.
+"""Queries of a model as its layers make them: those of a context's last tokens, and those of tokens read behind it.
 
 Owns their collection. Estimates are measured on them, so they should be like the queries of the passes to come. Knows
 no policy.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from longctx.backend.bounded import BoundedCache
 from longctx.backend.forks import Context
 
 STEPS = 16  # tokens that are said behind a context
+FRAGMENTS, FRAGMENT = 12, 4  # of a context that are read once more behind it, and the tokens of each
 
 
 class Queries:
@@ -46,14 +49,48 @@ def said(model: PreTrainedModel, context: Context, token: int) -> Queries:
 
     STEPS tokens, or as many as the model has positions for.
     """
-    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 0
-    steps = STEPS if context.tokens + STEPS <= most or not most else max(0, most - context.tokens)
-    queries, cache, behind = Queries(STEPS, model.dtype), BoundedCache(context), Behind(model)
+    queries = Queries(_room(model, context, STEPS), model.dtype)
+    read = _reader(model, context, queries)
     with attached(model):
-        for at in range(context.tokens, context.tokens + steps):
-            logits = behind.shorter([token], torch.tensor([at], device=model.device), 1, cache, **{TAP: queries})
-            if logits is None:
-                ids = torch.tensor([[token]], device=model.device)
-                logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **{TAP: queries}).logits[0]
-            token = int(logits[-1].argmax())
+        for _ in range(queries.count):
+            token = read([token])
     return queries
+
+
+@torch.inference_mode()
+def quoted(model: PreTrainedModel, context: Context, ids: Sequence[int]) -> Queries:
+    """The queries of fragments of ``ids``, those of ``context``, read once more behind it by its own policy.
+
+    FRAGMENTS of FRAGMENT tokens each, evenly spaced and read in one pass, or as many tokens as the model has positions
+    for. They look for what stands anywhere in the text, as those of a question do; those of the text's end seldom do.
+    """
+    last = max(0, len(ids) - FRAGMENT)
+    starts = [(2 * number + 1) * last // (2 * FRAGMENTS) for number in range(FRAGMENTS)]
+    again = [token for start in starts for token in ids[start : start + FRAGMENT]]
+    queries = Queries(_room(model, context, len(again)), model.dtype)
+    with attached(model):
+        if queries.count:
+            _reader(model, context, queries)(again[: queries.count])
+    return queries
+
+
+def _room(model: PreTrainedModel, context: Context, tokens: int) -> int:
+    """Of so many tokens behind ``context`` those that the model has positions for."""
+    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or 0
+    return min(tokens, max(0, most - context.tokens)) if most else tokens
+
+
+def _reader(model: PreTrainedModel, context: Context, queries: Queries) -> Callable[[Sequence[int]], int]:
+    """Reads tokens behind ``context`` and those it read before, and gives the one that is likeliest to follow."""
+    cache, behind = BoundedCache(context), Behind(model)
+
+    def read(tokens: Sequence[int]) -> int:
+        at = cache.get_seq_length()
+        positions = torch.arange(at, at + len(tokens), device=model.device)
+        logits = behind.shorter(tokens, positions, 1, cache, **{TAP: queries})
+        if logits is None:
+            ids = torch.tensor([list(tokens)], device=model.device)
+            logits = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, **{TAP: queries}).logits[0]
+        return int(logits[-1].argmax())
+
+    return read

@@ -80,7 +80,7 @@ def test_everything_selected_is_full_attention(name: str, family: str) -> None:
         context = growing.grow(model, ids, policy, CONTEXT)
     else:
         layers, queries = compressing.read(model, ids, policy.window, 16)
-        context = compressing.indexed(model, layers, queries, CONTEXT, policy, CONTEXT)
+        context = compressing.indexed(model, layers, queries, ids, policy, CONTEXT)
     with torch.inference_mode(), attached(model):
         expected = model(IDS).logits[:, CONTEXT:]
         seen = model(IDS[:, CONTEXT:], past_key_values=BoundedCache(context)).logits
