@@ -101,19 +101,24 @@ def test_a_context_is_measured_on_its_last_queries_and_on_those_of_what_is_read_
     assert largest[2] and largest[0] + largest[1]  # or nothing was shown of the kinds
 
 
-@pytest.mark.parametrize(("count", "window"), [(300, 0), (300, 310), (300, 300), (3, 0)])
-def test_fragments_of_a_text_are_read_again_as_the_model_reads_them_behind_it(count: int, window: int) -> None:
-    """Against the model's own pass over the text with the fragments behind it, where the policy reads everything."""
+@pytest.mark.parametrize(("count", "window"), [(300, 0), (300, 310), (300, 300), (3, 0), (300, None)])
+def test_fragments_of_a_text_are_read_again_as_the_model_reads_them_behind_it(count: int, window: int | None) -> None:
+    """Against the model's own pass over the text with the fragments behind it, where the policy reads everything.
+
+    With a ``window`` of 310 tokens there is room for two of them, and without one (None) for all.
+    """
     model = tiny.model("llama", **({"max_position_embeddings": window} if window else {}))
+    if window is None:
+        model.config.max_position_embeddings = 0  # it says none
     ids = torch.randint(4, 470, (count,), generator=torch.Generator().manual_seed(1)).tolist()
     layers, last = compressing.read(model, ids, 0, 100)
     context = compressing.indexed(model, layers, last, ids, Full(), count)
     found = quoted(model, context, ids)
+    most = FRAGMENTS if not window else (window - count) // FRAGMENT
     spare = max(0, count - FRAGMENT)
-    starts = [(2 * number + 1) * spare // (2 * FRAGMENTS) for number in range(FRAGMENTS)]
+    starts = [(2 * number + 1) * spare // (2 * most) for number in range(most)]
     again = [token for start in starts for token in ids[start : start + FRAGMENT]]
-    assert len({*starts}) == (FRAGMENTS if spare else 1) and len(again) == FRAGMENTS * min(count, FRAGMENT)
-    again = again[: window - count] if window else again
+    assert len({*starts}) == (most if spare else 1) and len(again) == most * min(count, FRAGMENT)
     assert found.count == len(again)
     if again:
         expected = compressing.read(model, ids + again, len(again), 1000)[1]

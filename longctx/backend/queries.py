@@ -61,16 +61,17 @@ def said(model: PreTrainedModel, context: Context, token: int) -> Queries:
 def quoted(model: PreTrainedModel, context: Context, ids: Sequence[int]) -> Queries:
     """The queries of fragments of ``ids``, those of ``context``, read once more behind it by its own policy.
 
-    FRAGMENTS of FRAGMENT tokens each, evenly spaced and read in one pass, or as many tokens as the model has positions
-    for. They look for what stands anywhere in the text, as those of a question do; those of the text's end seldom do.
+    FRAGMENTS of FRAGMENT tokens each, or as many as the model has positions for, evenly spaced and read in one pass.
+    They look for what stands anywhere in the text, as those of a question do; those of the text's end seldom do.
     """
+    count = _room(model, context, FRAGMENTS * FRAGMENT) // FRAGMENT
     last = max(0, len(ids) - FRAGMENT)
-    starts = [(2 * number + 1) * last // (2 * FRAGMENTS) for number in range(FRAGMENTS)]
+    starts = [(2 * number + 1) * last // (2 * count) for number in range(count)]
     again = [token for start in starts for token in ids[start : start + FRAGMENT]]
-    queries = Queries(_room(model, context, len(again)), model.dtype)
+    queries = Queries(len(again), model.dtype)
     with attached(model):
-        if queries.count:
-            _reader(model, context, queries)(again[: queries.count])
+        if again:
+            _reader(model, context, queries)(again)
     return queries
 
 
