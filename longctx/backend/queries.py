@@ -1,7 +1,7 @@
 """Queries of a model as its layers make them: those of a context's last tokens, and those of tokens read behind it.
 
 Owns their collection. Estimates are measured on them, so they should be like the queries of the passes to come. Knows
-no policy.
+no policy and no estimate: a new kind of queries is one more function here, and ``compressing.indexed`` measures on it.
 """
 
 from __future__ import annotations
