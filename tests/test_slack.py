@@ -13,7 +13,7 @@ import longctx.kv
 from longctx.backend import compressing
 from longctx.backend.compressing import stored
 from longctx.backend.forks import Held
-from longctx.backend.queries import FRAGMENT, FRAGMENTS, STEPS, quoted, said
+from longctx.backend.queries import BEHIND, FRAGMENT, FRAGMENTS, STEPS, quoted, said
 from longctx.backend.slack import QUERIES, slack
 from longctx.keys import Asked
 from longctx.kv.full import Full
@@ -73,9 +73,9 @@ def test_new_queries_of_the_same_kind_keep_to_it() -> None:
     assert excess(layer, queries(100, seed=6), POLICY).mean() < found.mean()
 
 
-@pytest.mark.parametrize("window", [0, 308])
-def test_a_context_is_measured_on_its_last_queries_and_on_those_of_what_is_read_behind_it(window: int) -> None:
-    """Against each kind by itself; a model with room for eight more tokens reads no more."""
+@pytest.mark.parametrize(("window", "room"), [(0, BEHIND), (308, 8), (300, 0)])
+def test_a_context_is_measured_on_its_last_queries_and_on_those_of_what_is_behind(window: int, room: int) -> None:
+    """Against each kind by itself; with ``room`` for few more tokens or none, more of the last ones are measured on."""
     model = tiny.model("llama", **({"max_position_embeddings": window} if window else {}))
     ids = torch.randint(4, 470, (300,), generator=torch.Generator().manual_seed(1)).tolist()
     policy = Squeezed(budget=60, sinks=2, recent=8, clusters=0.1)
@@ -85,20 +85,22 @@ def test_a_context_is_measured_on_its_last_queries_and_on_those_of_what_is_read_
     again = quoted(model, context, ids)
     with torch.inference_mode():
         assert last.likeliest == int(model(torch.tensor([ids])).logits[0, -1].argmax())
-    largest = [0, 0, 0]
+    read = [min(room, STEPS), min(room, FRAGMENTS * FRAGMENT)]
+    assert [behind.count, again.count] == read
+    largest = [0, 0, 0, 0] if room else [0, 0]
     for number, layer in enumerate(context.layers):
         assert last.last[number].shape[1] == 100  # of which the last count
-        assert behind.last[number].shape[1] == (8 if window else STEPS)
-        assert again.last[number].shape[1] == (8 if window else FRAGMENTS * FRAGMENT)
-        kinds = [(last, last.last[number][:, -QUERIES:]), (behind, behind.last[number]), (again, again.last[number])]
+        kinds = [(last, last.last[number][:, -QUERIES:])]
+        kinds += [(last, last.last[number][:, -(QUERIES + BEHIND - sum(read)) :])]
+        kinds += [(more, more.last[number]) for more in (behind, again) if room]
         with torch.inference_mode():  # as it is done: without gradients kernels may choose
             found = [slack(policy, layer, own, *q.scores[number]) for q, own in kinds]
         each = torch.stack([one for one in found if one is not None])
-        assert layer.slack is not None and len(each) == 3
+        assert layer.slack is not None and len(each) == len(largest)
         assert torch.equal(layer.slack, each.amax(0))
         for kind in each.argmax(0).tolist():
             largest[kind] += 1
-    assert largest[2] and largest[0] + largest[1]  # or nothing was shown of the kinds
+    assert largest[-1] and sum(largest[:-1])  # or nothing was shown of the kinds
 
 
 @pytest.mark.parametrize(("count", "window"), [(300, 0), (300, 310), (300, 300), (3, 0), (300, None)])

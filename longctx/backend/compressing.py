@@ -18,7 +18,7 @@ from longctx.backend.anatomy import LATENT, SHARED, keeps_latents, sharing
 from longctx.backend.attention import TAP, installed
 from longctx.backend.forks import Context, Held
 from longctx.backend.parts import finite
-from longctx.backend.queries import Queries, quoted, said
+from longctx.backend.queries import BEHIND, Queries, quoted, said
 from longctx.backend.rope import frequencies
 from longctx.backend.slack import QUERIES, slack
 from longctx.backend.target import RowTarget
@@ -75,7 +75,7 @@ def read(
 
     The last ``window`` queries of every layer are kept too, and never fewer than estimates are measured on.
     """
-    queries = Queries(max(window, QUERIES), model.dtype)
+    queries = Queries(max(window, QUERIES + BEHIND), model.dtype)
     piece = frequencies(model.config).piece(len(ids), piece)  # as one text, where rotation follows its length
     if set(kinds(model, True)) - {*SEEN}:
         return _read_by_stock(model, ids, piece, queries, progress), queries
@@ -129,7 +129,7 @@ def indexed(
     """The context of ``ids`` for ``policy``. ``layers`` are replaced one after the other, to free their keys.
 
     Where the policy estimates what it does not read, the model goes on a few tokens and reads fragments of the text
-    again, to measure the estimates.
+    again, to measure the estimates. More of the text's last queries stand in for what it has no positions left for.
     """
     tokens = len(ids)
     for number, raw in enumerate(layers):
@@ -141,8 +141,11 @@ def indexed(
             progress("index", number + 1, len(layers))
     made = _measured(Context(tokens, settled(layers, policy), policy), queries, QUERIES)
     if any(held.slack is not None for held in made.layers):
-        for more in (said(model, made, queries.likeliest), quoted(model, made, ids)):
+        behind = said(model, made, queries.likeliest), quoted(model, made, ids)
+        for more in behind:
             made = _measured(made, more, more.count)
+        lacking = BEHIND - sum(more.count for more in behind)
+        made = _measured(made, queries, QUERIES + lacking) if lacking else made
     return made
 
 

@@ -20,6 +20,7 @@ from longctx.backend.forks import Context
 
 STEPS = 16  # tokens that are said behind a context
 FRAGMENTS, FRAGMENT = 12, 4  # of a context that are read once more behind it, and the tokens of each
+BEHIND = STEPS + FRAGMENTS * FRAGMENT  # tokens that are read behind a context where the model has room for them
 
 
 class Queries:
