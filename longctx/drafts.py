@@ -79,6 +79,10 @@ class Successors:
     chances: NDArray[np.float32]  # [ids, ranks]
 
 
+Take = Callable[[], tuple[Any, ...] | None]
+"""Hidden states [1, tokens, dim] of the tokens committed since it was last called, by layer; None where none were."""
+
+
 @dataclass(frozen=True, slots=True)
 class DraftSource:
     """What a request begins with: the prompt, and a document's tokens where there is more to copy from.
@@ -87,7 +91,8 @@ class DraftSource:
     the request's: drafters that draw draw by it. ``folds`` has for every id the lowest that is the same word, and
     ``weights`` how much each place of the indexed text counts beside the others, where that is known. ``successors``
     gives what the model is known to say of single tokens, where it can be asked; with True it is asked further first,
-    which may take a second.
+    which may take a second. ``watch`` has hidden states kept from then on, of the layers that ``output_hidden_states``
+    of a pass would name so, and gives what takes them; a drafter asks for them when it begins, before any are said.
     """
 
     prompt: NDArray[np.int32]  # [tokens]
@@ -98,6 +103,7 @@ class DraftSource:
     folds: NDArray[np.int32] | None = None  # [ids]
     weights: NDArray[np.float32] | None = None  # [tokens of the index]
     successors: Callable[[bool], Successors] | None = None
+    watch: Callable[[Any], Take] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,7 @@ def begin(
     index, document = (SuffixIndex(tokens), None) if copied is None else (copied, copied.tokens)
     asks = target.rows == "tree" and max_new_tokens > 1
     asked = partial(_successors, model, warnings.append, progress, asking) if asks else None
-    source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD, folded, weights, asked)
+    source = DraftSource(tokens, target.vocabulary, document, index, seed & _WORD, folded, weights, asked, target.watch)
     at_work = [(name, _at_work(name, drafter, source)) for name, drafter in stack] if target.rows != "off" else []
     decoding = Decoding(
         target,
@@ -249,7 +249,7 @@ def begin(
         rule,
         at_work,
         plugins.resolve("controllers", controller).begin(
-            costs_of(model, target.rows) if alone else None, refuted_of(model, [name for name, _ in stack])
+            costs_of(model, target) if alone else None, refuted_of(model, [name for name, _ in stack])
         ),
         max_new_tokens=max_new_tokens,
         needs=max((drafter.needs for _, drafter in stack), default=0),

@@ -13,7 +13,7 @@ import torch
 
 from longctx.decoding.claims import Refuted
 from longctx.decoding.costs import RowCosts
-from longctx.drafts import Kind
+from longctx.protocols import Target
 
 # Two counts of rows, twice each, take what about seven tokens do, and a first draft measures as much by itself: only
 # where an answer may be long does that not matter.
@@ -25,9 +25,9 @@ _KNOWN: WeakKeyDictionary[Any, dict[tuple[Any, ...], RowCosts]] = WeakKeyDiction
 _REFUTED: WeakKeyDictionary[Any, dict[tuple[str, ...], Refuted]] = WeakKeyDictionary()  # by the drafters' names
 
 
-def costs_of(model: Any, rows: Kind) -> RowCosts:
+def costs_of(model: Any, target: Target) -> RowCosts:
     """The costs of passes of ``model`` where it is now, for all requests that have these passes for themselves."""
-    where = (rows, model.device, model.dtype, torch.get_num_threads())
+    where = (target.rows, target.watched, model.device, model.dtype, torch.get_num_threads())
     return _KNOWN.setdefault(model, {}).setdefault(where, RowCosts())
 
 

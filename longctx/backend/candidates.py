@@ -1,4 +1,4 @@
-"""Hugging Face's candidate generators as drafters: prompt lookup, a smaller model, or one of the user's own.
+"""Hugging Face's candidate generators as drafters: prompt lookup, a smaller model, heads, or one of the user's own.
 
 Owns what such a generator is asked and told, and that each request has one of its own. Knows no draft of another.
 """
@@ -11,27 +11,40 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longctx.backend.alone import turn
 from longctx.backend.copies import of_its_own
-from longctx.drafts import Budget, Draft, DraftSource, Verified
+from longctx.backend.states import along
+from longctx.drafts import Budget, Draft, DraftSource, Take, Verified
 from longctx.errors import BadOption
 
+_STATES = "output_hidden_states"
 _SURE = 0.8  # how likely a token without a probability is taken to be right after the one before it
 
 
 def adapted(drafter: Any) -> Any:
     """``drafter`` itself, or where it is a candidate generator a drafter that asks it.
 
-    Raises BadOption for a generator that reads the model's hidden states: drafters are not shown them.
+    Raises BadOption for a generator that wants more of the model's passes than hidden states.
     """
     if not callable(getattr(drafter, "get_candidates", None)):
         return drafter
-    if getattr(drafter, "requires_model_outputs", False):
+    if not _works(drafter):
+        return Candidates(drafter)
+    wanted = dict(getattr(drafter, "model_kwargs_overrides", {}))
+    if not wanted.pop(_STATES, False) or any(wanted.values()):
+        named = ", ".join(name for name, value in wanted.items() if value) or "no option of a pass that it names"
         raise BadOption(
-            f"{type(drafter).__name__} drafts from the model's hidden states, which drafters are not shown."
+            f"{type(drafter).__name__} drafts from what the model's passes say with {named}: drafters are shown hidden "
+            f"states only, of the layers that its model_kwargs_overrides[{_STATES!r}] names."
         )
     return Candidates(drafter)
+
+
+def _works(generator: Any) -> bool:
+    """Whether ``generator`` works from what the model's passes say."""
+    return bool(getattr(generator, "requires_model_outputs", False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +52,28 @@ class Candidates:
     """Asks copies of ``generator``, one a request, which share its models; the generator itself stays as it was given.
 
     It is told how many of its tokens were right as Hugging Face would tell it. The scores it is given with that are
-    not-a-number, one row [1, candidates + 1, 1] for each token: only their count is known.
+    not-a-number, one row [1, candidates + 1, 1] for each token: only their count is known. Where it works from hidden
+    states of the model, it is given those of all tokens that were committed since it was last asked, and told that all
+    but one of them were right: what others drafted, and rounds in which it was not asked, are among them.
     """
 
     generator: Any
     needs: ClassVar[int] = 0
 
     def begin(self, source: DraftSource) -> Asking:
-        return Asking(of_its_own(self.generator), source)
+        take = None
+        if _works(self.generator):
+            if source.watch is None:
+                raise BadOption(f"{type(self.generator).__name__} works from hidden states, and nobody shows it any.")
+            take = source.watch(self.generator.model_kwargs_overrides[_STATES])
+        return Asking(of_its_own(self.generator), source, take)
 
 
 class Asking:
     """The drafter at work: one chain a round, whatever its length."""
 
-    def __init__(self, generator: Any, source: DraftSource) -> None:
-        self._generator, self._seed = generator, source.seed
+    def __init__(self, generator: Any, source: DraftSource, take: Take | None = None) -> None:
+        self._generator, self._seed, self._take = generator, source.seed, take
         self._tokens = source.prompt.tolist()
         self._device = _device(generator)
         self._said: tuple[list[int], list[float]] | None = None
@@ -82,10 +102,24 @@ class Asking:
         # an assistant that draws must neither use up the caller's random numbers nor make a seed's drafts differ
         with turn(), torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed((self._seed + len(self._tokens)) % (1 << 63))
-            whole, logits = self._generator.get_candidates(self._ids(self._tokens))
+            whole, logits = self._generator.get_candidates(self._ids(self._tokens), **self._said_by_passes())
         self._fed = whole[0, :-1].tolist()
         new = whole[0, len(self._tokens) :].tolist()
         return new, _chances(new, logits)
+
+    def _said_by_passes(self) -> dict[str, Any]:
+        """What a generator that works from hidden states is given beside the ids."""
+        if self._take is None:
+            return {}
+        states, ids = self._take(), self._ids(self._tokens)
+        kwargs = {"attention_mask": torch.ones_like(ids), "position_ids": torch.arange(ids.shape[1]).to(ids)[None]}
+        new = next((own.shape[along(own)] for own in states or () if own is not None), 1)
+        return {
+            "model_kwargs": kwargs,
+            "model_outputs": CausalLMOutputWithPast(hidden_states=states) if states else None,
+            "is_first_iteration": not states,
+            "n_last_matches": 0 if new == len(self._tokens) - 1 else new - 1,  # of the prompt none was drafted
+        }
 
     def _fit(self, given: dict[str, Any]) -> None:
         """Makes what goes into an assistant's passes fit the text: the mask, and a cache of committed tokens only.

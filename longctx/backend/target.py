@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -23,14 +24,16 @@ from longctx.backend.packs import PackCache
 from longctx.backend.roads import Road
 from longctx.backend.rows import Rows
 from longctx.backend.slots import SlotCache
+from longctx.backend.states import Watch, Watched, selection, shown
 from longctx.drafts import Kind
 from longctx.errors import CacheError, ModelError
 
 
-class RowTarget:
+class RowTarget(Watched):
     """Verifies trees. ``reserve``: the tokens that prompt, answer and drafts will take together.
 
-    ``extra`` travels through the model's forward to its layers. Without ``lean`` every pass is the model's own.
+    ``extra`` travels through the model's forward to its layers. Without ``lean`` every pass is the model's own, and
+    so is every one that is watched.
     """
 
     rows: Kind = "tree"
@@ -38,9 +41,9 @@ class RowTarget:
     def __init__(
         self, model: PreTrainedModel, reserve: int, extra: dict[str, Any] | None = None, *, lean: bool = True
     ) -> None:
+        super().__init__()
         config = model.config.get_text_config(decoder=True)
         self.vocabulary = int(config.vocab_size)
-        self.length = 0
         self._model, self._pending = model, 0
         self.road = Road(model, lean)
         # prompts read in a wider format are kept in the model's own; everything else is kept as it comes
@@ -83,12 +86,15 @@ class RowTarget:
         settled = False
         try:
             with torch.inference_mode():
-                width, seen = self.length + len(tokens), {ROWS: rows} | self.extra
-                logits = self.road.logits(tokens, rows.positions, wanted, width, self._cache, seen, rows.is_chain)
+                width, seen, logits = self.length + len(tokens), {ROWS: rows} | self.extra, None
+                if not self.watches:
+                    logits = self.road.logits(tokens, rows.positions, wanted, width, self._cache, seen, rows.is_chain)
                 if logits is None:
-                    extra = {**self._fixed, ROWS: rows, "past_key_values": self._cache}
+                    extra = {**self._fixed, ROWS: rows, "past_key_values": self._cache, **selection(self.watches)}
                     with installed(self._model):
-                        logits = _forward(self._model, tokens, rows.positions, wanted, extra)
+                        out = _pass(self._model, tokens, rows.positions, wanted, extra)
+                    logits = _last(out, wanted)
+                    shown(self.watches, out)
             settled = True
         finally:
             if not settled:
@@ -99,6 +105,7 @@ class RowTarget:
         """Afterwards the cache holds the pending ``rows``, a path in order, and no others."""
         with torch.inference_mode():
             self._cache.keep(self.length, rows)
+            _kept(self.watches, rows)
         self.length += len(rows)
         self._pending = 0
 
@@ -115,17 +122,21 @@ def score_together(
     pack = PackCache(rows, [target.cache for target, *_ in asked])
     for target, tokens, *_ in asked:
         target.expect(len(tokens))
-    settled = False
+    settled, watches = False, [watch for target, *_ in asked for watch in target.watches]
     try:
         first, every = asked[0][0], [token for _, tokens, *_ in asked for token in tokens]
         positions = torch.cat([own.positions for own in rows])
         with torch.inference_mode():
-            width = max(target.length + own.count for (target, *_), own in zip(asked, rows, strict=True))
-            logits = first.road.logits(every, positions, len(every), width, pack, {PACK: pack} | first.extra)
+            width, logits = max(target.length + own.count for (target, *_), own in zip(asked, rows, strict=True)), None
+            if not watches:
+                logits = first.road.logits(every, positions, len(every), width, pack, {PACK: pack} | first.extra)
             if logits is None:
-                extra = {**first.arguments, PACK: pack, "past_key_values": pack}
+                extra = {**first.arguments, PACK: pack, "past_key_values": pack, **selection(watches)}
                 with installed(model):
-                    logits = _forward(model, every, positions, len(every), extra)
+                    out = _pass(model, every, positions, len(every), extra)
+                logits = _last(out, len(every))
+                for (target, *_), own, end in zip(asked, rows, accumulate(own.count for own in rows), strict=True):
+                    shown(target.watches, out, slice(end - own.count, end))
         settled = True
     finally:
         if not settled:
@@ -135,7 +146,7 @@ def score_together(
     return [own[-wanted:] for own, (*_, wanted) in zip(found, asked, strict=True)]
 
 
-class StockTarget:
+class StockTarget(Watched):
     """Verifies chains, or with ``rows="off"`` single tokens, over a cache of transformers: by default an empty one.
 
     Where ``rows`` is off nothing can be taken back, so that every pending row must be committed. Models with a kind of
@@ -143,6 +154,7 @@ class StockTarget:
     """
 
     def __init__(self, model: PreTrainedModel, rows: Kind, cache: Any = None) -> None:
+        super().__init__()
         self.rows: Kind = rows
         self.products: Mapping[int, float] = {}  # it tries none
         config = model.config.get_text_config(decoder=True)
@@ -187,11 +199,11 @@ class StockTarget:
         return logits
 
     def _scored(self, tokens: Sequence[int], positions: Tensor, wanted: int) -> Tensor:
-        out = _pass(self._model, tokens, positions, wanted, self._fixed)
+        out = _pass(self._model, tokens, positions, wanted, self._fixed | selection(self.watches))
         if self._cache is None:
             self._cache = self._fixed[self._name] = getattr(out, self._name)
-        logits: Tensor = out.logits[0, -wanted:]
-        return logits
+        shown(self.watches, out)
+        return _last(out, wanted)
 
     def commit(self, rows: Sequence[int]) -> None:
         """Afterwards the cache holds the first of the pending rows, as many as ``rows``."""
@@ -200,6 +212,8 @@ class StockTarget:
             raise CacheError("this model's cache takes nothing back, and a row was not committed.")
         if self._recording or left_out:
             self._cache.crop(-left_out)
+        with torch.inference_mode():
+            _kept(self.watches, rows)
         self.length += len(rows)
         self._pending = 0
 
@@ -217,11 +231,14 @@ class StockTarget:
         self._pending = 0
 
 
-def _forward(
-    model: PreTrainedModel, tokens: Sequence[int], positions: Tensor, wanted: int, extra: dict[str, Any]
-) -> Tensor:
-    logits: Tensor = _pass(model, tokens, positions, wanted, extra).logits[0, -wanted:]
+def _last(out: Any, wanted: int) -> Tensor:
+    logits: Tensor = out.logits[0, -wanted:]
     return logits
+
+
+def _kept(watches: Sequence[Watch], rows: Sequence[int]) -> None:
+    for watch in watches:
+        watch.keep(rows)
 
 
 def _pass(model: PreTrainedModel, tokens: Sequence[int], positions: Tensor, wanted: int, extra: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from longctx.drafts import Budget, Draft, DraftSource, Kind, Verified
+from longctx.drafts import Budget, Draft, DraftSource, Kind, Take, Verified
 
 VOCAB = 11
 
@@ -22,6 +22,7 @@ class Scripted:
         self.pending: list[int] = []
         self.passes = 0
         self.products: dict[int, float] = {}
+        self.watched = False
         self.nan_at = nan_at  # a position whose prediction is not a number
 
     @property
@@ -49,6 +50,9 @@ class Scripted:
             logits[(text[-1] * 3) % VOCAB] += 3
             out.append(logits * float("nan") if len(text) == self.nan_at else logits)
         return torch.stack(out)
+
+    def watch(self, which: object) -> Take:
+        raise NotImplementedError
 
     def commit(self, rows: Sequence[int]) -> None:
         self.cache += [self.pending[row] for row in rows]

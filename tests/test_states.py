@@ -1,0 +1,317 @@
+"""Generators that draft from a model's hidden states: they are shown those of every committed token and no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import architectures
+import pytest
+import tiny
+import torch
+from transformers import DynamicCache, GenerationConfig
+from transformers.generation.candidate_generator import (
+    CandidateGenerator,
+    DFlashTokenCandidateGenerator,
+    MTPCandidateGenerator,
+)
+from transformers.modeling_layers import MtpModel
+from transformers.models.muse_glimmer_assistant.configuration_muse_glimmer_assistant import MuseGlimmerAssistantConfig
+from transformers.models.muse_glimmer_assistant.modeling_muse_glimmer_assistant import MuseGlimmerAssistantModel
+
+import longctx
+from longctx.backend.candidates import Candidates
+from longctx.backend.capability import alone_because, open_target
+from longctx.backend.roads import Road
+from longctx.backend.states import Watch, selection, shown
+from longctx.backend.target import RowTarget, StockTarget
+from longctx.decoding.controllers.fixed import Fixed
+from longctx.drafts import Budget, DraftSource
+from longctx.errors import BadOption, DraftError, ModelError
+from longctx.pace import costs_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TOKENIZER = tiny.tokenizer()
+PROMPT = torch.randint(4, 470, (1, 9), generator=torch.Generator().manual_seed(1)).repeat(1, 3)
+OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "eos_token_id": None, "pad_token_id": 1}
+STEADILY = OPTIONS | {"controller": "fixed:nodes=8"}
+States = tuple[torch.Tensor | None, ...]
+
+
+def plain(model: Any, prompt: torch.Tensor = PROMPT) -> torch.Tensor:
+    with torch.inference_mode():
+        return model.generate(prompt, do_sample=False, **OPTIONS)  # type: ignore[no-any-return]
+
+
+class Knowing(CandidateGenerator):
+    """Knows the answers, says two right tokens and a wrong one, and keeps what it is given beside the ids.
+
+    ``log`` is shared by its copies: what it is told of a request stands there after the request.
+    """
+
+    requires_model_outputs = True
+
+    def __init__(self, answers: torch.Tensor, which: Any, log: list[tuple[torch.Tensor, dict[str, Any]]]) -> None:
+        self.answers, self.log = answers, log
+        self.model_kwargs_overrides = {"output_hidden_states": which}
+
+    def __deepcopy__(self, memo: Any) -> Knowing:
+        return Knowing(self.answers, self.model_kwargs_overrides["output_hidden_states"], self.log)
+
+    def get_candidates(self, input_ids: Any, **given: Any) -> Any:
+        self.log.append((input_ids, given))
+        length = input_ids.shape[1]
+        (mine,) = [row for row in self.answers if torch.equal(row[:length], input_ids[0])]
+        said = mine[None, length : length + 3].clone()
+        said[:, 2:] = (said[:, 2:] + 1) % 470
+        return torch.cat((input_ids, said), 1), None
+
+
+def check(model: Any, log: list[tuple[torch.Tensor, dict[str, Any]]]) -> int:
+    """What was shown in all is what the model says of the text by one plain pass, piece by piece; tokens shown."""
+    shown_so_far = 0
+    for ids, given in log:
+        length, states = ids.shape[1], given["model_outputs"].hidden_states
+        with torch.inference_mode():
+            whole = model(ids, output_hidden_states=True, use_cache=False).hidden_states
+        wanted = [at for at, own in enumerate(states) if own is not None]
+        assert wanted and all(states[at].shape[1] == length - 1 - shown_so_far for at in wanted)
+        for at in wanted:
+            torch.testing.assert_close(states[at], whole[at][:, shown_so_far : length - 1], rtol=1e-3, atol=1e-4)
+        assert given["n_last_matches"] == (length - 2 - shown_so_far if shown_so_far else 0)
+        assert not given["is_first_iteration"]
+        assert given["model_kwargs"]["position_ids"].tolist() == [list(range(length))]
+        assert given["model_kwargs"]["attention_mask"].tolist() == [[1] * length]
+        shown_so_far = length - 1
+    return shown_so_far
+
+
+@pytest.mark.parametrize("which", [True, -1, [1, 3]])
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox", "Lfm2Moe"])
+def test_a_generator_is_shown_the_states_of_all_that_was_committed_and_of_nothing_else(family: str, which: Any) -> None:
+    """Behind trees and behind chains; most drafts of the other drafter are wrong, and the generator's are in part."""
+    model = tiny.model(family) if family in tiny.FAMILIES else architectures.small(family)
+    log: list[tuple[torch.Tensor, dict[str, Any]]] = []
+    expected = plain(model)
+    generator = Knowing(expected, which, log)
+    out = longctx.generate(model, TOKENIZER, PROMPT, drafters=["random", generator], **STEADILY)
+    assert torch.equal(out.sequences, expected) and out.stats.rows == ("chain" if family == "Lfm2Moe" else "tree")
+    assert out.stats.accepted_by_source["knowing"] >= 8
+    assert len(log) == out.stats.rounds - 1 and check(model, log) > 40
+    states = log[-1][1]["model_outputs"].hidden_states
+    seen = {True: [0, 1, 2, 3, 4], -1: [4]}.get(which if isinstance(which, int) else -2, [1, 3])
+    assert [at for at, own in enumerate(states) if own is not None] == [at for at in seen if at < len(states)]
+
+
+class Seldom:
+    """Has drafts made in every third round; everything else is that of a fixed number."""
+
+    def __init__(self) -> None:
+        self.rounds, self.fixed = 0, Fixed(8)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fixed, name)
+
+    def begin(self, costs: Any = None, refuted: Any = None) -> Seldom:
+        return Seldom()
+
+    def plan(self, depth: int, context: int) -> Budget | None:
+        self.rounds += 1
+        return self.fixed.plan(depth, context) if self.rounds % 3 == 0 else None
+
+
+def test_what_was_said_in_rounds_without_drafts_and_in_pieces_of_a_long_prompt_is_shown_too() -> None:
+    model = tiny.model("llama")
+    prompt = torch.randint(4, 470, (1, 2100), generator=torch.Generator().manual_seed(1))
+    log: list[tuple[torch.Tensor, dict[str, Any]]] = []
+    expected = plain(model, prompt)
+    generator = Knowing(expected, [4], log)
+    out = longctx.generate(model, TOKENIZER, prompt, drafters=[generator], controller=Seldom(), **OPTIONS)
+    assert torch.equal(out.sequences, expected)
+    assert check(model, log) > 2110 and 3 <= len(log) < out.stats.rounds / 2
+
+
+@pytest.mark.parametrize("name", ["Gemma3nText", "HYV4", "Bart", "Mpt"])
+def test_models_that_keep_several_states_of_a_token_or_say_them_in_another_way(name: str) -> None:
+    model = architectures.small(name)
+    target, _ = open_target(model, 64)
+    take = target.watch(True)
+    for ids, kept in (([5, 6, 7, 8], [0, 1, 2, 3]), ([9, 10, 11], [0, 1]), ([12], [0])):
+        target.score(ids, range(-1, len(ids) - 1), 1)
+        target.commit(kept)
+    states = take()
+    with torch.inference_mode():
+        out = model(torch.tensor([[5, 6, 7, 8, 9, 10, 12]]), output_hidden_states=True, use_cache=False)
+    assert states is not None and len(states) == len(out.hidden_states)
+    for own, other in zip(states, out.hidden_states, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
+
+
+def test_requests_of_a_batch_are_shown_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.model("qwen2")
+    assert not alone_because(model)
+    monkeypatch.setattr(Road, "logits", None)  # the shorter road says no states
+    logs: list[tuple[torch.Tensor, dict[str, Any]]] = []
+    prompts = torch.cat((PROMPT, PROMPT.flip(1), PROMPT.roll(4)))
+    expected = plain(model, prompts)
+    out = longctx.generate(model, TOKENIZER, prompts, drafters=[Knowing(expected, -1, logs)], **STEADILY)
+    assert torch.equal(out.sequences, expected) and out.stats.passes < out.stats.rounds
+    for prompt in prompts:
+        assert check(model, [one for one in logs if torch.equal(one[0][0, :27], prompt)]) > 40
+
+
+def test_one_seed_draws_the_same_tokens_and_two_generators_of_one_request_see_their_own_layers() -> None:
+    model = tiny.model("llama")
+    given = OPTIONS | {"temperature": 0.8, "seed": 3}
+    expected = longctx.generate(model, TOKENIZER, PROMPT, drafters=[], **given).sequences
+    logs: list[list[tuple[torch.Tensor, dict[str, Any]]]] = [[], []]
+
+    class Other(Knowing):
+        def __deepcopy__(self, memo: Any) -> Knowing:
+            return self
+
+    drafters = [Knowing(expected, [2], logs[0]), Other(expected, -1, logs[1])]
+    out = longctx.generate(model, TOKENIZER, PROMPT, drafters=drafters, **given | {"controller": "fixed:nodes=8"})
+    assert torch.equal(out.sequences, expected) and out.stats.accepted >= 8
+    assert check(model, logs[0]) == check(model, logs[1]) > 40
+
+
+def dflash(assistant: Any, model: Any) -> DFlashTokenCandidateGenerator:
+    embedded, said = model.get_input_embeddings(), model.get_output_embeddings()
+    return DFlashTokenCandidateGenerator(assistant, embedded, said, GenerationConfig(do_sample=False, max_length=500))
+
+
+@pytest.mark.parametrize("kind", ["one layer", "three layers", "a block"])
+def test_heads_of_transformers_say_what_they_say_in_its_own_loop(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MTP layers and a block drafter with random weights: asked the same, by the same states, round by round."""
+    asked: list[tuple[list[int], list[int]]] = []
+    model = tiny.model("llama")
+    cls: type = DFlashTokenCandidateGenerator if kind == "a block" else MTPCandidateGenerator
+    say = cls.get_candidates  # type: ignore[attr-defined]
+
+    def listened(self: Any, ids: Any, **given: Any) -> Any:
+        out = say(self, ids, **given)
+        if not given["is_first_iteration"]:
+            asked.append((ids[0].tolist(), out[0][0, ids.shape[1] :].tolist()))
+        return out
+
+    monkeypatch.setattr(cls, "get_candidates", listened)
+    own: CandidateGenerator
+    if kind == "a block":
+        torch.manual_seed(0)
+        assistant = MuseGlimmerAssistantModel(_BLOCK).eval()
+        options: dict[str, Any] = {"assistant_model": assistant, "speculation_type": "dflash"}
+        own = dflash(assistant, model)
+    else:
+        model.config.num_mtp_layers = 1 if kind == "one layer" else 3
+        torch.manual_seed(0)
+        layers = MtpModel(model, model.config.num_mtp_layers).eval()  # a checkpoint would have them
+        monkeypatch.setattr(MtpModel, "from_pretrained", lambda main, device_map: layers)
+        options = {"use_mtp": True}
+        own = MTPCandidateGenerator(model, GenerationConfig(do_sample=False), {})
+    with torch.inference_mode():
+        expected = model.generate(PROMPT, do_sample=False, **options, **OPTIONS)  # type: ignore[operator]
+    theirs = asked.copy()
+    asked.clear()
+    out = longctx.generate(model, TOKENIZER, PROMPT, drafters=[own], **STEADILY)
+    assert torch.equal(out.sequences, expected) and torch.equal(out.sequences, plain(model))
+    assert len(asked) > 10 and asked == theirs[: len(asked)]  # theirs asks once more, when nothing may follow
+
+
+_BLOCK = MuseGlimmerAssistantConfig(
+    hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=16, max_position_embeddings=4096, sliding_window=64, block_size=4, mask_token_id=3,
+    target_layer_ids=[0, 2], bos_token_id=0, eos_token_id=1, pad_token_id=1,
+)  # fmt: skip
+
+
+def test_what_they_are_not_shown_is_refused_by_name() -> None:
+    model = tiny.model()
+
+    class Sharing(Knowing):
+        def __init__(self, **wanted: Any) -> None:
+            super().__init__(PROMPT, True, [])
+            self.model_kwargs_overrides = wanted
+
+    for wanted, named in (
+        ({"output_hidden_states": True, "return_shared_kv_states": True}, "return_shared_kv_states"),
+        ({"output_hidden_states": False}, "no option of a pass that it names"),
+        ({}, "no option of a pass that it names"),
+    ):
+        with pytest.raises(BadOption, match=f"Sharing drafts from what the model's passes say with {named}"):
+            longctx.generate(model, TOKENIZER, PROMPT, drafters=[Sharing(**wanted)], **OPTIONS)
+    filled = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(PROMPT[:, :20], past_key_values=filled)
+    knowing = Knowing(plain(model), True, [])
+    with pytest.raises(BadOption, match="holds 20 tokens without theirs"):
+        longctx.generate(model, TOKENIZER, PROMPT, drafters=[knowing], past_key_values=filled, **OPTIONS)
+    with pytest.raises(BadOption, match="nobody shows it any"):
+        Candidates(knowing).begin(DraftSource(PROMPT[0].numpy(), 480))
+    with pytest.raises(ModelError, match="gave dict without the hidden states"):
+        shown([Watch(True)], {})
+
+
+def test_a_generator_that_fails_leaves_the_tokens_so_far() -> None:
+    class Failing(Knowing):
+        def __deepcopy__(self, memo: Any) -> Knowing:
+            return self
+
+        def get_candidates(self, input_ids: Any, **given: Any) -> Any:
+            if len(self.log) == 3:
+                raise ZeroDivisionError("no more")
+            return super().get_candidates(input_ids, **given)
+
+    model = tiny.model()
+    expected = plain(model)
+    with pytest.raises(DraftError, match="failing"):
+        longctx.generate(model, TOKENIZER, PROMPT, drafters=[Failing(expected, True, [])], **STEADILY)
+    assert torch.equal(plain(model), expected)
+
+
+@pytest.mark.parametrize("kind", [RowTarget, StockTarget])
+def test_rows_that_are_taken_back_or_whose_pass_fails_leave_no_states(kind: type) -> None:
+    model = tiny.model()
+    target = RowTarget(model, 64) if kind is RowTarget else StockTarget(model, "chain")
+    take = target.watch(-1)
+    assert take() is None
+    target.score([5, 6, 7], [-1, 0, 1], 1)
+    target.commit([0, 1, 2])
+    target.score([8, 9], [-1, 0], 2)
+    target.rollback()
+    with pytest.raises(IndexError):
+        target.score([10**6], [-1], 1)
+    target.score([8, 9, 10], [-1, 0, 1], 3)
+    target.commit([0, 1])
+    states = take()
+    assert states is not None and states[0] is None and states[-1] is not None
+    with torch.inference_mode():
+        whole = model(torch.tensor([[5, 6, 7, 8, 9]]), output_hidden_states=True).hidden_states[-1]
+    torch.testing.assert_close(states[-1], whole, rtol=1e-4, atol=1e-5)
+    assert not states[-1].is_inference(), "whoever takes them may write to them"
+    assert take() is None
+
+
+def test_of_a_tree_only_the_path_that_was_kept_is_shown() -> None:
+    model = tiny.model()
+    target = RowTarget(model, 64)
+    take = target.watch([2])
+    target.score([5, 6, 7, 8, 9], [-1, 0, 0, 2, 1], 5)
+    target.commit([0, 2, 3])
+    states = take()
+    with torch.inference_mode():
+        whole = model(torch.tensor([[5, 7, 8]]), output_hidden_states=True).hidden_states[2]
+    assert states is not None
+    torch.testing.assert_close(states[2], whole, rtol=1e-4, atol=1e-5)
+
+
+def test_what_passes_take_is_told_apart_from_those_of_the_shorter_road() -> None:
+    model = tiny.model()
+    watched, other = RowTarget(model, 64), RowTarget(model, 64)
+    watched.watch(-1)
+    assert costs_of(model, watched) is costs_of(model, watched) is not costs_of(model, other)
+
+
+def test_one_pass_says_what_all_of_them_want() -> None:
+    assert selection([]) == {}
+    assert selection([Watch(-1), Watch([3, 1]), Watch((3,))]) == {"output_hidden_states": [-1, 1, 3]}
+    assert selection([Watch(-1), Watch(True)]) == {"output_hidden_states": True}
