@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from longctx.backend.alone import turn
 from longctx.backend.copies import of_its_own
-from longctx.backend.states import along
+from longctx.backend.retold import Retold, common
 from longctx.drafts import Budget, Draft, DraftSource, Take, Verified
 from longctx.errors import BadOption
 
@@ -37,7 +36,7 @@ def adapted(drafter: Any) -> Any:
         named = ", ".join(name for name, value in wanted.items() if value) or "no option of a pass that it names"
         raise BadOption(
             f"{type(drafter).__name__} drafts from what the model's passes say with {named}: drafters are shown hidden "
-            f"states only, of the layers that its model_kwargs_overrides[{_STATES!r}] names."
+            f"states only, of the layers that model_kwargs_overrides[{_STATES!r}] names (True: of all)."
         )
     return Candidates(drafter)
 
@@ -52,9 +51,8 @@ class Candidates:
     """Asks copies of ``generator``, one a request, which share its models; the generator itself stays as it was given.
 
     It is told how many of its tokens were right as Hugging Face would tell it. The scores it is given with that are
-    not-a-number, one row [1, candidates + 1, 1] for each token: only their count is known. Where it works from hidden
-    states of the model, it is given those of all tokens that were committed since it was last asked, and told that all
-    but one of them were right: what others drafted, and rounds in which it was not asked, are among them.
+    not-a-number, one row [1, candidates + 1, 1] for each token: only their count is known. Of what the model's passes
+    say it is given hidden states where it works from those, and neither logits nor keys and values.
     """
 
     generator: Any
@@ -73,9 +71,10 @@ class Asking:
     """The drafter at work: one chain a round, whatever its length."""
 
     def __init__(self, generator: Any, source: DraftSource, take: Take | None = None) -> None:
-        self._generator, self._seed, self._take = generator, source.seed, take
+        self._generator, self._seed = generator, source.seed
         self._tokens = source.prompt.tolist()
         self._device = _device(generator)
+        self._retold = None if take is None else Retold(generator, take, len(self._tokens), self._device)
         self._said: tuple[list[int], list[float]] | None = None
         self._offered: list[int] = []  # the part of it that fitted the latest budget
         self._fed: list[int] = []  # what the generator's own cache was filled with, at most
@@ -91,7 +90,7 @@ class Asking:
         tokens = [*self._tokens, *verified.tokens]
         if self._said is not None:
             scores = torch.full((1, len(self._offered) + 1, 1), float("nan"), device=self._device)
-            right = _common(self._offered, verified.tokens)
+            right = common(self._offered, verified.tokens)
             self._generator.update_candidate_strategy(self._ids(tokens), scores, right)
         self._tokens, self._said = tokens, None  # only now: one that failed is told again
 
@@ -102,24 +101,13 @@ class Asking:
         # an assistant that draws must neither use up the caller's random numbers nor make a seed's drafts differ
         with turn(), torch.no_grad(), torch.random.fork_rng(range(torch.cuda.device_count())):
             torch.manual_seed((self._seed + len(self._tokens)) % (1 << 63))
-            whole, logits = self._generator.get_candidates(self._ids(self._tokens), **self._said_by_passes())
+            if self._retold is not None:
+                whole, logits = self._retold.candidates(self._tokens)
+            else:
+                whole, logits = self._generator.get_candidates(self._ids(self._tokens))
         self._fed = whole[0, :-1].tolist()
         new = whole[0, len(self._tokens) :].tolist()
         return new, _chances(new, logits)
-
-    def _said_by_passes(self) -> dict[str, Any]:
-        """What a generator that works from hidden states is given beside the ids."""
-        if self._take is None:
-            return {}
-        states, ids = self._take(), self._ids(self._tokens)
-        kwargs = {"attention_mask": torch.ones_like(ids), "position_ids": torch.arange(ids.shape[1]).to(ids)[None]}
-        new = next((own.shape[along(own)] for own in states or () if own is not None), 1)
-        return {
-            "model_kwargs": kwargs,
-            "model_outputs": CausalLMOutputWithPast(hidden_states=states) if states else None,
-            "is_first_iteration": not states,
-            "n_last_matches": 0 if new == len(self._tokens) - 1 else new - 1,  # of the prompt none was drafted
-        }
 
     def _fit(self, given: dict[str, Any]) -> None:
         """Makes what goes into an assistant's passes fit the text: the mask, and a cache of committed tokens only.
@@ -132,7 +120,7 @@ class Asking:
         cache: Any = given.get("past_key_values")
         if cache is None:
             return
-        wrong = int(cache.get_seq_length()) - _common(self._fed, self._tokens)
+        wrong = int(cache.get_seq_length()) - common(self._fed, self._tokens)
         if wrong > 0:
             cache.crop(-wrong)
 
@@ -149,11 +137,6 @@ def _chances(new: Sequence[int], logits: Tensor | None) -> list[float]:
         sure = logits[0, : len(new)].float().softmax(-1).gather(1, torch.tensor(new, device=logits.device)[:, None])
     chances: list[float] = sure.flatten().cumprod(0).tolist()
     return chances
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many of their first tokens agree."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _device(generator: Any) -> torch.device:

@@ -136,7 +136,7 @@ def score_together(
                     out = _pass(model, every, positions, len(every), extra)
                 logits = _last(out, len(every))
                 for (target, *_), own, end in zip(asked, rows, accumulate(own.count for own in rows), strict=True):
-                    shown(target.watches, out, slice(end - own.count, end))
+                    shown(target.watches, out, end - own.count, own.count)
         settled = True
     finally:
         if not settled:
