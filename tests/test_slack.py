@@ -13,7 +13,7 @@ import longctx.kv
 from longctx.backend import compressing
 from longctx.backend.compressing import stored
 from longctx.backend.forks import Held
-from longctx.backend.queries import BEHIND, FRAGMENT, FRAGMENTS, STEPS, quoted, said
+from longctx.backend.queries import BEHIND, FRAGMENT, FRAGMENTS, quoted
 from longctx.backend.slack import QUERIES, slack
 from longctx.keys import Asked
 from longctx.kv.full import Full
@@ -58,7 +58,7 @@ def test_it_is_the_conformal_quantile_of_the_excess(softcap: float | None) -> No
     layer = held(POLICY, 80)
     asking = queries(100, seed=5)
     found = slack(POLICY, layer, asking, SCALE, softcap)
-    expected = excess(layer, asking, POLICY, softcap).sort(-1).values[:, 295 - 1]  # ceil(0.98 * (300 + 1)) of 300
+    expected = excess(layer, asking, POLICY, softcap).sort(-1).values[:, 297 - 1]  # ceil(0.985 * (300 + 1)) of 300
     assert found is not None
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -68,7 +68,7 @@ def test_new_queries_of_the_same_kind_keep_to_it() -> None:
     found = slack(POLICY, layer, queries(64, seed=5), SCALE, None)
     assert found is not None
     above = excess(layer, queries(100, seed=6), POLICY) > found[:, None]
-    # 200 draws a head at 2 %: more than 8 % would be six standard errors off
+    # 300 draws a head at 1.5 %: more than 8 % would be nine standard errors off
     assert above.float().mean(-1).max() < 0.08
     assert excess(layer, queries(100, seed=6), POLICY).mean() < found.mean()
 
@@ -81,18 +81,14 @@ def test_a_context_is_measured_on_its_last_queries_and_on_those_of_what_is_behin
     policy = Squeezed(budget=60, sinks=2, recent=8, clusters=0.1)
     layers, last = compressing.read(model, ids, 100, 100)
     context = compressing.indexed(model, layers, last, ids, policy, 60)
-    behind = said(model, context, last.likeliest)
     again = quoted(model, context, ids)
-    with torch.inference_mode():
-        assert last.likeliest == int(model(torch.tensor([ids])).logits[0, -1].argmax())
-    read = [min(room, STEPS), min(room, FRAGMENTS * FRAGMENT)]
-    assert [behind.count, again.count] == read
-    largest = [0, 0, 0, 0] if room else [0, 0]
+    assert again.count == room
+    largest = [0] * (1 + (room > 0) + (room < BEHIND))
     for number, layer in enumerate(context.layers):
         assert last.last[number].shape[1] == 100  # of which the last count
         kinds = [(last, last.last[number][:, -QUERIES:])]
-        kinds += [(last, last.last[number][:, -(QUERIES + BEHIND - sum(read)) :])]
-        kinds += [(more, more.last[number]) for more in (behind, again) if room]
+        kinds += [(last, last.last[number][:, -(QUERIES + BEHIND - room) :])] if room < BEHIND else []
+        kinds += [(again, again.last[number])] if room else []
         with torch.inference_mode():  # as it is done: without gradients kernels may choose
             found = [slack(policy, layer, own, *q.scores[number]) for q, own in kinds]
         each = torch.stack([one for one in found if one is not None])

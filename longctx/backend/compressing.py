@@ -18,7 +18,7 @@ from longctx.backend.anatomy import LATENT, SHARED, keeps_latents, sharing
 from longctx.backend.attention import TAP, installed
 from longctx.backend.forks import Context, Held
 from longctx.backend.parts import finite
-from longctx.backend.queries import BEHIND, Queries, quoted, said
+from longctx.backend.queries import BEHIND, Queries, quoted
 from longctx.backend.rope import frequencies
 from longctx.backend.slack import QUERIES, slack
 from longctx.backend.target import RowTarget
@@ -82,8 +82,7 @@ def read(
     target = RowTarget(model, len(ids), {TAP: queries})
     for at in range(0, len(ids), piece):
         part = ids[at : at + piece]
-        logits = target.score(part, range(-1, len(part) - 1), 1)
-        queries.likeliest = int(logits[-1].argmax())
+        target.score(part, range(-1, len(part) - 1), 1)
         target.commit(range(len(part)))
         if progress is not None:
             progress("context", target.length, len(ids))
@@ -102,8 +101,7 @@ def _read_by_stock(
     with installed(model):
         for at in range(0, len(ids), piece):
             part = torch.tensor([list(ids[at : at + piece])], device=model.device)
-            out = model(part, past_key_values=cache, use_cache=True, logits_to_keep=1, **{TAP: queries})
-            queries.likeliest = int(out.logits[0, -1].argmax())
+            model(part, past_key_values=cache, use_cache=True, logits_to_keep=1, **{TAP: queries})
             if progress is not None:
                 progress("context", at + part.shape[1], len(ids))
     layers = []
@@ -128,8 +126,8 @@ def indexed(
 ) -> Context:
     """The context of ``ids`` for ``policy``. ``layers`` are replaced one after the other, to free their keys.
 
-    Where the policy estimates what it does not read, the model goes on a few tokens and reads fragments of the text
-    again, to measure the estimates. More of the text's last queries stand in for what it has no positions left for.
+    Where the policy estimates what it does not read, the model reads fragments of the text again, to measure the
+    estimates. More of the text's last queries stand in for those that it has no positions left for.
     """
     tokens = len(ids)
     for number, raw in enumerate(layers):
@@ -141,11 +139,10 @@ def indexed(
             progress("index", number + 1, len(layers))
     made = _measured(Context(tokens, settled(layers, policy), policy), queries, QUERIES)
     if any(held.slack is not None for held in made.layers):
-        behind = said(model, made, queries.likeliest), quoted(model, made, ids)
-        for more in behind:
-            made = _measured(made, more, more.count)
-        lacking = BEHIND - sum(more.count for more in behind)
-        made = _measured(made, queries, QUERIES + lacking) if lacking else made
+        again = quoted(model, made, ids)
+        made = _measured(made, again, again.count)
+        if again.count < BEHIND:
+            made = _measured(made, queries, QUERIES + BEHIND - again.count)
     return made
 
 
