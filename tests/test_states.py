@@ -76,10 +76,11 @@ def check(model: Any, log: list[tuple[torch.Tensor, dict[str, Any]]]) -> int:
     (prompt, first), *pieces = log
     assert first["is_first_iteration"] and first["model_outputs"] is None and first["n_last_matches"] == 0
     so_far, ahead = 0, 0
+    with torch.inference_mode():
+        whole = model(pieces[-1][0], output_hidden_states=True, use_cache=False).hidden_states
     for ids, given in pieces:
         length, states = ids.shape[1], given["model_outputs"].hidden_states
-        with torch.inference_mode():
-            whole = model(ids, output_hidden_states=True, use_cache=False).hidden_states
+        assert torch.equal(ids, pieces[-1][0][:, :length])
         wanted = [at for at, own in enumerate(states) if own is not None]
         assert wanted and all(states[at].shape[1] == length - 1 - so_far for at in wanted)
         for at in wanted:
