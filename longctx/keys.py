@@ -128,7 +128,7 @@ class KVReport:
 
     ``read_share`` counts keys read exactly over tokens of the context. ``unread_share`` is the estimated share of the
     attention that went to keys not read, and ``unread_bound`` what it is below for 95 % of queries, as measured on the
-    last ones of the context, on a few that are said behind it and on fragments that are read again there.
+    last ones of the context and on fragments of it that are read again behind it.
     ``true_unread_share`` is the measured one in the ``audited`` passes, and ``above_bound`` the share of rows in them
     that had more than their bound. None where a policy estimates nothing, or nothing was audited.
     """

@@ -83,6 +83,8 @@ def test_a_context_is_measured_on_its_last_queries_and_on_those_of_what_is_behin
     context = compressing.indexed(model, layers, last, ids, policy, 60)
     again = quoted(model, context, ids)
     assert again.count == room
+    fewest = compressing.read(model, ids, 0, 100)[1]  # for a policy that wants to see none
+    assert all(own.shape[1] == QUERIES + BEHIND for own in fewest.last.values())
     largest = [0] * (1 + (room > 0) + (room < BEHIND))
     for number, layer in enumerate(context.layers):
         assert last.last[number].shape[1] == 100  # of which the last count

@@ -68,6 +68,11 @@ class Watched:
         self.watches.append(Watch(which))
         return self.watches[-1].take
 
+    def note(self, rows: Sequence[int]) -> None:
+        """Of the pending rows ``rows`` were committed, and no others."""
+        for watch in self.watches:
+            watch.keep(rows)
+
 
 def selection(watches: Iterable[Watch]) -> dict[str, Any]:
     """What a pass is to be given beside its rows for all of ``watches``."""

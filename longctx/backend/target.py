@@ -24,7 +24,7 @@ from longctx.backend.packs import PackCache
 from longctx.backend.roads import Road
 from longctx.backend.rows import Rows
 from longctx.backend.slots import SlotCache
-from longctx.backend.states import Watch, Watched, selection, shown
+from longctx.backend.states import Watched, selection, shown
 from longctx.drafts import Kind
 from longctx.errors import CacheError, ModelError
 
@@ -105,7 +105,7 @@ class RowTarget(Watched):
         """Afterwards the cache holds the pending ``rows``, a path in order, and no others."""
         with torch.inference_mode():
             self._cache.keep(self.length, rows)
-            _kept(self.watches, rows)
+        self.note(rows)
         self.length += len(rows)
         self._pending = 0
 
@@ -212,8 +212,7 @@ class StockTarget(Watched):
             raise CacheError("this model's cache takes nothing back, and a row was not committed.")
         if self._recording or left_out:
             self._cache.crop(-left_out)
-        with torch.inference_mode():
-            _kept(self.watches, rows)
+        self.note(rows)
         self.length += len(rows)
         self._pending = 0
 
@@ -234,11 +233,6 @@ class StockTarget(Watched):
 def _last(out: Any, wanted: int) -> Tensor:
     logits: Tensor = out.logits[0, -wanted:]
     return logits
-
-
-def _kept(watches: Sequence[Watch], rows: Sequence[int]) -> None:
-    for watch in watches:
-        watch.keep(rows)
 
 
 def _pass(model: PreTrainedModel, tokens: Sequence[int], positions: Tensor, wanted: int, extra: dict[str, Any]) -> Any:
