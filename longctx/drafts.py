@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from longctx.types import Guarantee
 
 Kind = Literal["tree", "chain", "off"]
 """What a model can verify in one pass: a tree of tokens, a chain of them, or the next token only."""
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +80,15 @@ class Successors:
     chances: NDArray[np.float32]  # [ids, ranks]
 
 
-Take = Callable[[], tuple[Any, ...] | None]
-"""Hidden states [1, tokens, dim] of the tokens committed since it was last called, by layer; None where none were."""
+class Seen(NamedTuple):
+    """Hidden states [1, tokens, dim] by layer, None for one not wanted, and keys and values that layers share."""
+
+    states: tuple[Any, ...]
+    shared: Mapping[str, tuple[Any, Any]]  # [1, heads, tokens, dim], by kind of layer
+
+
+Take = Callable[[], Seen | None]
+"""What passes said of the tokens committed since it was last called; None where none were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +99,8 @@ class DraftSource:
     the request's: drafters that draw draw by it. ``folds`` has for every id the lowest that is the same word, and
     ``weights`` how much each place of the indexed text counts beside the others, where that is known. ``successors``
     gives what the model is known to say of single tokens, where it can be asked; with True it is asked further first,
-    which may take a second. ``watch`` has hidden states kept from then on, of the layers that ``output_hidden_states``
-    of a pass would name so, and gives what takes them; a drafter asks for them when it begins, before any are said.
+    which may take a second. ``watch`` has kept from then on what a pass says with options, ``output_hidden_states`` and
+    ``return_shared_kv_states``, and gives what takes it; a drafter asks for it when it begins, before any is said.
     """
 
     prompt: NDArray[np.int32]  # [tokens]
@@ -103,7 +111,7 @@ class DraftSource:
     folds: NDArray[np.int32] | None = None  # [ids]
     weights: NDArray[np.float32] | None = None  # [tokens of the index]
     successors: Callable[[bool], Successors] | None = None
-    watch: Callable[[Any], Take] | None = None
+    watch: Callable[[Mapping[str, Any]], Take] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +242,6 @@ class Stats:
         )
 
 
-Number = TypeVar("Number", int, float)
-
-
 def _sum(one: Mapping[str, Number], other: Mapping[str, Number]) -> dict[str, Number]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
@@ -265,7 +270,7 @@ class Generation:
 
     def as_dict(self) -> dict[str, Any]:
         """In JSON's own types."""
-        stats = {**self.stats.facts(), "tokens_per_round": self.stats.tokens_per_round}
+        stats = self.stats.facts() | {"tokens_per_round": self.stats.tokens_per_round}
         each_round = [asdict(one) for one in self.stats.each_round]
         return {
             "text": self.text,

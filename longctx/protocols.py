@@ -185,12 +185,13 @@ class Target(Protocol):
 
     @property
     def watched(self) -> bool:
-        """Whether hidden states are kept, which not every road of a pass says."""
+        """Whether more than logits is kept of a pass, which not every road says."""
 
-    def watch(self, which: Any) -> Take:
-        """Keeps hidden states of committed tokens from now on, of what ``output_hidden_states`` of a pass names so.
+    def watch(self, options: Mapping[str, Any]) -> Take:
+        """Keeps from now on, for committed tokens, what a pass says with ``options``.
 
-        Raises BadOption where the cache holds tokens already.
+        Those are ``output_hidden_states`` and ``return_shared_kv_states``. Raises BadOption for others, and where the
+        cache holds tokens already.
         """
 
     def commit(self, rows: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Generators that draft from a model's hidden states: they are shown those of every committed token and no others."""
+"""Generators that draft from what passes say: they are shown that of every committed token and of no others."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import architectures
 import pytest
 import tiny
 import torch
-from transformers import DynamicCache, GenerationConfig
+from transformers import AutoModelForCausalLM, DynamicCache, Gemma4AssistantConfig, Gemma4TextConfig, GenerationConfig
 from transformers.generation.candidate_generator import (
     CandidateGenerator,
     DFlashTokenCandidateGenerator,
     MTPCandidateGenerator,
+    SinglePositionMultiTokenCandidateGenerator,
 )
 from transformers.modeling_layers import MtpModel
+from transformers.models.gemma4.modeling_gemma4 import Gemma4CausalLMOutputWithPast
+from transformers.models.gemma4_assistant.modeling_gemma4_assistant import Gemma4AssistantForCausalLM
 from transformers.models.muse_glimmer_assistant.configuration_muse_glimmer_assistant import MuseGlimmerAssistantConfig
 from transformers.models.muse_glimmer_assistant.modeling_muse_glimmer_assistant import MuseGlimmerAssistantModel
 
@@ -23,10 +26,10 @@ from longctx.backend.candidates import Candidates
 from longctx.backend.capability import alone_because, open_target
 from longctx.backend.retold import Retold
 from longctx.backend.roads import Road
-from longctx.backend.states import Watch, selection, shown
+from longctx.backend.states import SHARED, STATES, Watch, selection, shown
 from longctx.backend.target import RowTarget, StockTarget
 from longctx.decoding.controllers.fixed import Fixed
-from longctx.drafts import Budget, DraftSource
+from longctx.drafts import Budget, DraftSource, Seen
 from longctx.errors import BadOption, DraftError, ModelError
 from longctx.pace import costs_of
 
@@ -144,15 +147,15 @@ def test_what_was_said_in_rounds_without_drafts_and_in_pieces_of_a_long_prompt_i
 def test_models_that_keep_several_states_of_a_token_or_say_them_in_another_way(name: str) -> None:
     model = architectures.small(name)
     target, _ = open_target(model, 64)
-    take = target.watch(True)
+    take = target.watch({STATES: True})
     for ids, kept in (([5, 6, 7, 8], [0, 1, 2, 3]), ([9, 10, 11], [0, 1]), ([12], [0])):
         target.score(ids, range(-1, len(ids) - 1), 1)
         target.commit(kept)
-    states = take()
+    seen = take()
     with torch.inference_mode():
         out = model(torch.tensor([[5, 6, 7, 8, 9, 10, 12]]), output_hidden_states=True, use_cache=False)
-    assert states is not None and len(states) == len(out.hidden_states)
-    for own, other in zip(states, out.hidden_states, strict=True):
+    assert seen is not None and len(seen.states) == len(out.hidden_states)
+    for own, other in zip(seen.states, out.hidden_states, strict=True):
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-4)
 
 
@@ -280,6 +283,135 @@ _BLOCK = MuseGlimmerAssistantConfig(
 )  # fmt: skip
 
 
+def gemma4(sharing: int, **own: Any) -> Any:
+    """Three layers of a window for one of the whole text, the last ``sharing`` of which read what earlier ones keep."""
+    torch.manual_seed(0)
+    sizes = {"num_kv_shared_layers": sharing, "layer_types": (["sliding_attention"] * 3 + ["full_attention"]) * 2}
+    return AutoModelForCausalLM.from_config(Gemma4TextConfig(**_GEMMA4 | sizes | own)).float().eval()
+
+
+_GEMMA4: dict[str, Any] = {
+    "vocab_size": 480, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 8, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "global_head_dim": 32, "max_position_embeddings": 512,
+    "sliding_window": 8, "vocab_size_per_layer_input": 480, "hidden_size_per_layer_input": 8, "bos_token_id": 0,
+    "eos_token_id": 1, "pad_token_id": 1,
+}  # fmt: skip
+
+
+def assistant_of(model: Any) -> Any:
+    """A random one of two layers, large enough that what it says follows from the keys it is shown."""
+    text = Gemma4TextConfig(**_GEMMA4 | {
+        "num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0, "hidden_size": 32,
+    })  # fmt: skip
+    config = Gemma4AssistantConfig(text_config=text, backbone_hidden_size=64)
+    with pytest.MonkeyPatch.context() as patch:
+        # transformers 5.23 cannot make one: it looks for layers before the first that shares, and there are none
+        patch.setattr(Gemma4TextConfig, "kv_sharing_modes", ["reuse", "reuse"])
+        assistant = Gemma4AssistantForCausalLM(config).float().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in assistant.parameters():
+            if weight.ndim > 1:
+                weight.copy_(0.2 * torch.randn(weight.shape, generator=generator))
+    assistant.generation_config.num_assistant_tokens = 3
+    return assistant
+
+
+def sharing_drafter(assistant: Any, model: Any) -> Any:
+    return SinglePositionMultiTokenCandidateGenerator(
+        assistant, model.get_input_embeddings(), GenerationConfig(max_length=500)
+    )
+
+
+@pytest.mark.parametrize("kind", [RowTarget, StockTarget])
+@pytest.mark.parametrize("states", [True, False])
+@pytest.mark.parametrize("sharing", [2, 4])
+def test_keys_and_values_that_layers_share_are_those_of_one_plain_pass(kind: type, states: bool, sharing: int) -> None:
+    """Of more tokens than a window holds, with rows that were wrong, in a tree where there are trees."""
+    model = gemma4(sharing)
+    target = RowTarget(model, 96) if kind is RowTarget else StockTarget(model, "chain")
+    take = target.watch({STATES: -1, SHARED: True} if states else {SHARED: True})
+    text: list[int] = []
+    pieces: list[Seen | None] = []
+    for first in range(0, 40, 4):
+        ids = list(range(10 + first, 14 + first))
+        if kind is RowTarget:  # two wrong rows before the second and after the third
+            target.score([ids[0], 400, *ids[1:], 401], [-1, 0, 0, 2, 3, 3], 6)
+            target.commit([0, 2, 3])
+        else:
+            target.score([*ids, 400], range(-1, 4), 5)
+            target.commit([0, 1, 2])
+        text += ids[:3]
+        if first % 8:
+            pieces.append(take())
+    with torch.inference_mode():
+        whole = model(torch.tensor([text]), output_hidden_states=True, return_shared_kv_states=True, use_cache=False)
+    assert len(pieces) == 5 and whole.shared_kv_states.keys() == {"sliding_attention", "full_attention"}
+    for layer, (keys, values) in whole.shared_kv_states.items():
+        own = [[piece.shared[layer][at] for piece in pieces if piece is not None] for at in range(2)]
+        torch.testing.assert_close(torch.cat(own[0], 2), keys, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(torch.cat(own[1], 2), values, rtol=1e-3, atol=1e-4)
+    if states:
+        own_states = torch.cat([piece.states[-1] for piece in pieces if piece is not None], 1)
+        torch.testing.assert_close(own_states, whole.hidden_states[-1], rtol=1e-3, atol=1e-4)
+    else:
+        assert not any(piece.states for piece in pieces if piece is not None)
+
+
+def test_of_a_pass_over_rows_of_several_requests_each_sees_its_own() -> None:
+    """Of keys and values some tokens before the rows come along."""
+    states, keys = torch.randn(1, 8, 6), torch.randn(1, 2, 11, 4)
+    out = Gemma4CausalLMOutputWithPast(hidden_states=(states,), shared_kv_states={"full_attention": (keys, -keys)})
+    watch = Watch({STATES: True, SHARED: True})
+    shown([watch], out, 8, first=3, count=2)
+    watch.keep([1])
+    seen = watch.take()
+    assert seen is not None and torch.equal(seen.states[0], states[:, 4:5])
+    own = seen.shared["full_attention"]
+    assert torch.equal(own[0], keys[:, :, 7:8]) and torch.equal(own[1], -keys[:, :, 7:8])
+
+
+@pytest.mark.parametrize("beside", ["nobody", "right", "seldom", "three prompts"])
+def test_an_assistant_that_reads_the_models_keys_says_what_a_fresh_one_does(
+    beside: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is shown the keys of the committed text by one plain pass."""
+    model = gemma4(4)
+    assistant = assistant_of(model)
+    say, said = SinglePositionMultiTokenCandidateGenerator.get_candidates, list[tuple[Any, list[int]]]()
+
+    def listened(self: Any, ids: Any, **given: Any) -> Any:
+        out = say(self, ids, **given)
+        if not given["is_first_iteration"]:
+            said.append((ids, out[0][0, ids.shape[1] :].tolist()))
+        return out
+
+    prompts = torch.cat((PROMPT, PROMPT.flip(1), PROMPT.roll(4))) if beside == "three prompts" else PROMPT
+    expected = plain(model, prompts)
+    with monkeypatch.context() as patch:
+        patch.setattr(SinglePositionMultiTokenCandidateGenerator, "get_candidates", listened)
+        own = sharing_drafter(assistant, model)
+        drafters = [own, Knowing(expected, -1, [])] if beside == "right" else [own]
+        given = STEADILY | ({"controller": Seldom()} if beside == "seldom" else {})
+        out = longctx.generate(model, TOKENIZER, prompts, drafters=drafters, **given)
+    assert torch.equal(out.sequences, expected) and len(said) >= 8
+    assert out.stats.drafted_by_source[type(own).__name__.lower()] >= 8
+    differ = 0
+    for ids, candidates in said:
+        fresh = sharing_drafter(assistant, model)
+        with torch.inference_mode():
+            outputs = model(ids[:, :-1], output_hidden_states=True, return_shared_kv_states=True, use_cache=False)
+            whole, _ = fresh.get_candidates(ids, {"attention_mask": torch.ones_like(ids)}, outputs, False, 0)
+        assert candidates == whole[0, ids.shape[1] :].tolist()
+        kinds = {kind: (0 * keys, values) for kind, (keys, values) in outputs.shared_kv_states.items()}
+        outputs.shared_kv_states, fresh = kinds, sharing_drafter(assistant, model)
+        with torch.inference_mode():
+            other, _ = fresh.get_candidates(ids, {"attention_mask": torch.ones_like(ids)}, outputs, False, 0)
+        differ += candidates != other[0, ids.shape[1] :].tolist()
+    assert 2 * differ > len(said), "what it says follows from the keys"
+
+
 def test_what_they_are_not_shown_is_refused_by_name() -> None:
     model = tiny.model()
 
@@ -289,8 +421,9 @@ def test_what_they_are_not_shown_is_refused_by_name() -> None:
             self.model_kwargs_overrides = wanted
 
     for wanted, named in (
-        ({"output_hidden_states": True, "return_shared_kv_states": True}, "return_shared_kv_states"),
+        ({"output_hidden_states": True, "output_attentions": True}, "output_attentions"),
         ({"output_hidden_states": False}, "no option of a pass that it names"),
+        ({"output_hidden_states": []}, "no option of a pass that it names"),
         ({}, "no option of a pass that it names"),
     ):
         with pytest.raises(BadOption, match=f"Sharing drafts from what the model's passes say with {named}"):
@@ -299,12 +432,16 @@ def test_what_they_are_not_shown_is_refused_by_name() -> None:
     with torch.inference_mode():
         model(PROMPT[:, :20], past_key_values=filled)
     knowing = Knowing(plain(model), True, [])
-    with pytest.raises(BadOption, match="holds 20 tokens without theirs"):
+    with pytest.raises(BadOption, match="holds 20 tokens of which that is not known"):
         longctx.generate(model, TOKENIZER, PROMPT, drafters=[knowing], past_key_values=filled, **OPTIONS)
-    with pytest.raises(BadOption, match="nobody shows it any"):
+    with pytest.raises(BadOption, match="nobody shows it any of that"):
         Candidates(knowing).begin(DraftSource(PROMPT[0].numpy(), 480))
-    with pytest.raises(ModelError, match="gave dict without them"):
-        shown([Watch(True)], {})
+    with pytest.raises(ModelError, match="with output_hidden_states, and this model's passes gave dict without it"):
+        shown([Watch({STATES: True})], {}, 1)
+    with pytest.raises(ModelError, match="with return_shared_kv_states, and .* gave CausalLMOutputWithPast without it"):
+        longctx.generate(model, TOKENIZER, PROMPT, drafters=[Sharing(**{STATES: -1, SHARED: True})], **OPTIONS)
+    with pytest.raises(BadOption, match="say with output_attentions"):
+        RowTarget(model, 64).watch({STATES: True, "output_attentions": True})
 
 
 def test_a_generator_that_fails_leaves_the_tokens_so_far() -> None:
@@ -338,7 +475,9 @@ def test_a_generator_that_fails_is_told_the_same_again() -> None:
             return torch.cat((input_ids, torch.tensor([[8, 9]])), 1), None
 
     # the states of tokens 5, 6, 7 and 8, that of each the token itself; a pass each for the prompt and the rest
-    taken = iter(((None, torch.tensor([[[5.0], [6.0]]])), None, (None, torch.tensor([[[7.0], [8.0]]])), None, None))
+    pieces: list[list[int] | None] = [[5, 6], None, [7, 8], None, None]
+    said_of = [None if ids is None else Seen((None, torch.tensor([[[float(i)] for i in ids]])), {}) for ids in pieces]
+    taken = iter(said_of)
     retold = Retold(Failing(), lambda: next(taken), 2, torch.device("cpu"))
     for tokens in ([5, 6, 7], [5, 6, 7], [5, 6, 7, 8, 4], [5, 6, 7, 8, 4]):
         try:
@@ -354,7 +493,7 @@ def test_a_generator_that_fails_is_told_the_same_again() -> None:
 def test_rows_that_are_taken_back_or_whose_pass_fails_leave_no_states(kind: type) -> None:
     model = tiny.model()
     target = RowTarget(model, 64) if kind is RowTarget else StockTarget(model, "chain")
-    take = target.watch(-1)
+    take = target.watch({STATES: -1})
     assert take() is None
     target.score([5, 6, 7], [-1, 0, 1], 1)
     target.commit([0, 1, 2])
@@ -364,36 +503,38 @@ def test_rows_that_are_taken_back_or_whose_pass_fails_leave_no_states(kind: type
         target.score([10**6], [-1], 1)
     target.score([8, 9, 10], [-1, 0, 1], 3)
     target.commit([0, 1])
-    states = take()
-    assert states is not None and states[0] is None and states[-1] is not None
+    seen = take()
+    assert seen is not None and seen.states[0] is None and seen.states[-1] is not None
     with torch.inference_mode():
         whole = model(torch.tensor([[5, 6, 7, 8, 9]]), output_hidden_states=True).hidden_states[-1]
-    torch.testing.assert_close(states[-1], whole, rtol=1e-4, atol=1e-5)
-    assert not states[-1].is_inference(), "whoever takes them may write to them"
+    torch.testing.assert_close(seen.states[-1], whole, rtol=1e-4, atol=1e-5)
+    assert not seen.states[-1].is_inference(), "whoever takes them may write to them"
     assert take() is None
 
 
 def test_of_a_tree_only_the_path_that_was_kept_is_shown() -> None:
     model = tiny.model()
     target = RowTarget(model, 64)
-    take = target.watch([2])
+    take = target.watch({STATES: [2]})
     target.score([5, 6, 7, 8, 9], [-1, 0, 0, 2, 1], 5)
     target.commit([0, 2, 3])
-    states = take()
+    seen = take()
     with torch.inference_mode():
         whole = model(torch.tensor([[5, 7, 8]]), output_hidden_states=True).hidden_states[2]
-    assert states is not None
-    torch.testing.assert_close(states[2], whole, rtol=1e-4, atol=1e-5)
+    assert seen is not None
+    torch.testing.assert_close(seen.states[2], whole, rtol=1e-4, atol=1e-5)
 
 
 def test_what_passes_take_is_told_apart_from_those_of_the_shorter_road() -> None:
     model = tiny.model()
     watched, other = RowTarget(model, 64), RowTarget(model, 64)
-    watched.watch(-1)
+    watched.watch({STATES: -1})
     assert costs_of(model, watched) is costs_of(model, watched) is not costs_of(model, other)
 
 
 def test_one_pass_says_what_all_of_them_want() -> None:
     assert selection([]) == {}
-    assert selection([Watch(-1), Watch([3, 1]), Watch((3,))]) == {"output_hidden_states": [-1, 1, 3]}
-    assert selection([Watch(-1), Watch(True)]) == {"output_hidden_states": True}
+    assert selection([Watch({STATES: which}) for which in (-1, [3, 1], (3,))]) == {STATES: [-1, 1, 3]}
+    assert selection([Watch({STATES: -1}), Watch({STATES: True})]) == {STATES: True}
+    assert selection([Watch({SHARED: True}), Watch({STATES: 0, SHARED: False})]) == {STATES: [0], SHARED: True}
+    assert selection([Watch({SHARED: True})]) == {SHARED: True}

@@ -15,28 +15,26 @@ from torch import Tensor
 from longctx.backend.alone import turn
 from longctx.backend.copies import of_its_own
 from longctx.backend.retold import Retold, common
+from longctx.backend.states import OPTIONS, unheard
 from longctx.drafts import Budget, Draft, DraftSource, Take, Verified
 from longctx.errors import BadOption
 
-_STATES = "output_hidden_states"
 _SURE = 0.8  # how likely a token without a probability is taken to be right after the one before it
 
 
 def adapted(drafter: Any) -> Any:
     """``drafter`` itself, or where it is a candidate generator a drafter that asks it.
 
-    Raises BadOption for a generator that wants more of the model's passes than hidden states.
+    Raises BadOption for a generator that wants more of the model's passes than drafters are shown.
     """
     if not callable(getattr(drafter, "get_candidates", None)):
         return drafter
     if not _works(drafter):
         return Candidates(drafter)
-    wanted = dict(getattr(drafter, "model_kwargs_overrides", {}))
-    if not wanted.pop(_STATES, False) or any(wanted.values()):
-        named = ", ".join(name for name, value in wanted.items() if value) or "no option of a pass that it names"
+    if named := unheard(getattr(drafter, "model_kwargs_overrides", {})):
         raise BadOption(
-            f"{type(drafter).__name__} drafts from what the model's passes say with {named}: drafters are shown hidden "
-            f"states only, of the layers that model_kwargs_overrides[{_STATES!r}] names (True: of all)."
+            f"{type(drafter).__name__} drafts from what the model's passes say with {named}: drafters are shown what "
+            f"they say with {' and '.join(OPTIONS)}, as model_kwargs_overrides of the generator names them."
         )
     return Candidates(drafter)
 
@@ -52,7 +50,7 @@ class Candidates:
 
     It is told how many of its tokens were right as Hugging Face would tell it. The scores it is given with that are
     not-a-number, one row [1, candidates + 1, 1] for each token: only their count is known. Of what the model's passes
-    say it is given hidden states where it works from those, and neither logits nor keys and values.
+    say it is given hidden states and the keys and values that layers share, where it names them, and no logits.
     """
 
     generator: Any
@@ -62,8 +60,10 @@ class Candidates:
         take = None
         if _works(self.generator):
             if source.watch is None:
-                raise BadOption(f"{type(self.generator).__name__} works from hidden states, and nobody shows it any.")
-            take = source.watch(self.generator.model_kwargs_overrides[_STATES])
+                raise BadOption(
+                    f"{type(self.generator).__name__} works from what passes say, and nobody shows it any of that."
+                )
+            take = source.watch(self.generator.model_kwargs_overrides)
         return Asking(of_its_own(self.generator), source, take)
 
 

@@ -94,7 +94,7 @@ class RowTarget(Watched):
                     with installed(self._model):
                         out = _pass(self._model, tokens, rows.positions, wanted, extra)
                     logits = _last(out, wanted)
-                    shown(self.watches, out)
+                    shown(self.watches, out, len(tokens))
             settled = True
         finally:
             if not settled:
@@ -103,9 +103,9 @@ class RowTarget(Watched):
 
     def commit(self, rows: Sequence[int]) -> None:
         """Afterwards the cache holds the pending ``rows``, a path in order, and no others."""
+        self.note(rows)  # first: what is shared may lie in the cache's own slots
         with torch.inference_mode():
             self._cache.keep(self.length, rows)
-        self.note(rows)
         self.length += len(rows)
         self._pending = 0
 
@@ -136,7 +136,7 @@ def score_together(
                     out = _pass(model, every, positions, len(every), extra)
                 logits = _last(out, len(every))
                 for (target, *_), own, end in zip(asked, rows, accumulate(own.count for own in rows), strict=True):
-                    shown(target.watches, out, end - own.count, own.count)
+                    shown(target.watches, out, len(every), end - own.count, own.count)
         settled = True
     finally:
         if not settled:
@@ -202,7 +202,7 @@ class StockTarget(Watched):
         out = _pass(self._model, tokens, positions, wanted, self._fixed | selection(self.watches))
         if self._cache is None:
             self._cache = self._fixed[self._name] = getattr(out, self._name)
-        shown(self.watches, out)
+        shown(self.watches, out, len(tokens))
         return _last(out, wanted)
 
     def commit(self, rows: Sequence[int]) -> None:
@@ -210,9 +210,9 @@ class StockTarget(Watched):
         left_out = self._pending - len(rows)
         if left_out and self.rows == "off":
             raise CacheError("this model's cache takes nothing back, and a row was not committed.")
+        self.note(rows)
         if self._recording or left_out:
             self._cache.crop(-left_out)
-        self.note(rows)
         self.length += len(rows)
         self._pending = 0
 
