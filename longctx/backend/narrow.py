@@ -5,8 +5,8 @@ single row goes through one thread on some processors, and from two or four rows
 which on others costs what sixteen rows do. A product that begins with the weights does neither, and may take as long
 for sixteen rows as for two. Where a processor has no instructions for a format of 16 bits, each row of its products
 costs as much as four in float32, and from some twelve rows on it pays to widen the weights; where a kernel can be
-compiled, weights are widened while they are multiplied. Knows no layer and no model, and makes nothing that gradients
-could be taken of.
+compiled, weights are widened while they are multiplied, or multiplied as they are. Knows no layer and no model, and
+makes nothing that gradients could be taken of.
 """
 
 from __future__ import annotations

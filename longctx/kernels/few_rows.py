@@ -1,4 +1,4 @@
-"""A few rows times a matrix of weights, on a CPU: every weight is read once, and widened on its way or met by tiles.
+"""A few rows times a matrix of weights, on a CPU: every weight is read once, and widened on its way or met as it is.
 
 A product of few rows need take no longer than reading the weights. PyTorch's takes several times as long in formats
 that a processor has no products of. The machine code is that of a step. Knows no layer and no model.
@@ -23,7 +23,7 @@ def version(dtype: torch.dtype, width: int) -> str:
 
 
 def reference(x: Tensor, weight: Tensor) -> Tensor:
-    """What ``product`` gives, up to the order of its sums; by tiles it does for ``x`` in bfloat16."""
+    """What ``product`` gives, up to the order of its sums; by tiles and dots it does for ``x`` in bfloat16."""
     return x.float() @ weight.float().t()
 
 

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from longctx.kernels import tiles
+from longctx.kernels import dots, tiles
 from longctx.kernels.elementary import exp
 from longctx.kernels.loops import Loops
 
@@ -20,16 +20,21 @@ _AHEAD = 2**13  # bytes by which weights are asked for before they are needed
 _TOLD = ("steps", "COUNT", "ROWS", "NEAR", "number", "count", "barrier")
 
 
-def written(stored: str, widths: tuple[int, ...], lanes: int, tiled: bool) -> str:
-    """``run`` for a thread: its share of every step, and what is to be waited for; ``tiled``: with those of tiles."""
+def written(stored: str, widths: tuple[int, ...], lanes: int, packing: str) -> str:
+    """``run`` for a thread: its share of every step, and what is to be waited for.
+
+    ``packing`` says by what there are products of what is packed, "tiles" or "dots", or that there are none.
+    """
     code = Loops(lanes)
-    if tiled:
-        tiles.declare(code)
-    small = (_norm, _turn, _lay, _gate, _pack if tiled else _nothing)
+    if packing:
+        {"tiles": tiles, "dots": dots}[packing].declare(code)
+    small = (_norm, _turn, _lay, _gate, {"tiles": _pack, "dots": _round, "": _nothing}[packing])
     kinds: list[Callable[[str], None]] = [functools.partial(one, code, stored) for one in small]
-    kinds += [functools.partial(_product, code, stored, width) for width in widths]
-    if tiled:
+    kinds += [functools.partial(_product, code, stored, width, False) for width in widths]
+    if packing == "tiles":
         kinds += [functools.partial(_tiled, code, width) for width in widths]
+    if packing == "dots":
+        kinds += [functools.partial(_product, code, stored, width, True) for width in widths]
     for number, write in enumerate(kinds):
         write(f"step{number}")
     with code.function("void @run(ptr %given)"):
@@ -124,6 +129,12 @@ def _pack(code: Loops, stored: str, name: str) -> None:
         tiles.pack(code, (x, into, width), ("%mine", "%of"), "%rows")
 
 
+def _round(code: Loops, stored: str, name: str) -> None:
+    with code.function(f"internal void @{name}{_HEAD}"):
+        x, into, width = _told(code, "x", "into", "WIDTH")
+        dots.pack(code, (x, into, width), ("%mine", "%of"), "%rows")
+
+
 def _nothing(code: Loops, stored: str, name: str) -> None:
     with code.function(f"internal void @{name}{_HEAD}"):
         pass
@@ -158,11 +169,11 @@ def _multiplied(code: Loops) -> tuple[str, ...]:
     return x, weight, bias, out, outs, biased, adds
 
 
-def _product(code: Loops, stored: str, width: int, name: str) -> None:
+def _product(code: Loops, stored: str, width: int, dotted: bool, name: str) -> None:
     """A share of the weights, block by block: each block goes to all rows before the next one is read."""
     most = code.lanes // 2  # rows whose sums fit the registers; more come in turns, over a block that is in a cache
     for rows in range(1, most + 1):
-        _tile(code, stored, width, rows, f"{name}.{rows}")
+        _tile(code, stored, width, rows, dotted, f"{name}.{rows}")
     with code.function(f"internal void @{name}{_HEAD}"):
         x, weight, bias, out, outs, biased, adds = _multiplied(code)
         low, high = code.part("%mine", "%of", code.div(code.add(outs, _SIDE - 1), _SIDE))
@@ -173,7 +184,7 @@ def _product(code: Loops, stored: str, width: int, name: str) -> None:
             first = code.add(low, code.mul(at.index, block))
             begin, end = (code.mul(n, _SIDE) for n in (first, code.least_of(code.add(first, block), high)))
             with code.loop(0, "%rows", most) as row:
-                line = code.place("float", x, code.mul(row.index, width))
+                line = code.place("i16" if dotted else "float", x, code.mul(row.index, width))
                 made = code.place("float", out, code.mul(row.index, outs))
                 pointers = f"ptr {line}, ptr {weight}, ptr {bias}, ptr {made}"
                 given = f"{pointers}, i64 {outs}, i64 {begin}, i64 {end}, i1 {biased}, i1 {adds}"
@@ -181,28 +192,34 @@ def _product(code: Loops, stored: str, width: int, name: str) -> None:
                 code.choose(rest, {n: f"call void @{name}.{n}({given})" for n in range(1, most + 1)})
 
 
-def _tile(code: Loops, stored: str, width: int, rows: int, name: str) -> None:
-    """Sums of ``rows`` rows of x and the rows of weights from ``low`` to ``high``, each to its place in out."""
-    lanes, vector, places = code.lanes, code.vector, [(row, s) for row in range(rows) for s in range(_SIDE)]
+def _tile(code: Loops, stored: str, width: int, rows: int, dotted: bool, name: str) -> None:
+    """Sums of ``rows`` rows of x and the rows of weights from ``low`` to ``high``, each to its place in out.
+
+    ``dotted``: x is packed, and meets weights as they are.
+    """
+    vector, places = code.vector, [(row, s) for row in range(rows) for s in range(_SIDE)]
+    deep, meet = (dots.DEEP, functools.partial(dots.added, code)) if dotted else (code.lanes, code.fma)
+    read = functools.partial(dots.load, code) if dotted else functools.partial(code.wide, stored)
+    read_x = read if dotted else functools.partial(code.wide, "float")
     # several sums of a few rows, so that one need not wait for the last
-    turns = max(n for n in (1, 2, 4, 8) if n == 1 or (n * len(places) <= 8 and not width // lanes % n))
+    turns = max(n for n in (1, 2, 4, 8) if n == 1 or (n * len(places) <= 8 and not width // deep % n))
     given = "ptr %x, ptr %w, ptr %bias, ptr %out, i64 %outs, i64 %low, i64 %high, i1 %biased, i1 %adds"
     with code.function(f"internal void @{name}({given})"), code.loop("%low", "%high", _SIDE) as outer:
         last = code.add("%outs", -1)  # which goes beside itself where their number is odd
         own = [code.least_of(code.add(outer.index, s), last) for s in range(_SIDE)]
         weights = [code.place(stored, "%w", code.mul(one, width)) for one in own]
         zeros = {f"a{turn}.{row}.{s}": (vector, "zeroinitializer") for turn in range(turns) for row, s in places}
-        with code.loop(0, width, turns * lanes, zeros) as inner:
+        with code.loop(0, width, turns * deep, zeros) as inner:
             for turn in range(turns):
-                at = code.add(inner.index, turn * lanes)
-                wide = [code.wide(stored, weight, at) for weight in weights]
+                at = code.add(inner.index, turn * deep)
+                wide = [read(weight, at) for weight in weights]
                 for weight in weights:
                     code.ask(code.place("i8", code.place(stored, weight, at), _AHEAD))
                 for row in range(rows):
-                    x = code.wide("float", "%x", code.add(at, row * width))
+                    x = read_x("%x", code.add(at, row * width))
                     for s in range(_SIDE):
                         key = f"a{turn}.{row}.{s}"
-                        inner.next[key] = code.fma(wide[s], x, inner.now[key])
+                        inner.next[key] = meet(wide[s], x, inner.now[key])
         more = [code.op(f"select i1 %biased, float {code.one(stored, '%bias', one)}, float 0.0") for one in own]
         beside: list[str] = []  # what is stored where a last one does not stand beside itself
         for row, s in places:

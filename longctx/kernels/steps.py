@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
+import sys
 from array import array
 from collections.abc import Sequence
 from typing import Any
@@ -15,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from longctx.kernels import machine, step_code, tiles
+from longctx.kernels import dots, machine, step_code, tiles
 from longctx.kernels.loops import FORMATS
 
-REVISION = 3  # to be raised when the way of multiplying changes: what was tried before then holds no more
+REVISION = 4  # to be raised when the way of multiplying changes: what was tried before then holds no more
 _NEAR = 2**17  # numbers of the weights that go to all rows before the next ones are read
-_TILED = 4  # rows from which products go by tiles, where there are some
+_FROM = {"tiles": 4, "dots": 2}  # rows from which products are of what is packed, by what there is for that
 
 
 class Steps:
@@ -32,9 +33,9 @@ class Steps:
     """
 
     def __init__(self, dtype: torch.dtype, rows: int, widths: tuple[int, ...]) -> None:
-        self._by_tiles = rows >= _TILED and tiles.have()
+        self._packing = _packing(dtype, rows)
         self._kinds = {width: len(step_code.SMALL) + place for place, width in enumerate(widths)}
-        self._function = _compiled(dtype, widths, tiles.have())
+        self._function = _compiled(dtype, widths, _packing(dtype))
         self._dtype, self._rows = dtype, rows
         self._widths = len(widths)
         self._packed: tuple[Tensor, Tensor] | None = None  # and where
@@ -51,7 +52,7 @@ class Steps:
         """``out`` [rows, outs] is ``x`` [rows, width] by the transposed ``weight`` [outs, width]; or has it added."""
         outs, width = weight.shape
         kind = self._kinds[width]
-        if self._packed is not None and self._packed[0] is x and tiles.suit(self._dtype, outs, width):
+        if self._packed is not None and self._packed[0] is x and self._suit(outs, width):
             x, kind = self._packed[1], kind + self._widths
         self._step(kind, (x, weight, bias, out), outs, int(add))
         self._made(out)
@@ -62,12 +63,12 @@ class Steps:
         self._made(out)
 
     def pack(self, x: Tensor, into: Tensor) -> None:
-        """The next products of ``x`` [rows, width] go by tiles, if there are some and enough rows; all wait for this.
+        """The next products of ``x`` [rows, width] are by tiles or dots, where rows suffice for it; all wait for this.
 
         Until ``x`` is made anew: they take its numbers rounded to bfloat16. ``into`` are as many bytes as ``packed``
         says, which nothing else uses before those products are done.
         """
-        if self._by_tiles and tiles.suit(self._dtype, tiles.SIDE, x.shape[1]):
+        if self._suit(tiles.SIDE, x.shape[1]):
             self._packed = x, into
             self._step(step_code.SMALL.index("pack"), (x, into), x.shape[1])
             self.wait()
@@ -97,6 +98,12 @@ class Steps:
         address, length = self._told.buffer_info()
         machine.run(self._function, (address, length // step_code.FIELDS, self._rows, _NEAR))
 
+    def _suit(self, outs: int, width: int) -> bool:
+        """Whether products with weights [outs, width] are of what is packed."""
+        if self._packing == "tiles":
+            return tiles.suit(self._dtype, outs, width)
+        return self._packing == "dots" and dots.suit(self._dtype, width)
+
     def _made(self, out: Tensor) -> None:
         if self._packed is not None and self._packed[0] is out:
             self._packed = None
@@ -111,24 +118,32 @@ class Steps:
 
 def packed(dtype: torch.dtype, rows: int, width: int) -> int:
     """Bytes that ``pack`` needs beside weights of a format."""
-    return tiles.room(rows, width) if dtype == torch.bfloat16 and rows >= _TILED and tiles.have() else 0
+    return {"tiles": tiles.room, "dots": dots.room, "": lambda *_: 0}[_packing(dtype, rows)](rows, width)
 
 
 def version(dtype: torch.dtype, width: int) -> str:
     """Which compiler steps are had from for numbers of a format and rows of a width; empty where they are not."""
     found = machine.version(dtype, width, _right)
-    return f"{found} with tiles" if found and dtype == torch.bfloat16 and tiles.have() else found
+    return f"{found} with {_packing(dtype)}" if found and _packing(dtype) else found
 
 
 def ready(dtype: torch.dtype, widths: tuple[int, ...]) -> None:
     """Afterwards steps like these compile nothing."""
-    _compiled(dtype, widths, tiles.have())
+    _compiled(dtype, widths, _packing(dtype))
+
+
+def _packing(dtype: torch.dtype, rows: int = sys.maxsize) -> str:
+    """By what there are products of packed rows here, if there are as many as that pays for; empty: by nothing."""
+    found = ("tiles" if tiles.have() else "dots" if dots.have() else "") if dtype == torch.bfloat16 else ""
+    return found if found and rows >= _FROM[found] else ""
 
 
 def _right(dtype: torch.dtype) -> bool:
     """Whether products are, which are what is hardest; tests hold the other steps against operations on tensors."""
     shapes = [(2, 3, machine.lanes())]
-    if dtype == torch.bfloat16 and tiles.have():
+    if _packing(dtype) == "dots":
+        shapes += [(rows, 5, 4 * dots.DEEP) for rows in (2, 9)]  # several sums of a few rows, and one row left over
+    if _packing(dtype) == "tiles":
         outs = (2 * machine.threads() + 1) * tiles.SIDE  # one thread meets two tiles of weights at once, and one
         shapes += [(rows, outs, tiles.DEEP) for rows in (tiles.SIDE, tiles.SIDE + 1)]
     return all(_multiplies(dtype, *shape) for shape in shapes)
@@ -145,7 +160,5 @@ def _multiplies(dtype: torch.dtype, rows: int, outs: int, width: int) -> bool:
 
 
 @functools.cache
-def _compiled(dtype: torch.dtype, widths: tuple[int, ...], tiled: bool) -> Any:
-    return machine.compiled(
-        step_code.written(FORMATS[dtype], widths, machine.lanes(), tiled and dtype == torch.bfloat16)
-    )
+def _compiled(dtype: torch.dtype, widths: tuple[int, ...], packing: str) -> Any:
+    return machine.compiled(step_code.written(FORMATS[dtype], widths, machine.lanes(), packing))

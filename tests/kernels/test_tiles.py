@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import needed, threads
 
-from longctx.kernels import few_rows, step_code, steps, tiles
+from longctx.kernels import dots, few_rows, step_code, steps, tiles
 from longctx.kernels.steps import Steps
 
 there = pytest.mark.skipif(not tiles.have(), reason="this processor has no tiles of bfloat16, or may not use them")
@@ -47,7 +47,7 @@ def test_sums_are_those_of_numbers_rounded_to_bfloat16(
     weight = torch.randn(outs, width, generator=draw).bfloat16()
     bias = torch.randn(outs, generator=draw).bfloat16() if biased else None
     with pytest.MonkeyPatch.context() as patch, threads(count):
-        patch.setattr(steps, "_TILED", 1)
+        patch.setitem(steps._FROM, "tiles", 1)
         found = made(x, weight, bias, old.clone(), add)
     expected = x.bfloat16().double() @ weight.double().t()
     expected = expected + (0.0 if bias is None else bias.double()) + (old.double() if add else 0.0)
@@ -76,7 +76,7 @@ def test_rows_are_packed_in_pairs_and_those_that_are_missing_are_zeros(rows: int
 @there
 def test_few_rows_and_weights_in_no_whole_tiles_are_multiplied_as_they_are() -> None:
     """There x is not rounded: what a product of tiles would give is something else."""
-    for rows, outs, width in ((steps._TILED - 1, 48, 96), (9, 21, 96), (9, 48, 80)):
+    for rows, outs, width in ((steps._FROM["tiles"] - 1, 48, 96), (9, 21, 96), (9, 48, 80)):
         x, weight = torch.randn(rows, width), torch.randn(outs, width).bfloat16()
         found = made(x, weight, None, torch.empty(rows, outs))
         torch.testing.assert_close(found, few_rows.reference(x, weight), rtol=1e-5, atol=1e-4)
@@ -205,6 +205,7 @@ def test_without_leave_there_are_none(monkeypatch: pytest.MonkeyPatch, refused: 
 @needed
 def test_a_machine_without_them_multiplies_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "have", lambda: False)
+    monkeypatch.setattr(dots, "have", lambda: False)
     x, weight = torch.randn(9, 64), torch.randn(32, 64).bfloat16()
     assert steps.packed(torch.bfloat16, 9, 64) == 0
     torch.testing.assert_close(few_rows.product(x, weight), few_rows.reference(x, weight), rtol=1e-5, atol=1e-4)
