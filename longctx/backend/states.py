@@ -15,8 +15,8 @@ from longctx.drafts import Seen, Take
 from longctx.errors import BadOption, ModelError
 
 STATES, SHARED = "output_hidden_states", "return_shared_kv_states"
-OPTIONS = (STATES, SHARED)  # of a pass, as Hugging Face names them
-"""Hidden states of layers, and the keys and values of layers whose own other layers read."""
+OPTIONS = (STATES, SHARED)
+"""Of a pass, as Hugging Face names them: hidden states of layers, and the keys and values that others of them read."""
 
 
 class Watch:
