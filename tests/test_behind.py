@@ -70,7 +70,8 @@ def test_answers_behind_a_context_are_what_the_models_own_passes_say(
         ]
         assert passes == [16, 1, 1, 1, 1]  # a user's own passes are the model's
         other = cache.report()
-    assert torch.allclose(found, torch.cat(expected), atol=1e-5)
+    whole = torch.cat(expected)  # which rounding takes some 3e-6 of the largest away from what float64 says
+    assert (found - whole).abs().max() < 1e-5 * whole.abs().max()
     counted = {name: value for name, value in asdict(report).items() if value is not None}
     assert counted == pytest.approx({name: getattr(other, name) for name in counted}, rel=1e-3)
 
