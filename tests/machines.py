@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from longctx.kernels import machine
+from longctx.kernels import machine, steps
 from longctx.kernels.loops import FORMATS
+from longctx.kernels.steps import Steps
 
 # not where a kernel says so: one that is wrong takes itself for none, and its tests must fail then
 needed = pytest.mark.skipif(
@@ -50,3 +51,15 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def made(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, add: bool = False
+) -> torch.Tensor:
+    """``out``, once it is the product of ``x`` packed, where rows are, among bytes that are no numbers."""
+    room = torch.full((steps.packed(weight.dtype, *x.shape),), 0xFF, dtype=torch.uint8)  # numbers that are none
+    doing = Steps(weight.dtype, len(x), (weight.shape[1],))
+    doing.pack(x, room)
+    doing.product(x, weight, bias, out, add)
+    doing.run()
+    return out

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import needed, threads
+from machines import made, needed, threads
 
 from longctx.kernels import dots, few_rows, step_code, steps, tiles
 from longctx.kernels.steps import Steps
@@ -22,17 +22,6 @@ def without_tiles() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "have", lambda: False)
         yield
-
-
-def made(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, add: bool = False
-) -> torch.Tensor:
-    room = torch.full((steps.packed(weight.dtype, *x.shape),), 0xFF, dtype=torch.uint8)  # numbers that are none
-    doing = Steps(weight.dtype, len(x), (weight.shape[1],))
-    doing.pack(x, room)
-    doing.product(x, weight, bias, out, add)
-    doing.run()
-    return out
 
 
 @needed
