@@ -299,8 +299,10 @@ def test_what_a_trial_is_about_stands_in_its_key(monkeypatch: pytest.MonkeyPatch
         for out, width in ((3, 5), (5, 3), (3, 3)):
             narrow._trial.__wrapped__(dtype, out, width, 1)
         arithmetic._seconds.__wrapped__(dtype, 1)
-        products._faster.__wrapped__(dtype, 1)
-    assert len(set(about)) == len(about) == 10
+        for number in range(7):  # the sizes differ in one number, or in none
+            shape = tuple(8 + (place == number) for place in range(6))
+            products._faster.__wrapped__(dtype, shape, 1)
+    assert len(set(about)) == len(about) == 22
 
 
 def test_of_several_processors_the_first_is_told(tmp_path: Path) -> None:
@@ -315,12 +317,14 @@ def test_every_trial_that_decides_how_numbers_are_added_is_kept(folder: Path) ->
         found.cache_clear()
     own = [narrow.seconds(rows, weight) for rows in narrow.COUNTS]
     threads = torch.get_num_threads()
-    own += [*arithmetic._seconds(torch.bfloat16, threads), products._faster(torch.bfloat16, threads)]
+    shape = (1, 6, 2, 32, 32, 16)
+    own += [*arithmetic._seconds(torch.bfloat16, threads), products._faster(torch.bfloat16, shape, threads)]
     script = (
         "import json, torch; from longctx.backend import arithmetic, narrow, products\n"
         f"torch.set_num_threads({threads}); weight = torch.ones(24, 40, dtype=torch.bfloat16)\n"
         "found = [narrow.seconds(rows, weight) for rows in narrow.COUNTS]\n"
-        f"found += [*arithmetic._seconds(torch.bfloat16, {threads}), products._faster(torch.bfloat16, {threads})]\n"
+        f"found += arithmetic._seconds(torch.bfloat16, {threads})\n"
+        f"found += [products._faster(torch.bfloat16, {shape}, {threads})]\n"
         "print(json.dumps(found))"
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

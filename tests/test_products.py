@@ -29,6 +29,9 @@ SHAPES = st.tuples(
 )
 
 
+SMALL = (1, 6, 2, 256, 256, 64)  # of a trial
+
+
 def states(batch: int, heads: tuple[int, int], queries: int, past: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     draw = torch.Generator().manual_seed(seed)
     sizes = ((heads[0], queries), (heads[1], past + queries), (heads[1], past + queries))
@@ -132,24 +135,48 @@ def test_it_is_taken_where_it_wins_by_a_fifth(
     monkeypatch.setenv("LONGCTX_CACHE", str(tmp_path))  # nothing was found before
     times = iter((ours, theirs))
     monkeypatch.setattr(trial, "seconds", lambda work: next(times))
-    assert products._faster.__wrapped__(torch.bfloat16, 1) is expected
+    assert products._faster.__wrapped__(torch.bfloat16, SMALL, 1) is expected
 
 
-def test_it_is_never_asked_of_other_formats_single_rows_other_devices_or_for_gradients(
+def test_it_is_never_asked_of_other_formats_few_rows_other_devices_or_for_gradients(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(products, "_faster", lambda dtype, threads: True)
-    half = torch.ones(1, 1, 2, 4, dtype=torch.bfloat16)
-    assert not products.wins(half), "a gradient may be wanted"
+    monkeypatch.setattr(products, "_faster", lambda dtype, shape, threads: True)
+    half = torch.ones(1, 1, 256, 4, dtype=torch.bfloat16)
+    assert not products.wins(half, half), "a gradient may be wanted"
     with torch.no_grad():
-        assert products.wins(half)
-        assert not products.wins(half[:, :, :1]) and not products.wins(half.to("meta"))
-        assert not products.wins(half.float()) and not products.wins(half.half())
+        assert products.wins(half, half) and products.wins(half[:, :, :16], half)
+        assert not products.wins(half[:, :, :15], half) and not products.wins(half, half[:, :, :255])
+        assert not products.wins(half.to("meta"), half.to("meta"))
+        assert not products.wins(half.float(), half.float()) and not products.wins(half.half(), half.half())
 
 
-def test_the_trial_measures_both() -> None:
-    assert products._faster(torch.bfloat16, 2) in (True, False)
+def test_the_trial_is_made_for_sizes_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few large products win where many small ones do not: one trial for all sizes was wrong for most of them."""
+    asked = []
+    monkeypatch.setattr(products, "_faster", lambda dtype, shape, threads: asked.append(shape))
+    sizes = ((1, 16, 256), (1, 511, 511), (1, 2048, 30_000), (3, 300, 1023), (9, 25, 600))
+    with torch.no_grad():
+        for texts, rows, keys in sizes:
+            query, key = (torch.empty(texts, h, n, 8, dtype=torch.bfloat16) for h, n in ((6, rows), (2, keys)))
+            products.wins(query, key)
+    tried = ((1, 16, 256), (1, 256, 256), (1, 512, 2048), (4, 256, 512), (4, 16, 512))
+    assert asked == [(texts, 6, 2, rows, keys, 8) for texts, rows, keys in tried]
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 2, 9, 9, 8), (1, 6, 2, 5, 9, 8), (3, 6, 2, 5, 9, 8)])
+def test_the_trial_measures_both_ways_to_the_same_numbers(shape: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert products._faster(torch.bfloat16, shape, 2) in (True, False)
     assert 0 < trial.seconds(lambda: torch.ones(3)) < 10
+    made: list[Tensor] = []
+    monkeypatch.setattr(products, "kept", lambda trial, about, attempt, read: attempt())
+    monkeypatch.setattr(products, "faster", lambda *ways: made.extend(way() for way in ways))
+    draw = torch.Generator().manual_seed(3)
+    monkeypatch.setattr(torch, "ones", lambda *size, **given: torch.randn(*size, generator=draw).to(given["dtype"]))
+    with torch.no_grad():
+        products._faster.__wrapped__(torch.float32, shape, 2)
+    ours, usual = made
+    torch.testing.assert_close(usual.reshape(ours.shape), ours, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["none", "seen", "added"])
@@ -161,7 +188,7 @@ def test_the_attention_function_takes_it_for_masks_that_say_what_is_seen(
     mask = {"none": None, "seen": seen, "added": torch.where(seen, 0.5, -1e9).double()}[kind]
     plain = attend(torch.nn.Module(), query, key, value, mask, scaling=0.3)[0]
     taken = []
-    monkeypatch.setattr(products, "wins", lambda query: True)
+    monkeypatch.setattr(products, "wins", lambda query, key: True)
     ours = products.attend
     monkeypatch.setattr(products, "attend", lambda *given: taken.append(kind) or ours(*given))
     found = attend(torch.nn.Module(), query, key, value, mask, scaling=0.3)[0]
@@ -173,7 +200,7 @@ def test_the_attention_function_takes_it_for_masks_that_say_what_is_seen(
 def test_a_model_reads_with_it_what_it_reads_without(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.model(family, "sdpa")
     plain = read(Passes(model, range(3, 40)))
-    monkeypatch.setattr(products, "wins", lambda query: query.shape[2] > 1)
+    monkeypatch.setattr(products, "wins", lambda query, key: query.shape[2] > 1)
     check(read(Passes(model, range(3, 40))), plain)
 
 

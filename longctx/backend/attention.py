@@ -154,14 +154,14 @@ def attend(
         whole = plain and 1 < last < key.shape[2] and last == rows.count and rows.whole(layer)
         if whole and rows.short(key.shape[2]):
             return rows.at_once(query, key, value, scale).transpose(1, 2).contiguous(), None
-        if whole and not products.wins(query):
+        if whole and not products.wins(query, key):
             return rows.attend(query, key, value, scale).transpose(1, 2).contiguous(), None
         attention_mask = None if whole and rows.is_chain else rows.mask(layer, key.shape[2])
         attention_mask = None if attention_mask is None else attention_mask[:, :, -last:]
     dropped = dropout if module.training else 0.0
     if not plain:
         out = _explicit(query, key, value, attention_mask, scale, softcap, s_aux)
-    elif not dropped and _true(attention_mask) and products.wins(query):
+    elif not dropped and _true(attention_mask) and products.wins(query, key):
         out = products.attend(query, key, value, attention_mask, scale)
     elif attention_mask is None and query.shape[2] > 1:
         gqa = query.shape[1] != key.shape[1]

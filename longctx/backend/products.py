@@ -1,8 +1,9 @@
 """Attention as plain matrix products over blocks of query rows, where those are faster than the library's fused kernel.
 
 Owns that arithmetic and the trial that decides for it. In bfloat16 the fused kernel of PyTorch multiplies many small
-tiles, each by a call of its own, on processors that have fast bfloat16 products and no tile instructions. Knows
-nothing of models and caches.
+tiles, each by a call of its own, on processors that have fast bfloat16 products and no tile instructions. It is what
+many keys or many texts are worth the few large products for: the trial is made for sizes as they come. Knows nothing of
+models and caches.
 """
 
 from __future__ import annotations
@@ -14,23 +15,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longctx.backend.kept import kept, said
+from longctx.backend.parts import causal_part, fold, merge, part
 from longctx.backend.trial import faster
 
 _ROWS = 64  # query rows of a block: keys that no row of it sees are left out
 _SCORES = 2**22  # scores held at a time
 _WIDE = 2**18  # of them, in float32: pages of more are new each time, and cost more than the sums
 _LEAST = 2.0**-100  # of a row's sum of weights, and one over the most: between them float32 and bfloat16 lose nothing
-_TRIAL = (1, 6, 384, 64)  # queries of the trial, over a third as many KV heads
+_LEAST_ROWS, _LEAST_KEYS = 16, 256  # below which so many small products win nowhere
+_TEXTS, _MOST_ROWS, _MOST_KEYS = 4, 512, 2048  # of a trial: more are as these
+
+Shape = tuple[int, int, int, int, int, int]
+"""Of a trial: texts, heads, KV heads, rows and keys of each text, and numbers of a head."""
 
 
-def wins(query: Tensor) -> bool:
-    """Whether ``attend`` is the way for queries like these: in bfloat16 on a CPU, where it is the faster one.
+def wins(query: Tensor, key: Tensor) -> bool:
+    """Whether ``attend`` is the way for sizes like these: in bfloat16 on a CPU, where it is the faster one.
 
     Scores stand in the format of the queries, which float16 is too narrow for, and nothing is kept for gradients.
     """
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or query.shape[2] < 2 or torch.is_grad_enabled():
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or torch.is_grad_enabled():
         return False
-    return _faster(query.dtype, torch.get_num_threads())
+    (batch, heads, rows, dim), (_, kv_heads, keys, _) = query.shape, key.shape
+    if rows < _LEAST_ROWS or keys < _LEAST_KEYS:
+        return False
+    texts = _TEXTS if batch > 1 else 1
+    tried = texts, heads, kv_heads, _size(rows, _MOST_ROWS), _size(keys, _MOST_KEYS), dim
+    return _faster(query.dtype, tried, torch.get_num_threads())
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -117,15 +128,31 @@ def _sound(sums: Tensor, seen: Tensor | None) -> bool:
     return seen is not None and not bool((seen.any(-1).view_as(sound) & ~sound).any())
 
 
+def _size(count: int, most: int) -> int:
+    """The power of two that a trial is made for in place of ``count``: the same or less."""
+    return min(most, 1 << count.bit_length() - 1)
+
+
 @functools.cache  # a fact about the processor and the ``threads`` that there are
-def _faster(dtype: torch.dtype, threads: int) -> bool:
-    query = torch.ones(_TRIAL, dtype=dtype)
-    key = query[:, ::3].contiguous()
+def _faster(dtype: torch.dtype, shape: Shape, threads: int) -> bool:
+    texts, heads, kv_heads, rows, keys, dim = shape
 
     def attempt() -> bool:
-        return faster(
-            lambda: attend(query, key, key, None, 1.0),
-            lambda: F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True),
-        )
+        query = torch.ones(texts, heads, rows, dim, dtype=dtype, device="cpu")
+        key = torch.ones(texts, kv_heads, keys, dim, dtype=dtype, device="cpu")
+        return faster(lambda: attend(query, key, key, None, 1.0), functools.partial(_usual, query, key))
 
-    return kept("products", f"{dtype}", attempt, said)
+    about = f"{dtype}, {texts} texts, {heads} heads over {kv_heads}, {rows} rows, {keys} keys, {dim} wide"
+    return kept("products", about, attempt, said)
+
+
+def _usual(query: Tensor, key: Tensor) -> Tensor:
+    """What is done where this does not win, of causal rows over keys that are values too."""
+    rows, keys, kv_heads = query.shape[2], key.shape[2], key.shape[1]
+    if rows == keys:
+        return F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True)
+    if len(query) == 1:  # a piece of one text behind others
+        before, own = key.split((keys - rows, rows), 2)
+        return merge([part(fold(query, kv_heads), before, before, 1.0), causal_part(query, own, own, 1.0)])
+    seen = torch.ones(rows, keys, dtype=torch.bool, device="cpu").tril_(keys - rows)
+    return F.scaled_dot_product_attention(query, key, key, seen, scale=1.0, enable_gqa=True)
