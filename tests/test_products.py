@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from longctx.backend import products, trial
-from longctx.backend.attention import attend
+from longctx.backend.attention import ROWS, attend
 from longctx.backend.passes import Passes
+from longctx.backend.rows import Rows
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 SHAPES = st.tuples(
@@ -194,6 +195,23 @@ def test_the_attention_function_takes_it_for_masks_that_say_what_is_seen(
     found = attend(torch.nn.Module(), query, key, value, mask, scaling=0.3)[0]
     torch.testing.assert_close(found, plain, rtol=1e-10, atol=1e-10)
     assert taken == ([] if kind == "added" else [kind])
+
+
+@pytest.mark.parametrize("kind", ["a piece of a text", "a tree", "a piece within a window"])
+def test_behind_a_text_it_is_for_pieces_and_not_for_trees(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial is made with rows one behind another; those of a tree are few and see each other by a mask."""
+    parents = [row - 1 for row in range(32)] if kind != "a tree" else [(row - 1) // 2 for row in range(32)]
+    rows = Rows(parents, 300, [100 if "window" in kind else None], torch.device("cpu"))
+    query, key, value = (own.float() for own in states(1, (6, 2), 32, 300, 5))
+    expected = fused(query, key, value, rows._made(rows.windows[0], 332), 0.3)
+    taken, ours = [], products.attend
+    monkeypatch.setattr(products, "wins", lambda query, key: True)
+    monkeypatch.setattr(products, "attend", lambda *given: taken.append(kind) or ours(*given))
+    layer = torch.nn.Module()
+    layer.layer_idx = 0  # type: ignore[assignment]
+    found = attend(layer, query, key, value, None, scaling=0.3, **{ROWS: rows})[0]
+    torch.testing.assert_close(found.transpose(1, 2), expected, rtol=1e-4, atol=1e-5)
+    assert taken == ([] if kind == "a tree" else [kind])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

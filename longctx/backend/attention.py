@@ -154,9 +154,9 @@ def attend(
         whole = plain and 1 < last < key.shape[2] and last == rows.count and rows.whole(layer)
         if whole and rows.short(key.shape[2]):
             return rows.at_once(query, key, value, scale).transpose(1, 2).contiguous(), None
-        if whole and not products.wins(query, key):
+        if whole and not (rows.is_chain and products.wins(query, key)):  # the trial is made with rows in order
             return rows.attend(query, key, value, scale).transpose(1, 2).contiguous(), None
-        attention_mask = None if whole and rows.is_chain else rows.mask(layer, key.shape[2])
+        attention_mask = None if whole else rows.mask(layer, key.shape[2])
         attention_mask = None if attention_mask is None else attention_mask[:, :, -last:]
     dropped = dropout if module.training else 0.0
     if not plain:

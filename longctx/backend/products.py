@@ -152,7 +152,7 @@ def _usual(query: Tensor, key: Tensor) -> Tensor:
     if rows == keys:
         return F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True)
     if len(query) == 1:  # a piece of one text behind others
-        before, own = key.split((keys - rows, rows), 2)
+        before, own = torch.split(key, [keys - rows, rows], 2)
         return merge([part(fold(query, kv_heads), before, before, 1.0), causal_part(query, own, own, 1.0)])
     seen = torch.ones(rows, keys, dtype=torch.bool, device="cpu").tril_(keys - rows)
     return F.scaled_dot_product_attention(query, key, key, seen, scale=1.0, enable_gqa=True)
