@@ -300,7 +300,7 @@ def test_what_a_trial_is_about_stands_in_its_key(monkeypatch: pytest.MonkeyPatch
             narrow._trial.__wrapped__(dtype, out, width, 1)
         arithmetic._seconds.__wrapped__(dtype, 1)
         for number in range(7):  # the sizes differ in one number, or in none
-            shape = tuple(8 + (place == number) for place in range(6))
+            shape = (*(8 + (place == number) for place in range(6)), False)
             products._faster.__wrapped__(dtype, shape, 1)
     assert len(set(about)) == len(about) == 22
 
@@ -317,7 +317,7 @@ def test_every_trial_that_decides_how_numbers_are_added_is_kept(folder: Path) ->
         found.cache_clear()
     own = [narrow.seconds(rows, weight) for rows in narrow.COUNTS]
     threads = torch.get_num_threads()
-    shape = (1, 6, 2, 32, 32, 16)
+    shape = (1, 6, 2, 32, 32, 16, False)
     own += [*arithmetic._seconds(torch.bfloat16, threads), products._faster(torch.bfloat16, shape, threads)]
     script = (
         "import json, torch; from longctx.backend import arithmetic, narrow, products\n"

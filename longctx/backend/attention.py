@@ -154,14 +154,14 @@ def attend(
         whole = plain and 1 < last < key.shape[2] and last == rows.count and rows.whole(layer)
         if whole and rows.short(key.shape[2]):
             return rows.at_once(query, key, value, scale).transpose(1, 2).contiguous(), None
-        if whole and not (rows.is_chain and products.wins(query, key)):  # the trial is made with rows in order
+        if whole and not (rows.is_chain and products.wins(query, key, masked=False)):
             return rows.attend(query, key, value, scale).transpose(1, 2).contiguous(), None
         attention_mask = None if whole else rows.mask(layer, key.shape[2])
         attention_mask = None if attention_mask is None else attention_mask[:, :, -last:]
     dropped = dropout if module.training else 0.0
     if not plain:
         out = _explicit(query, key, value, attention_mask, scale, softcap, s_aux)
-    elif not dropped and _true(attention_mask) and products.wins(query, key):
+    elif _by_products(query, key, attention_mask, rows) and not dropped:
         out = products.attend(query, key, value, attention_mask, scale)
     elif attention_mask is None and query.shape[2] > 1:
         gqa = query.shape[1] != key.shape[1]
@@ -176,9 +176,11 @@ def attend(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _true(mask: Tensor | None) -> bool:
-    """Whether a mask says what is seen and adds nothing."""
-    return mask is None or mask.dtype == torch.bool
+def _by_products(query: Tensor, key: Tensor, mask: Tensor | None, rows: Rows | None) -> bool:
+    """Whether plain products are the way: for rows in order, by which that is tried, and a mask that adds nothing."""
+    in_order = rows is None or rows.is_chain
+    said = mask is None or mask.dtype == torch.bool
+    return in_order and said and products.wins(query, key, mask is not None)
 
 
 def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:

@@ -1,9 +1,9 @@
 """Attention as plain matrix products over blocks of query rows, where those are faster than the library's fused kernel.
 
 Owns that arithmetic and the trial that decides for it. In bfloat16 the fused kernel of PyTorch multiplies many small
-tiles, each by a call of its own, on processors that have fast bfloat16 products and no tile instructions. It is what
-many keys or many texts are worth the few large products for: the trial is made for sizes as they come. Knows nothing of
-models and caches.
+tiles, each by a call of its own, on processors that have fast bfloat16 products and no tile instructions. Few large
+products pay where there are many keys or texts, and many small ones do not: the trial is made for sizes as they come.
+Knows nothing of models and caches.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from longctx.backend import quick
 from longctx.backend.kept import kept, said
 from longctx.backend.parts import causal_part, fold, merge, part
 from longctx.backend.trial import faster
@@ -23,25 +24,33 @@ _SCORES = 2**22  # scores held at a time
 _WIDE = 2**18  # of them, in float32: pages of more are new each time, and cost more than the sums
 _LEAST = 2.0**-100  # of a row's sum of weights, and one over the most: between them float32 and bfloat16 lose nothing
 _LEAST_ROWS, _LEAST_KEYS = 16, 256  # below which so many small products win nowhere
-_TEXTS, _MOST_ROWS, _MOST_KEYS = 4, 512, 2048  # of a trial: more are as these
+# of a trial, and more are as these: texts, the tokens of one that is read whole and of each of several, rows, keys
+_TEXTS, _ALONE, _TOGETHER, _MOST_ROWS, _MOST_KEYS = 4, 2048, 1024, 512, 2048
 
-Shape = tuple[int, int, int, int, int, int]
-"""Of a trial: texts, heads, KV heads, rows and keys of each text, and numbers of a head."""
+Shape = tuple[int, int, int, int, int, int, bool]
+"""Of a trial: texts, heads, KV heads, rows and keys of each text, numbers of a head, and whether there is a mask."""
 
 
-def wins(query: Tensor, key: Tensor) -> bool:
+def wins(query: Tensor, key: Tensor, masked: bool) -> bool:
     """Whether ``attend`` is the way for sizes like these: in bfloat16 on a CPU, where it is the faster one.
 
-    Scores stand in the format of the queries, which float16 is too narrow for, and nothing is kept for gradients.
+    Scores stand in the format of the queries, which float16 is too narrow for, and nothing is kept for gradients. A few
+    rows of one text behind others have kernels of their own.
     """
     if query.device.type != "cpu" or query.dtype != torch.bfloat16 or torch.is_grad_enabled():
         return False
     (batch, heads, rows, dim), (_, kv_heads, keys, _) = query.shape, key.shape
-    if rows < _LEAST_ROWS or keys < _LEAST_KEYS:
+    if rows < _LEAST_ROWS or keys < max(_LEAST_KEYS, rows):
+        return False
+    if batch == 1 and rows < keys and not masked and rows * (heads // kv_heads) <= quick.MOST:
         return False
     texts = _TEXTS if batch > 1 else 1
-    tried = texts, heads, kv_heads, _size(rows, _MOST_ROWS), _size(keys, _MOST_KEYS), dim
-    return _faster(query.dtype, tried, torch.get_num_threads())
+    if rows == keys:
+        some = every = _size(keys, _ALONE if batch == 1 else _TOGETHER)
+    else:
+        some = _size(rows, _MOST_ROWS)
+        every = max(_size(keys, _MOST_KEYS), 2 * some)
+    return _faster(query.dtype, (texts, heads, kv_heads, some, every, dim, masked), torch.get_num_threads())
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -135,24 +144,28 @@ def _size(count: int, most: int) -> int:
 
 @functools.cache  # a fact about the processor and the ``threads`` that there are
 def _faster(dtype: torch.dtype, shape: Shape, threads: int) -> bool:
-    texts, heads, kv_heads, rows, keys, dim = shape
+    texts, heads, kv_heads, rows, keys, dim, masked = shape
 
     def attempt() -> bool:
         query = torch.ones(texts, heads, rows, dim, dtype=dtype, device="cpu")
         key = torch.ones(texts, kv_heads, keys, dim, dtype=dtype, device="cpu")
-        return faster(lambda: attend(query, key, key, None, 1.0), functools.partial(_usual, query, key))
+        mask = torch.ones(rows, keys, dtype=torch.bool, device="cpu").tril_(keys - rows)[None, None] if masked else None
+        return faster(lambda: attend(query, key, key, mask, 1.0), lambda: _usual(query, key, mask))
 
-    about = f"{dtype}, {texts} texts, {heads} heads over {kv_heads}, {rows} rows, {keys} keys, {dim} wide"
+    about = f"{dtype}, {texts} texts, {heads} heads over {kv_heads}, {rows} rows, {keys} keys, {dim} wide, {masked=}"
     return kept("products", about, attempt, said)
 
 
-def _usual(query: Tensor, key: Tensor) -> Tensor:
-    """What is done where this does not win, of causal rows over keys that are values too."""
+def _usual(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """What reading does where this does not win, of causal rows over keys that are values too."""
     rows, keys, kv_heads = query.shape[2], key.shape[2], key.shape[1]
-    if rows == keys:
-        return F.scaled_dot_product_attention(query, key, key, is_causal=True, scale=1.0, enable_gqa=True)
-    if len(query) == 1:  # a piece of one text behind others
+    if mask is not None:
+        seen = mask.repeat(1, 1, query.shape[1] // kv_heads, 1)
+        return F.scaled_dot_product_attention(fold(query, kv_heads), key, key, seen, scale=1.0)
+    if rows < keys and len(query) == 1:  # a piece of one text behind others
         before, own = torch.split(key, [keys - rows, rows], 2)
         return merge([part(fold(query, kv_heads), before, before, 1.0), causal_part(query, own, own, 1.0)])
-    seen = torch.ones(rows, keys, dtype=torch.bool, device="cpu").tril_(keys - rows)
-    return F.scaled_dot_product_attention(query, key, key, seen, scale=1.0, enable_gqa=True)
+    allowed = None if rows == keys else torch.ones(rows, keys, dtype=torch.bool, device="cpu").tril_(keys - rows)
+    return F.scaled_dot_product_attention(
+        query, key, key, allowed, is_causal=allowed is None, scale=1.0, enable_gqa=True
+    )
