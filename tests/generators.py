@@ -1,4 +1,4 @@
-"""A generator that knows the answers and a controller that seldom drafts, for tests of what drafters are shown."""
+"""A prompt and its plain answer, a generator that knows it and a controller that seldom drafts: for their tests."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from generators import OPTIONS, PROMPT, STEADILY, TOKENIZER, plain
 from transformers import GenerationConfig
 from transformers.generation.candidate_generator import (
     AssistedCandidateGenerator,
@@ -24,15 +25,6 @@ from longctx.drafts import Budget, DraftSource, Verified
 from longctx.errors import DraftError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TOKENIZER = tiny.tokenizer()
-PROMPT = torch.randint(4, 470, (1, 9), generator=torch.Generator().manual_seed(1)).repeat(1, 3)
-OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "eos_token_id": None, "pad_token_id": 1}
-STEADILY = OPTIONS | {"controller": "fixed:nodes=8"}
-
-
-def plain(model: Any, prompt: torch.Tensor = PROMPT) -> torch.Tensor:
-    with torch.inference_mode():
-        return model.generate(prompt, do_sample=False, **OPTIONS)  # type: ignore[no-any-return]
 
 
 def assistant(model: Any, draws: bool = False, tokens: int = 4) -> AssistedCandidateGenerator:

@@ -299,8 +299,8 @@ def test_what_a_trial_is_about_stands_in_its_key(monkeypatch: pytest.MonkeyPatch
         for out, width in ((3, 5), (5, 3), (3, 3)):
             narrow._trial.__wrapped__(dtype, out, width, 1)
         arithmetic._seconds.__wrapped__(dtype, 1)
-        for number in range(7):  # the sizes differ in one number, or in none
-            shape = (*(8 + (place == number) for place in range(6)), False)
+        for number in range(7):  # another size in each, and in one a mask
+            shape = (*(8 + (place == number) for place in range(6)), number == 6)
             products._faster.__wrapped__(dtype, shape, 1)
     assert len(set(about)) == len(about) == 22
 
