@@ -9,15 +9,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from longctx import kv
+    from longctx import errors, kv
     from longctx.compiled import CompiledDocument
     from longctx.documents.limits import Limits
     from longctx.documents.reader import read
-    from longctx.drafts import Generation
     from longctx.errors import LongctxError
+    from longctx.generated import Generation
     from longctx.generation import generate, speculative
     from longctx.reader import Reader
-    from longctx.types import Answer, Citation, Document, Event, Page, SelectedSpan, Selection, Step
+    from longctx.types import Answer, Citation, Document, Event, Page, Scores, SelectedSpan, Selection, Step
 
 __version__ = "0.1.0"
 
@@ -27,14 +27,16 @@ _HOMES = {
     "CompiledDocument": "longctx.compiled",
     "Document": "longctx.types",
     "Event": "longctx.types",
-    "Generation": "longctx.drafts",
+    "Generation": "longctx.generated",
     "Limits": "longctx.documents.limits",
     "LongctxError": "longctx.errors",
     "Page": "longctx.types",
     "Reader": "longctx.reader",
+    "Scores": "longctx.types",
     "SelectedSpan": "longctx.types",
     "Selection": "longctx.types",
     "Step": "longctx.types",
+    "errors": "longctx.errors",
     "generate": "longctx.generation",
     "kv": "longctx.kv",
     "read": "longctx.documents.reader",
@@ -52,9 +54,11 @@ __all__ = [
     "LongctxError",
     "Page",
     "Reader",
+    "Scores",
     "SelectedSpan",
     "Selection",
     "Step",
+    "errors",
     "generate",
     "kv",
     "read",
@@ -66,7 +70,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'longctx' has no attribute {name!r}")
     home = importlib.import_module(_HOMES[name])
-    found = home if name == "kv" else getattr(home, name)  # kv is a module of public names
+    found = home if name in ("errors", "kv") else getattr(home, name)  # these are modules of public names
     globals()[name] = found
     return found
 

@@ -20,8 +20,8 @@ from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
 from longctx.contexts import CompressedContext, Policy
 from longctx.decoding.control import Controller
-from longctx.drafts import Stats
 from longctx.errors import LongctxError
+from longctx.generated import Stats
 from longctx.generation import CONTROLLER, begin, drawing
 from longctx.keys import KVReport
 from longctx.protocols import Progress, Selector
@@ -166,7 +166,8 @@ def told(
         Step("cite", timings["cite_seconds"], {"citations": len(citations)}),
     )
     warnings = (*selection.warnings, *said.warnings)
-    return Answer(said.text, tuple(citations), selection, usage, timings, promise, warnings, trace)
+    reasons = said.stats.finish_reasons or ("stop",)  # a model that was not asked said nothing that could be cut off
+    return Answer(said.text, tuple(citations), selection, usage, timings, promise, warnings, trace, reasons[0])
 
 
 def _decoded(

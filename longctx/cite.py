@@ -12,7 +12,6 @@ from longctx.lexical import words
 from longctx.segmenters.splitters._prose import boundaries
 from longctx.types import Citation, Document, SelectedSpan
 
-_MOST = 3  # citations per answer
 _SUPPORT = 0.5  # share of the answer's weight that one quote must hold
 _ECHO = 0.25  # what a word counts that the question already said
 
@@ -37,7 +36,7 @@ def cite(
         best = _best(set(words(answer[slice(*statement)])), asked, source, weight)
         if best is not None and (best.document_id, best.start) not in found:
             found[best.document_id, best.start] = best
-    return tuple(found.values())[:_MOST]
+    return tuple(found.values())
 
 
 def nearest(question: str, text: str) -> tuple[int, int]:

@@ -139,7 +139,7 @@ def generate(
     prompt: Annotated[Path, typer.Option(metavar="FILE", help="The text to go on from, as one turn of a user.")],
     name: flags.ModelName = None,
     model: flags.Model = None,
-    document: Annotated[Path | None, typer.Option(metavar="FILE", help=r"What may be copied \[the prompt].")] = None,
+    document: Annotated[Path | None, typer.Option(metavar="FILE", help="What else may be copied.")] = None,
     stop: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Ends the text; may be given again.")] = None,
     drafters: flags.Drafters = None,
     controller: flags.Controller = None,

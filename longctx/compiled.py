@@ -84,7 +84,7 @@ class CompiledDocument:
         """Afterwards what questions share is worked out: index, embeddings, ``segments`` as far as memory goes."""
         with self.reporting(progress):
             self.lexical("")
-            if self.can_embed:
+            if not self.why_no_embeddings:
                 self.embeddings.vectors()
             if segments:
                 for _ in self.read(range(len(self.segments))):
@@ -116,9 +116,9 @@ class CompiledDocument:
         return self._calibration()
 
     @property
-    def can_embed(self) -> bool:
-        """Whether there is a sentence encoder."""
-        return self.embeddings.encoder.available
+    def why_no_embeddings(self) -> str:
+        """Why there is no sentence encoder; empty where there is one."""
+        return self.embeddings.encoder.why_unavailable
 
     def text(self, unit: int) -> str:
         """The unit's own text."""
@@ -161,7 +161,7 @@ class CompiledDocument:
     def similarity(
         self, question: str, temperature: float = PLAIN, piece_tokens: int = 0, signature: float = 0.0
     ) -> NDArray[np.float32]:
-        """Cosine of the question's and every unit's embedding, [units]. Raises MissingExtra without an encoder.
+        """Cosine of the question's and every unit's embedding, [units]. Raises as ``why_no_embeddings`` says.
 
         With ``piece_tokens`` a unit of code has the best cosine of its text and of its pieces of about so many tokens;
         where it has a signature, that one's cosine makes up the share ``signature`` of the score.

@@ -226,24 +226,6 @@ def reach(policy: Policy | None, tokens: int, behind: int = 0) -> tuple[int, str
     return (tokens if method.slots(bounded) >= bounded else method.reach(tokens, behind)), method.shortfall(bounded)
 
 
-class Kept:
-    """The last context that was compressed: the next question about the same text finds it here."""
-
-    def __init__(self) -> None:
-        self._key: tuple[Any, ...] = ()
-        self._context: CompressedContext | None = None
-
-    def __call__(
-        self, model: Any, ids: Sequence[int], policy: Policy, allow_partial: bool, progress: Progress | None
-    ) -> CompressedContext:
-        key = (model_fingerprint(model), tuple(ids), plugins.resolve("kv", policy), allow_partial)
-        if self._context is None or key != self._key:
-            self._context = None  # before another one is made: two may not fit
-            made = compress(model, ids, policy, allow_partial=allow_partial, progress=progress)
-            self._context, self._key = made, key
-        return self._context
-
-
 def _partial(found: Sequence[str]) -> tuple[str, ...]:
     left = [f"{number} ({kind})" for number, kind in enumerate(found) if kind not in compressing.SEEN]
     return (f"these layers keep no keys to choose from and were left as they are: {', '.join(left)}.",) if left else ()

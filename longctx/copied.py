@@ -13,8 +13,8 @@ import numpy as np
 
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
-from longctx.drafts import Passage, Stats, located
 from longctx.errors import BadOption, CacheError
+from longctx.generated import Passage, Stats, located
 from longctx.indexing import documents_of
 from longctx.suffixes import SuffixIndex
 from longctx.types import Document, EncodedDocument

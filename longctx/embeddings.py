@@ -50,7 +50,7 @@ class Embeddings:
         return values if pieces is None else pieces.score(values, np.asarray(rows @ asked, np.float32), signature)
 
     def vectors(self, temperature: float = PLAIN) -> NDArray[np.float32]:
-        """The embedding of every unit, [units, dim], of length one. Raises MissingExtra without an encoder."""
+        """The embedding of every unit, [units, dim], of length one. Raises what its encoder raises."""
         if temperature not in self._vectors:
             found = None
             if self._stored is not None and temperature == PLAIN:

@@ -35,7 +35,7 @@ def documents(writer: Writer, book: CompiledDocument) -> tuple[StoredDocument, .
 
 def embeddings(writer: Writer, book: CompiledDocument) -> tuple[Vectors | None, int]:
     """The embeddings of all units in files, and how many texts were embedded for it."""
-    if not book.can_embed:
+    if book.why_no_embeddings:
         return None, 0
     own, shown = book.embeddings, book.embeddings.texts()
     fingerprint = own.encoder(PLAIN).fingerprint

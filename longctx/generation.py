@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import Any, Literal
+from warnings import warn
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from longctx.backend.model import past_window
 from longctx.backend.outputs import lossless, refuse, refuse_options, result, rows_of
 from longctx.backend.processors import of_row
 from longctx.backend.rope import frequencies
-from longctx.backend.stopping import ends, stop_strings
+from longctx.backend.stopping import ends, limit, stop_strings, strings
 from longctx.backend.successors import known_successors, successors
 from longctx.backend.target import score_together
 from longctx.copied import Source, copies_of
@@ -36,13 +37,14 @@ from longctx.decoding.guard import Guard
 from longctx.decoding.laws import Processor, Temperature
 from longctx.decoding.loop import PIECE, Decoding, Ends
 from longctx.decoding.noise import row_seed
-from longctx.drafts import DraftSource, Generation, Stats, Successors
+from longctx.drafts import DraftSource, Successors
 from longctx.errors import BadOption
+from longctx.generated import Generation, Stats
 from longctx.pace import costs_of, refuted_of, worth_timing
+from longctx.promises import guarantee
 from longctx.protocols import Drafter, Drafting, Progress
 from longctx.stacks import Drafters, Stack, resolve
 from longctx.suffixes import SuffixIndex
-from longctx.types import Guarantee
 
 Acceptance = Literal["shared-noise", "residual"]
 _RULES: dict[Acceptance, Callable[[int], Rule]] = {"shared-noise": SharedNoise, "residual": Residual}
@@ -70,19 +72,18 @@ def generate(
     """What ``model.generate`` says to ``input_ids`` [tokens] or [batch, tokens], in fewer passes of the model.
 
     What a tokenizer returns is taken as it is, ids and mask. ``drafters`` are names, Drafter objects, or candidate
-    generators of Hugging Face, of which each request asks a copy; ``"none"`` or ``[]`` drafts nothing. ``document`` is
-    what the answer may copy from: one or several, compiled or not (None: the prompt). Temperature 0 takes the likeliest
-    token; above it the same ``seed`` draws the same tokens with drafting on and off. With ``acceptance="residual"`` the
-    law is the same and the tokens are not: of a node that was drawn it keeps as much as the model's law allows, which
-    takes a drafter that draws, alone, under ``controller="fixed"``. The generation ends with the token that completes
-    one of ``stop``. ``controller`` decides how much is drafted. ``options`` go to ``model.generate``.
+    generators of Hugging Face, of which each request asks a copy; ``"none"`` or ``[]`` drafts nothing. Answers may copy
+    from ``document``, one or several, compiled or not, besides the prompt. Temperature 0 takes the likeliest token;
+    above it the same ``seed`` draws the same tokens with drafting on and off. With ``acceptance="residual"`` the law is
+    the same and the tokens are not; it takes a drafter that draws, alone, under ``controller="fixed"``. The token that
+    completes one of ``stop`` is the last. ``controller`` decides how much is drafted. Other ``options`` are generate's.
 
     One pass verifies the rows of all prompts of a batch, each of which gets what it would get alone; where the model's
     layers forbid that, the prompts take turns, and a warning says so. Prompt i draws as one alone would with
     ``decoding.noise.row_seed(seed, i)``, and has copies of the logits processors. Rounds and copies are told of a
     single prompt. Raises BadOption for options that drafting forbids, as beams, and DraftError where a drafter fails.
     """
-    stop, temperature = values.texts("stop", stop), values.amount("temperature", temperature)
+    stop, temperature = strings(model, values.texts("stop", stop)), values.amount("temperature", temperature)
     max_new_tokens = values.whole("max_new_tokens", max_new_tokens, 1)
     refuse_options(tokenizer, options)
     prompts, mask = rows_and_mask(input_ids, options.pop("attention_mask", None))
@@ -106,13 +107,15 @@ def generate(
         prompts,
         custom_generate=decode,
         stopping_criteria=stop_strings(tokenizer, stop),
+        stop_strings=None,  # the model's own are among the criteria
         max_new_tokens=max_new_tokens,
         **sampling,
         **options,
     )
-    sequences = answer.sequences if options.get("return_dict_in_generate") else answer
-    texts = tuple(_text(tokenizer, row, stop) for row in sequences[:, prompts.shape[1] :])
+    sequences = getattr(answer, "sequences", answer)
     ((stats, warnings),) = made
+    said = zip(sequences[:, prompts.shape[1] :], stats.lengths, strict=True)
+    texts = tuple(_text(tokenizer, row[:length], stop) for row, length in said)
     shortest = prompts.shape[1] if mask is None else int(mask.sum(-1).min())
     whole = lossless(options.get("past_key_values"))
     promise = guarantee(model, temperature, shortest, sequences.shape[1]) if whole else "approximate"
@@ -135,7 +138,7 @@ def speculative(
     Batches are decoded as ``generate`` decodes them. ``tokenizer`` is needed where ``document`` is not compiled, and
     lets copies begin at words of another case. ``streamer`` gets committed tokens, one answer after another: give it
     here as well, as ``generate`` hands its own to no other function. ``on_end`` gets the counts and warnings when the
-    generation is done. Without a ``seed`` every generation draws other tokens.
+    generation is done; without it they are Python's warnings. Without a ``seed`` every generation draws other tokens.
     """
     seed = seed if seed is None else values.whole("seed", seed)
     if acceptance not in _RULES:
@@ -153,13 +156,14 @@ def speculative(
         generation_config: Any = None,
         **kwargs: Any,
     ) -> Any:
-        refuse(model.config, generation_config, kwargs)
-        prompts, cache = rows_of(input_ids, kwargs)
         number = secrets.randbits(63) if seed is None else seed
         requests: list[Decoding] = []
         told: list[list[str]] = []
         turn = iter((True,))
         try:
+            refuse(model.config, generation_config, kwargs)
+            prompts, cache = rows_of(input_ids, kwargs)
+            most = limit(stopping_criteria, generation_config.max_length) - input_ids.shape[1]
             for index, (row, prompt) in enumerate(zip(input_ids.tolist(), prompts, strict=True)):
                 own = row_seed(number, index)
                 decoding, own_warnings = begin(
@@ -168,10 +172,10 @@ def speculative(
                     stack,
                     _RULES[acceptance](own) if generation_config.do_sample else Greedy(),
                     controller=deciding,
-                    max_new_tokens=generation_config.max_length - input_ids.shape[1],
+                    max_new_tokens=most,
                     copied=None if source is None else source.index,
-                    ends=ends(stopping_criteria, row),
-                    processors=of_row(logits_processor, index, len(prompts)),
+                    ends=ends(stopping_criteria, input_ids, index),
+                    processors=of_row(logits_processor, index, len(prompts), input_ids.device),
                     shown=row,
                     cache=cache,
                     seed=own,
@@ -194,10 +198,13 @@ def speculative(
         if lossless(cache):  # a bounded cache sees nothing from so far away, and says itself what it does
             said = max(len(prompt) + len(request.new) for prompt, request in zip(prompts, requests, strict=True))
             told.append(list(past_window(model, said)))
+        said_once = tuple(dict.fromkeys(chain.from_iterable(told)))
+        sequences = result(input_ids, [request.new for request in requests], generation_config, cache)
         if on_end is not None:
-            stats = batch.stats if source is None else source.located(batch.stats)
-            on_end(stats, tuple(dict.fromkeys(chain.from_iterable(told))))
-        return result(input_ids, [request.new for request in requests], generation_config, cache)
+            on_end(batch.stats if source is None else source.located(batch.stats), said_once)
+        for warning in said_once if on_end is None else ():
+            warn(warning, stacklevel=2)
+        return sequences
 
     return decode
 
@@ -281,17 +288,6 @@ def drawing(temperature: float, seed: int | None) -> tuple[Rule, tuple[Processor
     if temperature == 0:
         return Greedy(), ()
     return SharedNoise(secrets.randbits(63) if seed is None else seed), (Temperature(temperature),)
-
-
-def guarantee(model: Any, temperature: float, first: int, last: int) -> Guarantee:
-    """What stays unchanged from ``first`` tokens to ``last``: in wide floats every token, else the law up to rounding.
-
-    A model whose rotary frequencies change on the way goes on from keys that were rotated otherwise: no promise.
-    """
-    if frequencies(model.config).change(first, last):
-        return "approximate"
-    wide = model.dtype in (torch.float32, torch.float64)
-    return "exact" if wide and temperature == 0 else "exact-up-to-float"
 
 
 def _text(tokenizer: Any, new: torch.Tensor, stop: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from longctx import cut
 from longctx.backend.tokens import Tokens
-from longctx.drafts import Copy, Passage, located
+from longctx.generated import Copy, Passage, located
 from longctx.types import Document, SelectedSpan
 
 _MOST = 2.0  # standard deviations that are told apart

@@ -6,6 +6,7 @@ Knows the nouns of ``types``, ``drafts`` and ``keys`` only. Protocols are satisf
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -113,8 +114,8 @@ class Corpus(Protocol):
         """The model's retrieval heads, found now if they were not before; None where calibration is switched off."""
 
     @property
-    def can_embed(self) -> bool:
-        """Whether ``similarity`` has an encoder; without one it raises MissingExtra."""
+    def why_no_embeddings(self) -> str:
+        """Why ``similarity`` has no encoder and raises BadOption or MissingExtra; empty where it has one."""
 
     def text(self, unit: int) -> str:
         """The unit's own text."""
@@ -176,6 +177,9 @@ class Target(Protocol):
     @property
     def products(self) -> Mapping[int, float]:
         """Seconds that those of a pass take by its rows, where its first pass tried them; empty: unknown."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Inside, no other thread makes a pass: the time of one is taken here, without what it waited for others."""
 
     def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> Any:
         """Logits [wanted, vocab] of the last ``wanted`` rows of one pass, pending until ``commit`` or ``rollback``.

@@ -23,12 +23,14 @@ from longctx.cite import cite
 from longctx.compiled import CompiledDocument
 from longctx.compiling import Compiler, Source
 from longctx.console import listener
-from longctx.contexts import Kept, Policy, reach
+from longctx.contexts import Policy, reach
 from longctx.cut import joined
 from longctx.decoding.control import Controller
 from longctx.errors import EmptyInput
-from longctx.generation import CONTROLLER, guarantee
+from longctx.generation import CONTROLLER
+from longctx.last_context import LastContext
 from longctx.origins import Origins
+from longctx.promises import guarantee
 from longctx.protocols import Progress, Selector
 from longctx.resources import Calibrator, Encoders
 from longctx.room import Room
@@ -72,9 +74,9 @@ class Reader:
         self._calibrator = Calibrator(self._loaded, calibration)
         self._room = Room(self._loaded.window, self._frame.tokens)
         cutting = Cutting(plugins.resolve("splitters", splitter), segment_tokens)
-        made_with = (self._loaded, self._tokens, lambda: self._probe, Encoders(encoder), self._calibrator)
+        made_with = (self._loaded, self._tokens, lambda: self._probe, Encoders(encoder).fetched(), self._calibrator)
         self._compiler = Compiler(*made_with, cutting, segment_memory_bytes)
-        self._progress, self._kept = listener(progress), Kept()
+        self._progress, self._context = listener(progress), LastContext()
 
     @classmethod
     def from_pretrained(
@@ -230,8 +232,7 @@ class Reader:
             selection = self._select(book, request, budget, report)
             done += selection.trace
             times.append(time.perf_counter())
-            prompt_tokens, said = 0, Said(NOTHING)
-            read = len(selection.as_read)
+            prompt_tokens, said, read = 0, Said(NOTHING), len(selection.as_read)
             if not read:
                 emit(NOTHING)
             else:
@@ -240,7 +241,7 @@ class Reader:
                 self._room.check_prompt(reach(request.kv, len(prompt), behind), request.max_new_tokens)
                 context = None
                 if request.kv is not None:
-                    context = self._kept(self.model, prompt[:-behind], request.kv, request.allow_partial, report)
+                    context = self._context(self.model, prompt[:-behind], request.kv, request.allow_partial, report)
                 origins = Origins(self._tokens, book.documents, selection.as_read, len(self._frame.before))
                 votes = origins.votes(len(prompt))
                 said = answer(self.model, self._tokens, prompt, request, report, emit, context, votes)

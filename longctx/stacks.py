@@ -14,7 +14,8 @@ from longctx.errors import BadOption
 from longctx.protocols import Drafter
 
 Drafters = str | Drafter | Sequence[Any]
-"""A name (``"name:option=value"``), a Drafter, an object with Hugging Face's ``get_candidates``, or several of them."""
+"""A name (``"name:option=value"``, several as in ``"a+b"``), a Drafter, an object with Hugging Face's
+``get_candidates``, or a list of them."""
 
 Stack = Sequence[tuple[str, Drafter]]
 
@@ -27,7 +28,8 @@ def resolve(drafters: Drafters) -> list[tuple[str, Drafter]]:
     Raises UnknownMethod and BadOption for what is no drafter, and for one that is named twice.
     """
     if isinstance(drafters, str):
-        drafters = {"auto": AUTO, plugins.NONE: ()}.get(drafters, (drafters,))
+        named = tuple(name.strip() for name in drafters.split("+"))
+        drafters = {"auto": AUTO, plugins.NONE: ()}.get(drafters, named)
     elif not isinstance(drafters, type) and any(hasattr(drafters, asked) for asked in ("begin", "get_candidates")):
         drafters = (drafters,)
     if not isinstance(drafters, Collection):  # an iterator would be empty the second time

@@ -24,10 +24,13 @@ class TextEncoder(Protocol):
 
 
 class EncoderSource(Protocol):
-    """Gives the encoder for a softmax temperature, or raises MissingExtra saying what to install."""
+    """Gives the encoder for a softmax temperature, or raises the error that says how to have one."""
 
     @property
-    def available(self) -> bool: ...
+    def why_unavailable(self) -> str:
+        """Empty where there is an encoder."""
+        ...
+
     def __call__(self, temperature: float) -> TextEncoder: ...
 
 

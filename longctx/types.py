@@ -5,18 +5,19 @@ Owns data and its invariants. Knows no model, no file and no method.
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from longctx.errors import BadOption
+from longctx.jsonable import jsonable
 
 Guarantee = Literal["exact", "exact-up-to-float", "approximate"]
+FinishReason = Literal["stop", "length"]  # ended by itself or as was asked, or cut off by ``max_new_tokens``
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +218,7 @@ class Selection:
         return tuple(self.spans[at] for at in self.order) or self.spans
 
     def as_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = _plain(self, without=("profile",))
-        return found
+        return jsonable(self, without=("profile",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +245,10 @@ class Answer:
     guarantee: Guarantee
     warnings: tuple[str, ...] = ()
     trace: tuple[Step, ...] = ()
+    finish_reason: FinishReason = "stop"
 
     def as_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = _plain(self, without=("profile",))
-        return found
+        return jsonable(self, without=("profile",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +269,7 @@ class Saved:
     units_embedded: int
 
     def as_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = _plain(self)
-        return found
+        return jsonable(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,15 +284,3 @@ class Event:
     done: int = 0
     total: int = 0
     answer: Answer | None = None
-
-
-def _plain(value: Any, without: tuple[str, ...] = ()) -> Any:
-    """Dataclasses, tuples and mappings as JSON's own types; numbers of numpy as Python's."""
-    if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _plain(getattr(value, f.name), without) for f in fields(value) if f.name not in without}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, without) for key, item in value.items()}
-    if isinstance(value, (list, tuple, Iterator)):
-        return [_plain(item, without) for item in value]
-    found = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(found, float) and not math.isfinite(found) else found  # JSON has no infinity

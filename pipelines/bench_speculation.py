@@ -324,7 +324,7 @@ def _drafted(model: Any, tokenizer: Any, ids: Any, new: int, options: Mapping[st
     watch = Watch()
     started = time.perf_counter()
     made = longctx.generate(model, tokenizer, ids, max_new_tokens=new, streamer=watch, **options)
-    told = made.as_dict()["stats"]
+    told = made.stats.as_dict()
     facts = {key: told[key] for key in ("rounds", "drafted", "accepted", "accepted_by_source", "tokens_per_round")}
-    phases = {key: value for key, value in told.items() if key.endswith("_seconds")}
+    phases = {f"{phase}_seconds": value for phase, value in told["seconds"].items()}
     return watch.timed(started, made.sequences[0, ids.shape[1] :].tolist(), {**facts, "phases": phases})

@@ -220,7 +220,7 @@ def _ours(model: Any, cache: Any, ids: Sequence[int], steps: int) -> float:
         prompt,
         attention_mask=torch.ones_like(prompt),
         past_key_values=cache,
-        custom_generate=longctx.speculative((), streamer=clock),
+        custom_generate=longctx.speculative((), streamer=clock, on_end=lambda stats, warnings: None),
         do_sample=False,
         min_new_tokens=steps + 2,
         max_new_tokens=steps + 2,

@@ -27,11 +27,11 @@ def tables(results: Path) -> str:
 
 
 def brief(results: Path) -> str:
-    """A line for every run of the default stack with enough prompts: geometric means over groups, beside stock."""
-    lines = [
-        "| model | numbers | prompts | prompt lookup | without drafts | `auto` | by group | made |",
-        "|---|---|--:|--:|--:|--:|--:|---|",
-    ]
+    """The newest run of the default stack with enough prompts, for every model and number format: a line each.
+
+    Geometric means over groups, beside stock.
+    """
+    newest: dict[tuple[str, str], tuple[str, str]] = {}
     for (_, model, dtype, machine, threads, _, _), rows in _runs(results).items():
         prompts = Counter(row["group"] for row in rows if row["method"] == "auto" and row["tokens_per_second"])
         found = bench_speculation.summary(rows)
@@ -39,11 +39,16 @@ def brief(results: Path) -> str:
             continue
         means = {method: _mean(found, method) for method in ("hf_lookup", "none", "auto")}
         each = [by["auto"] for by in found.values()]
-        lines.append(
+        line = (
             f"| {model} | {dtype} | {prompts.total()} | {means['hf_lookup']} | {means['none']} | **{means['auto']}** "
             f"| {min(each):.2f} to {max(each):.2f} | {machine}, {threads} threads, {_days(rows)} |"
         )
-    return "\n".join(lines) if len(lines) > 2 else NONE
+        made = (max(row["date"] for row in rows), line)
+        newest[model, dtype] = max(made, newest.get((model, dtype), made), key=lambda one: one[0])
+    if not newest:
+        return NONE
+    head = "| model | numbers | prompts | prompt lookup | without drafts | `auto` | by group | made |"
+    return "\n".join([head, "|---|---|--:|--:|--:|--:|--:|---|", *(newest[key][1] for key in sorted(newest))])
 
 
 def _runs(results: Path) -> dict[Run, list[Row]]:

@@ -14,12 +14,12 @@ from longctx.drafts import Budget
 TOKENIZER = tiny.tokenizer()
 PROMPT = torch.randint(4, 470, (1, 9), generator=torch.Generator().manual_seed(1)).repeat(1, 3)
 OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "eos_token_id": None, "pad_token_id": 1}
-STEADILY = OPTIONS | {"controller": "fixed:nodes=8"}
+STEADILY = OPTIONS | {"controller": "fixed:nodes=8"}  # draws no conclusion from how long passes take
 
 
-def plain(model: Any, prompt: torch.Tensor = PROMPT) -> torch.Tensor:
+def plain(model: Any, prompt: torch.Tensor = PROMPT, **options: Any) -> torch.Tensor:
     with torch.inference_mode():
-        return model.generate(prompt, do_sample=False, **OPTIONS)  # type: ignore[no-any-return]
+        return model.generate(prompt, do_sample=False, **OPTIONS | options)  # type: ignore[no-any-return]
 
 
 class Knowing(CandidateGenerator):

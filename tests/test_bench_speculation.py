@@ -13,8 +13,8 @@ import tiny
 import torch
 
 import longctx
-from longctx.drafts import Stats
 from longctx.errors import ArtifactError, EmptyInput, UsageError
+from longctx.generated import Stats
 from longctx.pipelines import bench_speculation as bench
 
 pytestmark = pytest.mark.usefixtures("one_thread")

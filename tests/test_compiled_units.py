@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from longctx import Reader
-from longctx.errors import MissingExtra
+from longctx.errors import BadOption
 from longctx.pieces import parts
 from longctx.types import Document
 
@@ -85,7 +85,7 @@ class Encoder:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    available = True
+    why_unavailable = ""
 
     def __call__(self, temperature: float) -> Encoder:
         return self
@@ -167,8 +167,8 @@ def test_pieces_are_embedded_once_for_all_questions(reader: Reader) -> None:
     assert encoder.asked[4:] == [1]
 
 
-def test_without_an_encoder_similarity_says_what_to_install(reader: Reader) -> None:
+def test_without_an_encoder_similarity_says_how_to_have_one(reader: Reader) -> None:
     book = book_of(reader, 0)
-    assert not book.can_embed
-    with pytest.raises(MissingExtra, match="longctx-hf\\[dense\\]"):
+    assert "encoder=None" in book.why_no_embeddings
+    with pytest.raises(BadOption, match="encoder=None: make it with"):
         book.similarity(QUESTION)

@@ -184,6 +184,7 @@ def test_speculative_refuses_a_prompt_that_does_not_begin_with_the_context() -> 
         model.generate(joined, past_key_values=cache, custom_generate=decode, **GREEDY)
 
 
+@pytest.mark.filterwarnings("ignore:decoded one token at a time")
 @pytest.mark.parametrize("copied", [False, True])
 def test_speculative_refuses_another_question_behind_what_the_cache_holds(copied: bool) -> None:
     model = tiny.model("llama")

@@ -163,3 +163,17 @@ def test_a_calibrated_selection_is_the_same() -> None:
         reader = Reader(model, tiny.tokenizer("system"), encoder=None, segment_tokens=128)
         found.append(reader.select(Document.from_text(TEXT, id="story"), QUESTION, budget_tokens=200, selector="auto"))
     assert [span.start for span in found[0].spans] == [span.start for span in found[1].spans]
+
+
+def test_processors_and_criteria_see_ids_where_the_caller_has_them() -> None:
+    """transformers takes ids that are not where the model is, and makes its processors there."""
+    model = both("llama")[1]
+    ids = IDS[:, :20]
+    stops = [torch.tensor([7], device=device) for device in ("cpu", "cuda")]
+    for prompt, stop in zip((ids, ids.to("cuda")), stops, strict=True):
+        criteria = [lambda ids, scores, stop=stop, **given: torch.equal(stop, ids[0, -1:])]
+        options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8, "min_new_tokens": 5, "pad_token_id": 1}
+        expected = model.generate(prompt, stopping_criteria=criteria, **options)
+        decode: Any = longctx.speculative("document", controller="fixed:nodes=8")
+        out = model.generate(prompt, stopping_criteria=criteria, custom_generate=decode, **options)
+        assert out.tolist() == expected.tolist()

@@ -109,8 +109,8 @@ def test_only_runs_of_eight_prompts_a_group_stand_in_the_readme(tmp_path: Path) 
     made = {"model": "m", "dtype": "float32", "threads": 2, "longctx": "1", "torch": "2"}
     speeds = {"hf": [10, 10], "hf_lookup:5,2": [15, 15], "hf_lookup:9,2": [5, 20], "none": [10, 10], "auto": [40, 90]}
 
-    def run(name: str, prompts: int, **more: Any) -> None:
-        common = {"machine": "x", "same": True, "tokens_per_round": 1.0, "first_seconds": 1.0, "date": "2026-01-31"}
+    def run(name: str, prompts: int, day: str = "2026-01-31", machine: str = "x", **more: Any) -> None:
+        common = {"machine": machine, "same": True, "tokens_per_round": 1.0, "first_seconds": 1.0, "date": day}
         rows = [
             common | {"group": group, "prompt": 20 * at + prompt, "method": method, "tokens_per_second": by[at]}
             for at, group in enumerate("ab")
@@ -126,7 +126,14 @@ def test_only_runs_of_eight_prompts_a_group_stand_in_the_readme(tmp_path: Path) 
     run("many", 8)
     _, _, *lines = speculation_report.brief(tmp_path).splitlines()
     # the best setting of each group: sqrt(1.5 * 2); sqrt(4 * 9)
-    assert lines == ["| m | float32 | 16 | 1.73 | 1.00 | **6.00** | 4.00 to 9.00 | x, 2 threads, 2026-01-31 |"]
+    expected = "| m | float32 | 16 | 1.73 | 1.00 | **6.00** | 4.00 to 9.00 | x, 2 threads, 2026-01-31 |"
+    assert lines == [expected]
+    run("older", 8, "2026-01-30", "y")  # of one model and format the newest run, wherever its file stands
+    run("a-newer", 8, "2026-02-01", "y")
+    run("half", 8, "2026-01-30", dtype="bfloat16")
+    half, newer = speculation_report.brief(tmp_path).splitlines()[2:]
+    assert half == expected.replace("float32", "bfloat16").replace("31 |", "30 |")
+    assert newer == expected.replace("x, 2 threads, 2026-01-31", "y, 2 threads, 2026-02-01")
 
 
 def test_a_method_without_a_page_gets_one_that_asks_to_be_written(tmp_path: Path) -> None:
@@ -169,7 +176,7 @@ def test_limits_and_errors_in_the_guide_are_those_of_the_code() -> None:
 def test_the_reference_has_every_public_name() -> None:
     told = re.findall(r"^::: ([\w.]+)$", read(DOCS / "api.md"), re.M)
     assert sorted(told) == sorted(
-        [f"longctx.{name}" for name in longctx.__all__ if name != "kv"]  # a module, of which each name is told
+        [f"longctx.{name}" for name in longctx.__all__ if name not in ("kv", "errors")]  # modules
         + [f"longctx.kv.{name}" for name in longctx.kv.__all__]
     )
 

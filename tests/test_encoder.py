@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import builtins
 import json
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny as tiny_models
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from longctx import Reader
 from longctx.backend import arithmetic
 from longctx.backend import encoder as room
 from longctx.backend.encoder import Encoder
@@ -315,7 +317,26 @@ def test_an_encoder_is_named_and_not_handed_over(plain: Encoder, tmp_path: Path)
         with pytest.raises(BadOption, match=f"encoder= must be 'auto'.*, not {type(wrong).__name__}.*save_pretrained"):
             Encoders(wrong)
     assert Encoders(tiny(tmp_path, "bert"))().dimension == 16
-    assert not Encoders(None).available
+    assert "encoder=None" in Encoders(None).why_unavailable
+
+
+def test_an_encoder_that_is_named_is_loaded_when_a_reader_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong name used to be found, and a right one fetched, by the first question."""
+    model = tiny_models.model(num_hidden_layers=1)
+    with pytest.raises(ModelError, match="nowhere"):
+        Reader(model, tiny_models.tokenizer(), encoder=str(tmp_path / "nowhere"))
+    folder = tiny(tmp_path, "bert")
+    assert Encoders(folder).why_unavailable == "" and Encoders(tmp_path / "nowhere").why_unavailable == ""
+    found = util.find_spec
+    absent = "sentence_transformers"
+    monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == absent else found(name, *rest))
+    with pytest.raises(MissingExtra, match=r"pip install .*longctx-hf\[dense\]"):
+        Reader(model, tiny_models.tokenizer(), encoder=folder)
+    assert "pip install" in Encoders("auto").why_unavailable
+    with pytest.raises(MissingExtra, match="pip install"):
+        Encoders("auto")()
 
 
 @pytest.mark.parametrize(("half", "dtype"), [(1.0, torch.bfloat16), (2.0, torch.float32)])

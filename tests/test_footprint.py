@@ -159,4 +159,4 @@ def test_generated_sequences_add_their_caches() -> None:
     one = longctx.generate(model, tiny.tokenizer(), torch.arange(4, 44)[None], drafters=[], max_new_tokens=5)
     two = longctx.generate(model, tiny.tokenizer(), torch.arange(4, 84).view(2, 40), drafters=[], max_new_tokens=5)
     assert one.stats.cache_bytes >= 44 * each and two.stats.cache_bytes == 2 * one.stats.cache_bytes
-    assert two.as_dict()["stats"]["bytes"] == two.stats.cache_bytes
+    assert two.as_dict()["stats"]["cache_bytes"] == two.stats.cache_bytes

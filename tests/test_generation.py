@@ -8,26 +8,15 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from transformers import (
-    DynamicCache,
-    StopStringCriteria,
-)
+from generators import OPTIONS, PROMPT, STEADILY, TOKENIZER, plain
+from transformers import DynamicCache, StopStringCriteria
 
 import longctx
 from longctx.drafts import Budget, Draft, DraftSource, Verified
 from longctx.errors import BadOption, CacheError, DraftError, UnknownMethod
-from longctx.generation import guarantee
+from longctx.promises import guarantee
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TOKENIZER = tiny.tokenizer()
-PROMPT = torch.randint(4, 470, (1, 9), generator=torch.Generator().manual_seed(1)).repeat(1, 3)
-OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "eos_token_id": None, "pad_token_id": 1}
-STEADILY = OPTIONS | {"controller": "fixed:nodes=8"}  # draws no conclusion from how long passes take
-
-
-def plain(model: Any, prompt: torch.Tensor = PROMPT, **options: Any) -> torch.Tensor:
-    with torch.inference_mode():
-        return model.generate(prompt, do_sample=False, **OPTIONS | options)  # type: ignore[no-any-return]
 
 
 class Oracle:

@@ -17,8 +17,8 @@ import longctx
 from longctx import Document, suffixes
 from longctx import generation as module
 from longctx.copied import Texts, copies_of
-from longctx.drafts import Stats
 from longctx.errors import BadOption, EmptyInput
+from longctx.generated import Stats
 from longctx.types import EncodedDocument
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,7 +45,7 @@ def test_a_document_is_what_the_answer_copies_from(monkeypatch: pytest.MonkeyPat
         assert copy.document_id == "said" and copy.end - copy.start == copy.tokens
         assert new[copy.new : copy.new + copy.tokens] == tokens[copy.start : copy.end].tolist()
     assert without.stats.copies == (), "the prompt is no document"
-    told = out.as_dict()
+    told = out.as_dict()["stats"]
     assert told["copies"][0] == {
         "document_id": "said", "start": out.stats.copies[0].start, "end": out.stats.copies[0].end,
         "new": out.stats.copies[0].new, "tokens": out.stats.copies[0].tokens,

@@ -8,20 +8,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from generators import OPTIONS, PROMPT, TOKENIZER, plain
 from transformers import T5Config, T5ForConditionalGeneration
 
 import longctx
 from longctx.errors import BadOption, EmptyInput, UnknownMethod
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-TOKENIZER = tiny.tokenizer()
-PROMPT = torch.randint(4, 470, (1, 9), generator=torch.Generator().manual_seed(1)).repeat(1, 3)
-OPTIONS: dict[str, Any] = {"max_new_tokens": 24, "eos_token_id": None, "pad_token_id": 1}
-
-
-def plain(model: Any, prompt: torch.Tensor = PROMPT) -> torch.Tensor:
-    with torch.inference_mode():
-        return model.generate(prompt, do_sample=False, **OPTIONS)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +67,19 @@ def test_a_seed_of_numpy_draws_what_pythons_does() -> None:
         longctx.generate(tiny.model(), TOKENIZER, PROMPT, seed=seed, **options) for seed in (2**40, np.int64(2**40))
     ]
     assert torch.equal(both[0].sequences, both[1].sequences)
+
+
+def test_drafters_may_be_named_in_one_string_as_on_the_command_line() -> None:
+    options = OPTIONS | {"controller": "fixed:nodes=8", "seed": 1}
+    both = [
+        longctx.generate(tiny.model(), TOKENIZER, PROMPT, drafters=named, **options)  # type: ignore[arg-type]
+        for named in ("document + ngram:growth=rsd_s", ["document", "ngram:growth=rsd_s"])
+    ]
+    assert torch.equal(both[0].sequences, both[1].sequences)
+    assert both[0].stats.drafted_by_source == both[1].stats.drafted_by_source and both[0].stats.drafted > 0
+    assert set(both[0].stats.drafted_by_source) == {"document", "ngram"}
+    with pytest.raises(UnknownMethod, match="no drafter named ''"):
+        longctx.generate(tiny.model(), TOKENIZER, PROMPT, drafters="document+")
 
 
 def test_nothing_is_drafted_where_none_is_asked_for() -> None:

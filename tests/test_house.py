@@ -22,7 +22,7 @@ PIPELINES = ROOT / "pipelines"
 PEERS = PIPELINES / "peers"  # run by the Python of other environments
 
 # Room or module -> what it may import of longctx besides itself. Imports go one way: down this table.
-NOUNS = {"types", "errors"}
+NOUNS = {"types", "errors", "jsonable"}
 VERBS = NOUNS | {"drafts", "keys", "protocols", "options", "values"}
 METHODS = VERBS | {"plugins", "kernels", "segments", "suffixes"}
 ROOMS = {"segmenters", "kv", "drafters", "decoding", "store", "documents"}
@@ -30,11 +30,14 @@ COMPILED = {
     "calibration", "cite", "compiled", "compiling", "cut", "embeddings", "indexing", "latest", "lexical", "memory",
     "overview", "pieces", "questions", "resources", "segments", "storing", "summaries", "supplies", "synthetic",
 }  # fmt: skip
-WIRING = METHODS | ROOMS | COMPILED | {"backend", "copied", "stacks"}
+WIRING = METHODS | ROOMS | COMPILED | {"backend", "copied", "generated", "stacks"}
 MAY_IMPORT = {
     "errors": set(),
-    "types": {"errors"},
+    "jsonable": set(),
+    "types": {"errors", "jsonable"},
     "drafts": NOUNS | {"suffixes"},
+    "generated": NOUNS | {"drafts"},
+    "promises": NOUNS | {"backend"},
     "keys": set(),
     "options": NOUNS,
     "protocols": NOUNS | {"drafts", "keys", "options"},
@@ -65,10 +68,10 @@ MAY_IMPORT = {
     "pace": VERBS | {"decoding"},
     "compiling": VERBS | {"backend", "compiled", "indexing", "memory", "resources", "segments", "store", "storing"},
     "indexing": VERBS,
-    "origins": NOUNS | {"backend", "cut", "drafts", ""},
+    "origins": NOUNS | {"backend", "cut", "generated", ""},
     "room": NOUNS | {"values"},
     "saying": set(),
-    "copied": NOUNS | {"backend", "compiled", "drafts", "indexing", "suffixes"},
+    "copied": NOUNS | {"backend", "compiled", "generated", "indexing", "suffixes"},
     "selecting": VERBS | {"compiled", "cut", "plugins", "questions"},
     "streaming": VERBS,
     "backend": VERBS | {"kernels", "likeliest"},
@@ -76,22 +79,24 @@ MAY_IMPORT = {
     "segmenters": METHODS,
     "kv": METHODS | {"contexts", "readings"},  # its __init__ names the door lazily
     "drafters": METHODS,
-    "decoding": METHODS | {"likeliest"},
+    "decoding": METHODS | {"generated", "likeliest"},
     "store": VERBS,
     "documents": VERBS,
     "contexts": WIRING | {"console"},
     "readings": WIRING | {"console", "contexts"},
+    "last_context": WIRING | {"contexts"},
     "answering": WIRING | {"contexts", "generation", "saying"},
     "stacks": VERBS | {"backend", "plugins"},
-    "generation": WIRING | {"pace"},
+    "generation": WIRING | {"pace", "promises"},
     "reader": WIRING
-    | {"answering", "console", "contexts", "generation", "indexing", "room", "origins", "selecting", "streaming"},
+    | {"answering", "console", "contexts", "generation", "indexing", "last_context", "room", "origins", "promises"}
+    | {"selecting", "streaming"},
     "plotting": NOUNS,
     "commands": WIRING | {"console", "contexts", "generation", "plotting", "reader", "room", ""},
     "cli": NOUNS | {"commands"},
     "__main__": {"cli"},
     "pipelines": {"", "types", "errors", "plugins", "kv"},  # longctx.kv is a door
-    "": WIRING | {"drafts", "reader", "contexts", "generation"},  # longctx/__init__.py, for type checkers only
+    "": WIRING | {"reader", "contexts", "generation"},  # longctx/__init__.py, for type checkers only
 }
 ONLY_BACKEND = {"transformers", "sentence_transformers", "tokenizers", "gguf", "accelerate"}
 FORBIDDEN = {"pickle", "dill", "cloudpickle", "shelve", "marshal"}

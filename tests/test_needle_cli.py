@@ -93,7 +93,7 @@ def test_a_policy_and_drafters_of_flags_and_of_the_configuration_are_used(folder
     assert (told["rows"], told["before"]) == (8, 4)
     rows = read(folder / "out" / "needle.jsonl")
     assert {row["system"]: row["facts"]["drafters"] for row in rows} == {
-        f"all --kv {kv}": "none", f"bm25 --kv {kv}": "none", "all": ["document", "ngram"], "bm25": ["document", "ngram"]
+        f"all --kv {kv}": "none", f"bm25 --kv {kv}": "none", "all": "document+ngram", "bm25": "document+ngram"
     }  # fmt: skip
     assert {row["made_with"]["kv"] for row in rows} == {kv, None}
     assert f"all --kv {kv}" in (folder / "out" / "needle.html").read_text(encoding="utf-8")

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 import longctx.reader as reader_module
 from longctx import Document, Reader, cut
 from longctx.backend.tokens import Tokens
-from longctx.drafts import Budget, Draft, DraftSource, Stats, Verified
+from longctx.drafts import Budget, Draft, DraftSource, Verified
+from longctx.generated import Stats
 from longctx.origins import Origins
 from longctx.types import Scores, SelectedSpan, Selection
 

@@ -106,6 +106,7 @@ def test_passes_made_for_their_time_change_no_token_and_are_made_once_for_a_mode
     assert timed == [1, 16] and found.stats.rows == "tree"
 
 
+@pytest.mark.filterwarnings("ignore:drafts are verified as chains")
 @pytest.mark.parametrize("family", ["mistral", "gemma3", "qwen2"])
 def test_a_callers_cache_is_not_timed_and_holds_what_was_committed(
     family: str, monkeypatch: pytest.MonkeyPatch

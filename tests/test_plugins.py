@@ -82,7 +82,9 @@ def test_none_is_nothing_drafted_and_an_unbounded_cache_in_python_and_on_the_com
     assert [name for name, _ in stacks.resolve(Settings(drafters="document+ngram").stack())] == ["document", "ngram"]
     assert [name for name, _ in stacks.resolve(Settings().stack())] == list(stacks.AUTO)
     assert Settings().stack(usual="none") == "none" and Settings(drafters="auto").stack(usual="none") == "auto"
-    assert Settings(drafters="").stack() == [""], "no name, and not what is usual"
+    assert Settings(drafters="").stack() == "", "no name, and not what is usual"
+    with pytest.raises(UnknownMethod, match="no drafter named ''"):
+        check_drafters(Settings(drafters=""))
     assert Settings(drafters="auto", seed=3).set_otherwise() == ["seed"], "chosen automatically is not chosen otherwise"
     assert Settings(drafters="none", kv="quest").set_otherwise() == ["drafters", "kv"]
     assert Settings().policy() is None and Settings(kv="quest").policy() == "quest"

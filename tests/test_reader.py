@@ -28,7 +28,7 @@ from longctx.decoding.claims import Refuted
 from longctx.decoding.control import Control
 from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.costs import RowCosts
-from longctx.errors import BadOption, DoesNotFit, EmptyInput, MissingExtra, UnknownMethod
+from longctx.errors import BadOption, DoesNotFit, EmptyInput, UnknownMethod
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -338,8 +338,8 @@ def test_two_documents_of_one_id_are_refused(reader: Reader) -> None:
         reader.compile([Document.from_text("one"), Document.from_text("two")])
 
 
-def test_dense_by_name_without_an_encoder_names_what_to_install(reader: Reader) -> None:
-    with pytest.raises(MissingExtra, match="pip install"):
+def test_dense_by_name_without_an_encoder_says_how_to_have_one(reader: Reader) -> None:
+    with pytest.raises(BadOption, match="encoder=None: make it with encoder='auto'"):
         reader.select(DOCUMENT, QUESTION, budget_tokens=100, selector="dense")
 
 

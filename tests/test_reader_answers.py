@@ -109,7 +109,8 @@ def test_answers_are_json_and_say_what_they_are(name: str, family: str) -> None:
     answer = reader.ask(DOCUMENT, QUESTION, budget_tokens=150, max_new_tokens=5, selector=name)
     data = json.loads(json.dumps(answer.as_dict(), allow_nan=False))
     assert data["guarantee"] == "approximate" and set(data) == {
-        *("text", "citations", "selection", "usage", "timings", "guarantee", "warnings", "trace")
+        *("text", "citations", "selection", "usage", "timings", "guarantee", "warnings", "trace"),
+        "finish_reason",
     }
     assert [step["name"] for step in data["trace"]] == ["compile", "select", "cut", "decode", "cite"]
     parts = [data["timings"][f"{name}_seconds"] for name in ("compile", "select", "decode", "cite")]

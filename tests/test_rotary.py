@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import architectures
 import pytest
 import tiny
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, DynamicCache
 
+import longctx.kv
 from longctx.backend.compressing import kinds
 from longctx.backend.rotary import turns
 from longctx.errors import ModelError
@@ -22,15 +26,17 @@ def keys(model: object, start: int) -> list[torch.Tensor]:
     return [layer.keys[0] for layer in cache.layers]
 
 
-def check(model: object) -> None:
+def check(model: object, layers: Callable[[int], bool] | None = None) -> None:
+    """``layers`` says which keys are the same wherever they stand; None: no layer's are."""
     turned = turns(model, kinds(model))  # type: ignore[arg-type]
     near, far = keys(model, 3), keys(model, 1203)
-    for turn, one, other in zip(turned, near, far, strict=True):
+    for number, (turn, one, other) in enumerate(zip(turned, near, far, strict=True)):
         by = torch.full(one.shape[:-1], 1200)
         # positions only shift, so that deeper layers see the same too
         torch.testing.assert_close(turn(one, by), other, rtol=1e-3, atol=2e-3)
         torch.testing.assert_close(turn(other, -by), one, rtol=1e-3, atol=2e-3)
-        assert (one - other).abs().max() > 0.1
+        moved = float((one - other).abs().max())
+        assert moved < 0.01 if layers is not None and layers(number) else moved > 0.1, number
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -50,6 +56,26 @@ def test_pairs_that_stand_beside_each_other_are_turned_too() -> None:
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, 0.0, 0.2)
     check(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "still"),
+    [(name, lambda layer: layer == 3) for name in ("SmolLM3", "Cohere2", "Exaone4")],
+)
+def test_layers_that_rotate_nothing_are_left_as_they_are(name: str, still: Callable[[int], bool]) -> None:
+    """Their keys used to be turned as those of the first layer are, and said something else without a word."""
+    check(architectures.small(name), still)
+
+
+def test_where_chunks_stand_says_nothing_to_layers_without_positions() -> None:
+    model = architectures.small("Cohere2")  # the one layer that sees everything has no positions
+    ids = torch.randint(4, 470, (1, 150), generator=torch.Generator().manual_seed(5))
+    said = []
+    for move in ("true", "false"):
+        context = longctx.kv.compress(model, ids[:, :130], f"longheads:budget=60,window=10,move={move}")
+        with torch.inference_mode(), context.attached(model) as cache:
+            said.append(model(ids[:, 130:], past_key_values=cache).logits)
+    torch.testing.assert_close(said[0], said[1], rtol=1e-5, atol=1e-5)
 
 
 def test_frequencies_that_change_with_the_length_are_refused() -> None:

@@ -66,9 +66,10 @@ def _announce(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, An
     cache = given.get("past_key_values")
     if type(cache) is not BoundedCache or cache.is_closed:
         return None
+    if torch.is_grad_enabled() and any(weight.requires_grad for weight in model.parameters()):
+        raise CacheError("a context has no gradients. Put the pass into `with torch.no_grad():`.")
     _check(cache, given, args[0] if args else given.get("input_ids"))
-    mask = given.get("attention_mask")
-    cache.announce(mask if mask is not None and mask.ndim == 2 else None)
+    cache.announce(given.get("attention_mask"))
     return args, {**given, HELD: cache}
 
 
@@ -104,12 +105,25 @@ def _check(cache: BoundedCache, given: dict[str, Any], ids: Any) -> None:
             f"layers {cache.kept} were left as they are and hold one row, and {len(new)} are asked. Ask one question "
             f"at a time, without beams."
         )
+    if cache.rows not in (None, len(new)):
+        raise CacheError(
+            f"the cache holds {cache.rows} rows behind its context, and {len(new)} are asked. Use rewind() for another "
+            "question, or batch_select_indices() for some of the rows."
+        )
     positions, mask = given.get("position_ids"), given.get("attention_mask")
     if positions is not None and bool((positions[..., -1] < cache.tokens).any()):
         raise CacheError(
             f"position {int(positions[..., -1].min())} lies inside the context of {cache.tokens} tokens. {_FULL_MASK}."
         )
-    if mask is not None and mask.ndim == 2:
+    text = positions if positions is not None and positions.ndim == 2 else None  # images have other positions too
+    if mask is None and text is not None and bool((text[:, 0] != length).any()):
+        raise CacheError(
+            f"the new tokens begin at position {int(text[:, 0].min())}, and the cache holds {length} tokens. "
+            "What follows the context in it must begin the ids too: use rewind() before another question."
+        )
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            raise CacheError(f"attention_mask= must have the shape [batch, tokens]. {_FULL_MASK}.")
         if mask.shape[1] != length + new.shape[1]:
             raise CacheError(
                 f"the attention mask has {mask.shape[1]} columns for {length} tokens in the cache and {new.shape[1]} "

@@ -37,5 +37,10 @@ def _size(found: Any) -> int:
 
 
 def untouched(cache: Any) -> bool:
-    """Whether a cache is one that generate made by itself, which nobody will look at again."""
-    return type(cache) is DynamicCache and not getattr(cache, "_is_user_defined", False) and not held(cache)
+    """Whether a cache is one that generate made by itself, which nobody will look at again.
+
+    One that moves its keys out of the model's memory was asked for by name.
+    """
+    if type(cache) is not DynamicCache or getattr(cache, "_is_user_defined", False):
+        return False
+    return not getattr(cache, "offloading", False) and not held(cache)

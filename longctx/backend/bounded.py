@@ -209,6 +209,12 @@ class BoundedCache(Cache):
         return {fork.get_seq_length() for fork in self._forks}
 
     @property
+    def rows(self) -> int | None:
+        """The rows that the layers hold behind the context; None where there is nothing yet."""
+        held = (fork.keys for fork in self._forks if fork.get_seq_length() > self.tokens)
+        return next((len(keys) for keys in held if keys is not None), None)
+
+    @property
     def waiting(self) -> list[int]:
         """Layers whose new keys came, but whose queries never did."""
         return [number for number, fork in self._bounded.items() if fork.waiting]

@@ -194,7 +194,8 @@ def apart(found: Tensor, expected: Tensor) -> Tensor:
 
     What all logits of a row have in common tells nothing.
     """
-    own, other = (rows.double() - rows.double().mean(-1, keepdim=True) for rows in (found, expected))
+    wide = (rows.cpu().double() for rows in (found, expected))  # not every device has numbers of 64 bits
+    own, other = (rows - rows.mean(-1, keepdim=True) for rows in wide)
     return (own - other).square().mean(-1).sqrt() / other.square().mean(-1).sqrt()
 
 

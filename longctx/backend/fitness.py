@@ -37,9 +37,16 @@ _SUMMARISED: Memo[str] = Memo()
 def bounded_kinds(model: PreTrainedModel, partial: bool = False) -> list[str]:
     """What each layer is, as ``kinds`` says, of a model whose cache can be bounded.
 
-    Raises ModelError where ``kinds`` does, and where a cache that leaves nothing out gives something else.
+    Raises ModelError where ``kinds`` does, where a cache that leaves nothing out gives something else, and for a model
+    whose weights are not all on one device.
     """
     found = kinds(model, partial)
+    places = sorted({str(weight.device) for weight in model.parameters()})
+    if len(places) > 1 or "meta" in places:  # meta: weights that are fetched when they are needed
+        raise ModelError(
+            f"the weights of {type(model).__name__} are spread over {', '.join(places)}, and a bounded cache takes a "
+            "model on one device. Load it without device_map=, or ask without kv=."
+        )
     why = _known(_BOUNDED, model, lambda: _bounds(model, found))
     if why:
         raise ModelError(

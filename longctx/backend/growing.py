@@ -85,7 +85,7 @@ class _Growing:
             fresh = torch.arange(context.tokens, context.tokens + count, device=keys.device)
             positions = torch.cat((before.index.stored, fresh.expand(len(keys), -1)), 1)
             keys, values = torch.cat((before.keys, keys), 1), torch.cat((before.values, values), 1)
-        else:
+        elif context.tokens:
             keys, values = self._appended(keys, values, context.tokens)
         scale, softcap = queries.scores[self.number]
         own = queries.last[self.number]
@@ -95,6 +95,8 @@ class _Growing:
         if index.stored is not None:
             slots = index.stored if positions is None else torch.searchsorted(positions, index.stored)
             keys, values = stored(keys, slots), stored(values, slots)
+        elif not context.tokens:  # only now: a policy that keeps a part needs no room for all
+            keys, values = self._appended(keys, values, 0)
         return Held(keys, values, index, None, self.turn)
 
     def _appended(self, keys: Tensor, values: Tensor, at: int) -> tuple[Tensor, Tensor]:

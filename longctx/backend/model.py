@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from longctx.backend.embedded import embedded_model
+from longctx.backend.rope import stated
 from longctx.errors import ModelError, UsageError
 from longctx.protocols import Progress
 
@@ -101,12 +102,7 @@ def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
 
 def stated_window(model: PreTrainedModel) -> int | None:
     """The trained length in tokens that the configuration states, or None."""
-    config = model.config.get_text_config(decoder=True)
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
-        value = getattr(config, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    return None
+    return stated(model.config)
 
 
 def beyond_window(model: PreTrainedModel, tokens: int, reach: int) -> tuple[str, ...]:

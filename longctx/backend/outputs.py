@@ -25,8 +25,10 @@ _INSTEAD = {
     "assistant_model": "drafts come from drafters=",
     "custom_generate": "it is what generate is made with; give longctx.speculative() to model.generate",
     "do_sample": "a temperature= above 0 draws",
+    "stop_strings": "stop= takes them",
     "stopping_criteria": "stop= takes strings; model.generate(custom_generate=longctx.speculative()) takes criteria",
 }
+_ARGUMENTS = ("max_new_tokens", "max_length", "do_sample", "temperature", "stop_strings")
 _REFUSED = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 
 
@@ -57,6 +59,12 @@ def refuse_options(tokenizer: Any, given: Mapping[str, Any]) -> None:
     for name, instead in _INSTEAD.items():
         if given.get(name) is not None:
             raise BadOption(f"{name}= cannot be had: {instead}.")
+    config = given.get("generation_config")
+    if found := [name for name in _ARGUMENTS if getattr(config, name, None)]:
+        raise BadOption(
+            f"generation_config= sets {', '.join(found)}, which max_new_tokens=, temperature= and stop= say here. "
+            "Leave them out of it."
+        )
 
 
 def lossless(cache: Any) -> bool:
@@ -113,8 +121,9 @@ def result(prompts: Tensor, answers: Sequence[Sequence[int]], config: Generation
     if type(cache) is BoundedCache:
         cache.behind = [*prompts[0].tolist(), *answers[0]][cache.tokens : held(cache)]
     longest = max(map(len, answers))
-    pad = config.pad_token_id
-    filled = [[*answer, *[pad if pad is not None else 0] * (longest - len(answer))] for answer in answers]
+    # generate's own: a model without such a token pads with one that ends answers
+    pad = 0 if config._pad_token_tensor is None else int(config._pad_token_tensor)
+    filled = [[*answer, *[pad] * (longest - len(answer))] for answer in answers]
     new = torch.tensor(filled, dtype=prompts.dtype, device=prompts.device).reshape(len(answers), longest)
     sequences: Any = torch.cat((prompts, new), 1)
     if config.return_dict_in_generate:

@@ -46,6 +46,11 @@ class PackCache(Cache):
             for cache, place in zip(self._caches, self._places, strict=True)
         ]
 
+    def close(self) -> None:
+        """Lets go of the requests: the pack and its layers know each other, and would keep them for a while."""
+        self._rows, self._caches, self.layers = (), (), []
+        self._seen.clear()
+
     def parts(self, layer: int, query: Tensor) -> Iterator[tuple[Rows, Tensor, Tensor, Tensor]]:
         """Each request's rows, their queries, and all keys and values of its own cache."""
         for rows, place, (key, value) in zip(self._rows, self._places, self._seen[layer], strict=True):

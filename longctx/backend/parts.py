@@ -47,7 +47,7 @@ def part(
         )
         return Part(out.float(), log)
     fused = plain and _flashes(query.device)
-    if fused and query.element_size() == 2 and query.shape[-1] == value.shape[-1] <= 256:
+    if fused and query.element_size() == 2 and query.shape[-1] == value.shape[-1] <= 256 and not query.shape[-1] % 8:
         out, log = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, scale=scale)[:2]
         return Part(out.float(), log[..., : query.shape[2]])
     step = max(1, _BLOCK // max(1, query.shape[1] * key.shape[2]))

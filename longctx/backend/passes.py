@@ -178,14 +178,15 @@ class Passes:
 
 def _distance(own: Tensor, other: Tensor) -> float:
     """Of ``other`` from ``own``, relative to the length of ``own``; not-a-number counts as infinitely far."""
-    far = float((own.double() - other.double()).norm() / own.double().norm().clamp_min(1e-12))
+    own, other = own.cpu().double(), other.cpu().double()  # not every device has numbers of 64 bits
+    far = float((own - other).norm() / own.norm().clamp_min(1e-12))
     return far if far == far else float("inf")
 
 
 def _furthest(own: Tensor, other: Tensor) -> float:
     """The largest difference of two numbers, relative to the size of a usual one; not-a-number is infinitely far."""
-    apart = (own.double() - other.double()).abs().max()
-    far = float(apart / own.double().square().mean().sqrt().clamp_min(1e-12))
+    own, other = own.cpu().double(), other.cpu().double()
+    far = float((own - other).abs().max() / own.square().mean().sqrt().clamp_min(1e-12))
     return far if far == far else float("inf")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.cache_utils import get_layer_types_and_kwargs
 
 from longctx.backend import model as loading
 from longctx.backend.anatomy import Unlike
@@ -89,7 +90,7 @@ def report(
         raise ModelError(loading._load_message(name, error)) from error
     text = model.config.get_text_config(decoder=True)
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
-    layers = Counter(getattr(text, "layer_types", None) or ["full_attention"] * int(text.num_hidden_layers))
+    layers = Counter(getattr(text, "layer_types", None) or get_layer_types_and_kwargs(text)[0])
     widths = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     per_token, slides, window = measured(model)
     template, frame_tokens, why_not_asked = _template(tokenizer)

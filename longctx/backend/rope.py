@@ -1,8 +1,8 @@
-"""Rotary frequencies that follow the length: where one pass says other things of its tokens than several would.
+"""How far positions go, and where one pass says other things of its tokens than several would.
 
 Two kinds take the frequencies of a whole pass from its largest position: ``longrope`` has a second set for long texts
-(Ding et al. 2024, arXiv 2402.13753), ``dynamic`` stretches them with every token beyond the trained length. Knows no
-draft.
+(Ding et al. 2024, arXiv 2402.13753), ``dynamic`` stretches them with every token beyond the trained length. Positions
+that were learned end with their table. Knows no draft.
 """
 
 from __future__ import annotations
@@ -22,17 +22,26 @@ class Switch:
 
 @dataclass(frozen=True, slots=True)
 class Frequencies:
-    """All switches of a model; none where a token's rotation depends on its own position only."""
+    """All switches of a model; none where a token's rotation depends on its own position only.
+
+    ``trained`` is the length that its configuration states, where a table of learned positions would end.
+    """
 
     switches: tuple[Switch, ...]
+    trained: int | None = None
 
     def piece(self, prompt: int, most: int) -> int:
         """The tokens of a prefill pass: up to ``most``, but all of a prompt that passes a switch."""
         return prompt if any(prompt > switch.at for switch in self.switches) else most
 
     def reach(self, length: int) -> int:
-        """How deep drafts behind ``length`` tokens may go for the pass to be rotated as that of one token would be."""
+        """How deep drafts behind ``length`` tokens may go for the pass to see them as passes of one token would.
+
+        None goes over the trained length, which the answer may never reach; once it has, there is no table to leave.
+        """
         rooms = [max(0, switch.at - length) for switch in self.switches if switch.grows or length <= switch.at]
+        if self.trained is not None and length <= self.trained:
+            rooms.append(self.trained - length)
         return min(rooms, default=sys.maxsize)
 
     def change(self, first: int, last: int) -> bool:
@@ -51,4 +60,14 @@ def frequencies(config: Any) -> Frequencies:
             found.append(Switch(int(kind["original_max_position_embeddings"]), grows=False))
         elif kind.get("rope_type") == "dynamic":
             found.append(Switch(int(config.max_position_embeddings), grows=True))
-    return Frequencies(tuple(found))
+    return Frequencies(tuple(found), stated(config))
+
+
+def stated(config: Any) -> int | None:
+    """The trained length in tokens that a configuration states, or None."""
+    config = config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    return None

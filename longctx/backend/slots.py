@@ -49,6 +49,8 @@ class Slots(CacheLayer):  # type: ignore[no-untyped-call]
             # of a layer with a window, what a pass needs is all it will ever need
             size = stop + _SPARE if self.is_sliding else max(stop + _SPARE, self.keys.shape[2] * 3 // 2)
             self.keys, self.values = _wider(self.keys, self.used, size), _wider(self.values, self.used, size)
+        if self.keys.is_inference() and not torch.is_inference_mode_enabled():  # such are written in that mode only
+            self.keys, self.values = self.keys.clone(), self.values.clone()
         self.keys[:, :, self.used : stop] = key_states
         self.values[:, :, self.used : stop] = value_states
         self.used = stop

@@ -6,11 +6,13 @@ Owns what is asked of a pass, what is kept of it and until when. Knows no drafte
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from longctx.backend.alone import turn
 from longctx.drafts import Seen, Take
 from longctx.errors import BadOption, ModelError
 
@@ -57,11 +59,15 @@ class Watch:
 
 
 class Watched:
-    """What a target has of this: its ``length`` in tokens, of which ``watches`` keep what passes say."""
+    """What every target has: its ``length`` in tokens, of which ``watches`` keep what passes say, and its turn."""
 
     def __init__(self) -> None:
         self.length = 0
         self.watches: list[Watch] = []
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Inside, no other thread makes a pass."""
+        return turn()
 
     @property
     def watched(self) -> bool:

@@ -139,6 +139,7 @@ def score_together(
                     shown(target.watches, out, len(every), end - own.count, own.count)
         settled = True
     finally:
+        pack.close()
         if not settled:
             for target, *_ in asked:
                 target.rollback()

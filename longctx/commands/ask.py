@@ -171,8 +171,8 @@ def check_drafters(settings: Settings) -> None:
     """Raises UsageError for a drafter or a controller there is not."""
     plugins.load("controllers", settings.controller)
     stack = settings.stack()
-    for name in () if isinstance(stack, str) else stack:
-        plugins.load("drafters", name)
+    for name in () if stack in ("auto", plugins.NONE) else stack.split("+"):
+        plugins.load("drafters", name.strip())
 
 
 def _asked(words: Sequence[str], settings: Settings, plot: Path | None, cached: Cached) -> tuple[Sources, str]:
@@ -272,6 +272,8 @@ def _summary(screen: Screen, answer: Answer) -> None:
         f"kept {kept:,} of {total:,} tokens ({100.0 * kept / total:.1f} %){part} | guarantee: {answer.guarantee} | "
         f"{answer.timings['total_seconds']:.1f} s"
     )
+    if answer.finish_reason == "length":
+        screen.note(f"cut off after {answer.usage['new_tokens']} tokens: --max-new-tokens lets it go on")
     screen.warn(answer.warnings)
 
 

@@ -58,6 +58,8 @@ def generate(prompt: Path, document: Path | None, stop: Sequence[str], settings:
         f"{stats.tokens} tokens in {stats.rounds} rounds ({stats.tokens_per_round:.1f} each) | accepted "
         f"{stats.accepted} of {stats.drafted} drafted | guarantee: {made.guarantee} | {seconds:.1f} s"
     )
+    if "length" in made.finish_reasons:
+        screen.note(f"cut off after {stats.tokens} tokens: --max-new-tokens lets it go on")
     if stats.copies:
         tokens = sum(copy.tokens for copy in stats.copies)
         screen.note(f"{tokens} tokens copied from {len(stats.copies)} places of {document}: --json says which")

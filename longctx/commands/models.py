@@ -101,6 +101,5 @@ def report(settings: Settings, screen: Screen) -> Report:
     from longctx.backend.report import report as make
     from longctx.resources import Encoders
 
-    encoders = Encoders(settings.reader_options()["encoder"])
-    why = "" if encoders.available else str(encoders.missing())
+    why = Encoders(settings.reader_options()["encoder"]).why_unavailable
     return make(settings.model, settings.dtype, settings.device, screen.progress, why)

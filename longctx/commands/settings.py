@@ -55,10 +55,9 @@ class Settings:
         """Tokens of text to keep: those asked for, or what is kept where the window holds them."""
         return BUDGET_TOKENS if self.budget is None else self.budget
 
-    def stack(self, usual: str = "auto") -> str | list[str]:
-        """The drafters as Python takes them, ``usual`` where none are named: ``a+b:option=value`` is two of them."""
-        named = usual if self.drafters is None else self.drafters
-        return named if named in ("auto", "none") else [name.strip() for name in named.split("+")]
+    def stack(self, usual: str = "auto") -> str:
+        """The drafters, ``usual`` where none are named."""
+        return usual if self.drafters is None else self.drafters
 
     def set_otherwise(self) -> list[str]:
         """The keys that have other values than the defaults. Drafters that are chosen automatically are none."""

@@ -37,7 +37,10 @@ def held(model: Report, tokens: int, policy: str) -> int:
     method = plugins.load("kv", policy)
     if method.slots(tokens) >= tokens:
         return kept(model, tokens)
-    layers, itemsize = model.layers.get("full_attention", 0), max(1, model.weight_bytes // max(1, model.parameters))
+    from longctx.backend.compressing import SEEN
+
+    layers = len(model.cache_layers.get(SEEN["full_attention"], ()))
+    itemsize = max(1, model.weight_bytes // max(1, model.parameters))
     own: int = method.index_bytes(tokens, model.heads, model.kv_heads, model.head_dim, itemsize)
     return kept(model, tokens) + layers * own
 

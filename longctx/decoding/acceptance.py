@@ -77,7 +77,7 @@ class Residual:
         path: list[int] = []
         node = -1
         while True:
-            law = laws.logits(node).double().softmax(-1).cpu().numpy()
+            law = laws.logits(node).cpu().double().softmax(-1).numpy()
             draw = uniforms(self.seed, laws.position(node))
             children, chances, rest = offers(tree, node, law)
             child = next((c for c, chance in zip(children, chances, strict=True) if draw.random() < chance), None)

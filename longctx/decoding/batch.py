@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from longctx.decoding.loop import Asked, Decoding, Judged
-from longctx.drafts import Stats
+from longctx.generated import Stats
 
 Score = Callable[[Sequence[tuple[Any, Sequence[int], Sequence[int], int]]], Sequence[Any]]
 """Logits [wanted, vocab] for each (target, tokens, parents, wanted), as ``Target.score`` gives them, by one pass."""
@@ -53,10 +53,11 @@ class Batch:
     def _shared(self, score: Score, live: Sequence[Decoding]) -> list[list[int]]:
         """One round of each, verified by one pass. When one fails, all are as they were before."""
         asked = [request.ask() for request in live]
-        started = time.perf_counter()
-        found = score([(r.target, a.tokens, a.parents, a.wanted) for r, a in zip(live, asked, strict=True)])
-        found[-1].flatten()[0].item()  # a device is waited for, or the first request would be told of all its work
-        seconds = self._shares(asked, time.perf_counter() - started)
+        with live[0].target.turn():
+            started = time.perf_counter()
+            found = score([(r.target, a.tokens, a.parents, a.wanted) for r, a in zip(live, asked, strict=True)])
+            found[-1].flatten()[0].item()  # a device is waited for, or the first request would be told of all its work
+            seconds = self._shares(asked, time.perf_counter() - started)
         self._passes += 1
         judged = _judged(live, asked, found)
         settled = zip(live, asked, judged, found, seconds, strict=True)

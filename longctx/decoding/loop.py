@@ -20,9 +20,11 @@ from longctx.decoding.guard import Guard, checked
 from longctx.decoding.laws import Laws, Processor
 from longctx.decoding.timing import seconds_of
 from longctx.decoding.tree import TokenTree, merge
-from longctx.drafts import Round, Stats, Verified
+from longctx.drafts import Verified
+from longctx.generated import Round, Stats
 from longctx.likeliest import likeliest
 from longctx.protocols import Drafting, Progress, Target
+from longctx.types import FinishReason
 
 _OTHERS = 4  # rows that were not accepted and are told of
 
@@ -53,7 +55,7 @@ class Judged:
 
     kept: list[int]
     path: list[int]
-    over: bool  # whether the generation ends with them
+    finish: FinishReason | None  # why the generation ends with them, where it does
     seconds: float
 
 
@@ -80,7 +82,7 @@ class Decoding:
         progress: Progress | None = None,
     ) -> None:
         self.committed = list(prompt)
-        self.done = max_new_tokens < 1
+        self.finish: FinishReason | None = "length" if max_new_tokens < 1 else None
         self.target, self._rule, self._control = target, rule, control
         self._drafters = tuple(drafters) if target.rows != "off" else ()
         self._prompt_tokens, self._limit, self._needs = len(prompt), max_new_tokens, needs
@@ -93,6 +95,10 @@ class Decoding:
         self._seconds = {"setup": setup} | dict.fromkeys(("prefill", "draft", "verify", "commit"), 0.0)
         self._all_drafted = self._all_accepted = 0
         self._copied: list[tuple[int, int, int]] = []
+
+    @property
+    def done(self) -> bool:
+        return self.finish is not None
 
     @property
     def new(self) -> list[int]:
@@ -118,9 +124,10 @@ class Decoding:
     def round(self) -> list[int]:
         """One draft, one pass, and what it committed. When a drafter or the model fails, all is as it was before."""
         asked = self.ask()
-        started = time.perf_counter()
-        logits = self.target.score(asked.tokens, asked.parents, asked.wanted)
-        seconds = time.perf_counter() - started
+        with self.target.turn():
+            started = time.perf_counter()
+            logits = self.target.score(asked.tokens, asked.parents, asked.wanted)
+            seconds = time.perf_counter() - started
         return self.settle(asked, self.judge(asked, logits), logits, seconds)
 
     def ask(self) -> Asked:
@@ -144,12 +151,12 @@ class Decoding:
         try:
             laws = Laws(logits, tree, len(self.committed), ids, self._processors)
             path, last = self._rule.walk(tree, laws)
-            kept, over = self._clip([*tree.tokens[path].tolist(), last])
+            kept, finish = self._clip([*tree.tokens[path].tolist(), last])
             judged = True
         finally:
             if not judged:
                 self.target.rollback()
-        return Judged(kept, path, over, time.perf_counter() - started)
+        return Judged(kept, path, finish, time.perf_counter() - started)
 
     def settle(self, asked: Asked, judged: Judged, logits: torch.Tensor, seconds: float) -> list[int]:
         """What was committed of a pass of ``seconds`` by what was judged of its ``logits`` [wanted, vocab]."""
@@ -160,7 +167,7 @@ class Decoding:
         self.target.commit([*range(asked.pending), *(asked.pending + node for node in path[: len(kept) - 1])])
         self._note_copies(tree, path[: len(kept)])
         self.committed += kept
-        self.done = judged.over
+        self.finish = judged.finish
         if self._ids is not None:
             self._ids = torch.cat((self._ids, torch.tensor([kept])), 1)
         self._count(asked, path[: len(kept)], len(kept), seconds)
@@ -194,6 +201,8 @@ class Decoding:
             each_round=tuple(self._each),
             passes=len(self._each),
             cache_bytes=self.target.cache_bytes,
+            finish_reasons=() if self.finish is None else (self.finish,),
+            lengths=(len(self.committed) - self._prompt_tokens,),
         )
 
     def _draft(self) -> TokenTree:
@@ -247,14 +256,16 @@ class Decoding:
         told = (*accepted, *others)
         return Verified(tuple(kept), rows, parents, accepted, told, *likeliest(logits[list(told)], self._needs))
 
-    def _clip(self, tokens: list[int]) -> tuple[list[int], bool]:
-        """``tokens`` up to the one that ends the generation, and whether one does; never more than the limit leaves."""
+    def _clip(self, tokens: list[int]) -> tuple[list[int], FinishReason | None]:
+        """``tokens`` up to the one that ends the generation, and why one does; never more than the limit leaves."""
         new = self.new
         for count, token in enumerate(tokens, 1):
             new.append(token)
-            if self._ends(new) or len(new) >= self._limit:
-                return tokens[:count], True
-        return tokens, False
+            if self._ends(new):
+                return tokens[:count], "stop"
+            if len(new) >= self._limit:
+                return tokens[:count], "length"
+        return tokens, None
 
     def _count(self, asked: Asked, path: Sequence[int], tokens: int, seconds: float) -> None:
         self._all_drafted += len(asked.tree)

@@ -20,8 +20,9 @@ def seconds_of(target: Target, anchor: int, rows: int) -> float:
     parents = [-1, *((row - 1) // 2 for row in range(1, rows))]
     taken = []
     for _ in range(_TRIES):
-        started = time.perf_counter()
-        int(target.score([anchor] * rows, parents, rows).argmax())  # a device is done once a number of it is read
-        taken.append(time.perf_counter() - started)
+        with target.turn():
+            started = time.perf_counter()
+            int(target.score([anchor] * rows, parents, rows).argmax())  # a device is done once a number of it is read
+            taken.append(time.perf_counter() - started)
         target.rollback()
     return min(taken)

@@ -32,6 +32,10 @@ class AdaptiveTrigram:
     seed: int = 0
     needs: ClassVar[int] = 0
 
+    def __post_init__(self) -> None:
+        if min(self.iterations, self.seed) < 0:
+            raise ValueError(f"iterations={self.iterations} and seed={self.seed} must not be negative")
+
     def begin(self, source: DraftSource) -> Searching:
         return Searching(self, source)
 

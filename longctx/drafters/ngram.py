@@ -41,6 +41,8 @@ class Ngram:
     def __post_init__(self) -> None:
         if not 0 <= self.least <= 1:
             raise ValueError(f"least={self.least} must lie in [0, 1]")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
 
     def begin(self, source: DraftSource) -> Laws:
         return Laws(self, source)

@@ -27,6 +27,8 @@ class Random:
             raise ValueError(f"tokens={self.tokens} must be at least 1")
         if not 0 < self.sure <= 1:
             raise ValueError(f"sure={self.sure} must lie in (0, 1]")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
 
     def begin(self, source: DraftSource) -> Drawn:
         return Drawn(self, source)

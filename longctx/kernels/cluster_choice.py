@@ -48,7 +48,8 @@ def suits(own: Clusters, keys: Tensor) -> bool:
     """Whether ``choose`` can be had for clusters of ``keys`` [kv_heads, slots, dim]."""
     like = all(one.dtype == keys.dtype and one.is_contiguous() for one in own[:3]) and all(one.is_cpu for one in own)
     width = keys.shape[2]
-    return like and keys.is_cpu and keys.stride(2) == 1 and width <= _WIDEST and bool(version(keys.dtype, width))
+    alike = own.says.shape[2] == width and width <= _WIDEST
+    return like and alike and keys.is_cpu and keys.stride(2) == 1 and bool(version(keys.dtype, width))
 
 
 def weighs(weights: Tensor, batch: int, heads: int, rows: int) -> bool:

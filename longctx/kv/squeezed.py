@@ -116,10 +116,10 @@ class Squeezed:
         if self.mode != "paper" or not indices:
             return list(indices)
         likely = torch.cat([index.tensors["window"].flatten() for index in indices])
-        keys = torch.cat([index.tensors["sizes"].flatten() for index in indices]).double()
+        keys = torch.cat([index.tensors["sizes"].flatten() for index in indices])
         order = likely.argsort(descending=True)
         wanted = (indices[0].budget - self.sinks - self.recent) / (indices[0].tokens - self.sinks - self.recent)
-        within = int((keys[order].cumsum(0) <= wanted * keys.sum()).sum())
+        within = int((keys[order].cumsum(0) <= math.floor(wanted * int(keys.sum()))).sum())
         threshold = likely[order[min(within, len(order) - 1)]].reshape(1)
         return [replace(index, tensors={**index.tensors, "threshold": threshold}) for index in indices]
 

@@ -94,7 +94,7 @@ def test_no_help_text_loses_its_brackets() -> None:
             assert plain == (text or "").replace("\\[", "[") and not plain.endswith(" ."), (command.name, text)
             shown += plain.count("[")
     assert shown > 10
-    assert "be copied [the prompt]." in " ".join(call("generate", "--help").stdout.replace("│", " ").split())
+    assert "is drafted: [goodput], or another" in " ".join(call("generate", "--help").stdout.replace("│", " ").split())
 
 
 # --- results --------------------------------------------------------------------------------------------------------
@@ -306,7 +306,9 @@ def test_generate_says_the_same_with_drafts_and_without(model: Path, folder: Pat
     assert drafted["sequences"] == plain["sequences"] and drafted["text"] == plain["text"]
     assert drafted["guarantee"] == "exact" and plain["stats"]["drafted"] == 0
     assert set(drafted["stats"]["accepted_by_source"]) == {"document", "ngram"}
-    assert drafted["stats"]["rounds"] <= drafted["stats"]["new_tokens"] <= 12
+    assert drafted["stats"]["rounds"] <= drafted["stats"]["tokens"] <= 12
+    assert set(drafted["stats"]["seconds"]) >= {"prefill", "draft", "verify"}
+    assert drafted["stats"]["guarantee"] == "exact" and drafted["stats"]["tokens_per_round"] >= 1
     shown = call(*words[:-2], "--document", "story.txt")
     assert shown.exit_code == 0 and "guarantee: exact" in shown.stderr and "rounds" in shown.stderr
 

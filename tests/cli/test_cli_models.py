@@ -187,6 +187,14 @@ def test_a_plan_counts_windows_where_layers_keep_no_more(tmp_path: Path) -> None
     assert full["prompt_bytes"] < 100_000 * 600 < planned(slides, "--tokens", "100k")["stored"]["segment_exact_bytes"]
 
 
+def test_a_plan_for_a_model_whose_layers_all_see_a_window_bounds_nothing(tmp_path: Path) -> None:
+    """Its configuration names no kinds of layers, and what policies leave out used to be taken off again."""
+    slides = tiny.save(tmp_path, "mistral")
+    assert json.loads(call("doctor", str(slides), "--json").stdout)["layers"] == {"sliding_attention": 4}
+    kept = planned(slides, "--tokens", "3k", "--selector", "all")["kv_bytes"]
+    assert len(kept) > 5 and len(set(kept.values())) == 1 and kept["full"] > 0
+
+
 def test_a_plan_for_a_share_of_a_short_text_is_that_of_full_attention_and_says_so(model: Path) -> None:
     plain = planned(model, "--tokens", "400", "--selector", "all")
     for policy in ("squeezed:keep=0.125", "longheads:keep=0.125", "lm_infinite:keep=0.01"):

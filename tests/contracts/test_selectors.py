@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from longctx import Document, Reader, plugins
-from longctx.errors import BadOption, MissingExtra
+from longctx.errors import BadOption
 from longctx.segmenters.selectors._neighbours import spread, standard
 from longctx.types import Scores, Unit
 
@@ -42,7 +42,7 @@ DOCUMENTS = [
 class Encoder:
     """Sentence vectors without a model: how often each letter stands in a text."""
 
-    available = True
+    why_unavailable = ""
 
     def __call__(self, temperature: float = 1.0) -> Encoder:
         return self
@@ -173,13 +173,13 @@ def test_values_that_can_never_work_are_refused(spec: str) -> None:
 def test_without_a_sentence_encoder_all_but_dense_work(name: str) -> None:
     scores = scored(name, book_of(encoder=False))
     assert np.isfinite(scores.values).any()
-    told = [warning for warning in scores.warnings if "sentence encoder" in warning]
+    told = [warning for warning in scores.warnings if "without embeddings" in warning]
     assert bool(told) is (name == "auto"), "a method that does less than usual says so, and only that one"
 
 
-def test_dense_without_a_sentence_encoder_says_what_to_install() -> None:
+def test_dense_without_a_sentence_encoder_says_how_to_have_one() -> None:
     for spec in ("dense", "dense:bm25=1"):
-        with pytest.raises(MissingExtra, match="pip install"):
+        with pytest.raises(BadOption, match="encoder=None: make it with"):
             scored(spec, book_of(encoder=False))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ class Scripted:
     @property
     def cache_bytes(self) -> int:
         return len(self.cache)
+
+    def turn(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def score(self, tokens: Sequence[int], parents: Sequence[int], wanted: int) -> torch.Tensor:
         assert not self.pending

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from scripted import Scripted, Telling, plainly, right
 
-from longctx.decoding import loop, timing
+from longctx.decoding import batch, loop, timing
 from longctx.decoding.acceptance import Greedy
 from longctx.decoding.controllers.fixed import Fixed
 from longctx.decoding.loop import Decoding
@@ -108,6 +109,38 @@ def test_the_control_is_told_what_drafting_took(monkeypatch: pytest.MonkeyPatch)
     drafters = [(name, Late(PROMPT, right)) for name in "ab"]
     list(Decoding(target, PROMPT, Greedy(), drafters, control, max_new_tokens=40).run())
     assert len(control.took) > 3 and set(control.took) == {0.5}
+
+
+def test_waiting_for_other_threads_is_no_part_of_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waiting(Slow):
+        @contextmanager
+        def turn(self) -> Iterator[None]:
+            self.now += 1000.0
+            yield
+
+    class Told(Asking):
+        def feedback(self, tokens: Sequence[int], rows: int, seconds: float, context: int) -> None:
+            taken.append(seconds)
+
+    taken: list[float] = []
+    target = Waiting()
+    for module in (loop, timing):
+        monkeypatch.setattr(module, "time", target)
+    drafters = [("right", Telling(PROMPT, right))]
+    alone = Decoding(target, PROMPT, Greedy(), drafters, Told((5,)), max_new_tokens=12, timing=True)
+    list(alone.run())
+    assert len(taken) > 2 and max(taken) < 100 and alone.stats.seconds["verify"] < 100
+    several = [Decoding(Waiting(), PROMPT, Greedy(), [], Told(()), max_new_tokens=6) for _ in range(2)]
+    taken.clear()
+    clock = several[0].target
+    for module in (loop, batch):
+        monkeypatch.setattr(module, "time", clock)
+
+    def score(asked: Sequence[Any]) -> list[Any]:
+        return [target.score(tokens, parents, wanted) for target, tokens, parents, wanted in asked]
+
+    list(batch.Batch(several, score).run())
+    assert len(taken) > 6 and max(taken) < 100
 
 
 def test_without_leave_and_without_drafters_no_pass_is_made_for_its_time() -> None:

@@ -37,6 +37,19 @@ def test_memory_is_the_same_however_long_the_text_is() -> None:
     assert len(sizes) == 1
 
 
+def test_no_room_is_made_for_keys_that_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for a whole text used to be made while it was read, on a GPU more than there is."""
+    model, made = tiny.model("llama"), []
+    new_empty = Tensor.new_empty
+    watched = lambda self, *size, **given: made.append(size) or new_empty(self, *size, **given)  # noqa: E731
+    monkeypatch.setattr(Tensor, "new_empty", watched)
+    ids = torch.randint(4, 470, (900,), generator=torch.Generator().manual_seed(0))
+    longctx.kv.compress(model, ids, POLICY)
+    assert made and not [size for size in made if 900 in size]
+    longctx.kv.compress(model, ids, dataclasses.replace(POLICY, middle=4, deep=0))
+    assert [size for size in made if 900 in size], "all keys are kept, and room for them is made once"
+
+
 def test_no_key_seems_further_away_than_the_ceiling() -> None:
     layer = haystack(200)
     policy = dataclasses.replace(POLICY, ceiling=50)

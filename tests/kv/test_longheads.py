@@ -37,6 +37,27 @@ def test_the_chunk_of_a_needle_is_read_whole_and_the_first_and_last_always(at: i
         assert {*range(10), *range(190, 205)} <= tokens and len(tokens) == 55
 
 
+@pytest.mark.parametrize("move", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+def test_all_chunks_gathered_one_by_one_are_full_attention(
+    family: str, move: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moved as well: all of a text that is read stands where it stood."""
+    model, tokens = tiny.model(family), 95
+    ids = torch.randint(4, 470, (1, 115), generator=torch.Generator().manual_seed(4))
+    best = LongHeads._best
+    everything = lambda self, asked, chunks, count: best(self, asked, chunks, chunks.shape[2])  # noqa: E731
+    monkeypatch.setattr(LongHeads, "_best", everything)
+    policy = LongHeads(budget=60, window=10, move=move)
+    context = longctx.kv.compress(model, ids[:, :tokens], policy)
+    with torch.inference_mode(), context.attached(model) as cache:
+        seen = model(ids[:, tokens:], past_key_values=cache).logits
+        report = cache.report()
+        expected = model(ids).logits[:, tokens:]
+    assert report.read_share == 1.0 and not context.policy.lossless
+    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
 def test_chosen_chunks_seem_to_stand_right_before_the_new_tokens() -> None:
     layer = lighthouse(77)
     index = POLICY.index(layer, 60)

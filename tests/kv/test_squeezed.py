@@ -13,6 +13,7 @@ from haystacks import DIM, GROUPS, KV_HEADS, SCALE, chosen, haystack, masses, pu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
+from transformers import AutoModelForCausalLM, MiMoV2FlashConfig
 
 import longctx.kv
 from longctx.errors import BadOption
@@ -353,3 +354,21 @@ def test_what_is_left_is_weighed_by_its_own_scores_however_wide_the_clusters_rea
         for row in range(GROUPS):
             log = (means[head, left] @ rows[0, head, row]) * SCALE + sizes[head, left].log()
             torch.testing.assert_close(choice.unread.log[0, head, row], log.logsumexp(0), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_values_of_another_width_than_keys_are_bounded_too() -> None:
+    """The kernel of choices is for equal ones, and used to be asked all the same."""
+    config = MiMoV2FlashConfig(
+        vocab_size=480, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, v_head_dim=16, layer_types=["full_attention"] * 2, n_routed_experts=4,
+        num_experts_per_tok=2, moe_intermediate_size=48, pad_token_id=1, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(4, 470, (1, 120), generator=torch.Generator().manual_seed(2))
+    context = longctx.kv.compress(model, ids[:, :100], "squeezed:budget=60,sinks=2,recent=8")
+    with torch.inference_mode(), context.attached(model, audit_every=1) as cache:
+        model(ids[:, 100:], past_key_values=cache)
+        report = cache.report()
+    assert 0.2 < report.read_share <= 0.6 and report.unread_share is not None and report.audited == 1

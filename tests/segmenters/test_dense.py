@@ -45,7 +45,7 @@ def test_words_are_added_on_the_scale_of_the_cosine() -> None:
     assert Dense(bm25=2.0).score("q", flat, 9).values.argmax() == 1
 
 
-@pytest.mark.skipif(not Encoders("auto").available, reason="the sentence encoder is not installed")
+@pytest.mark.skipif(bool(Encoders("auto").why_unavailable), reason="the sentence encoder is not installed")
 def test_a_planted_needle_is_found_by_what_it_means(unread: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unread.embeddings, "encoder", Encoders("auto"))
     monkeypatch.setattr(unread.embeddings, "_vectors", {})

@@ -24,7 +24,7 @@ DOCUMENT = Document("story", TEXT, (Page(1, 0, 500, "i"), Page(2, 500, len(TEXT)
 class Encoder:
     """Sentence vectors without a model: how often each letter stands in a text; it counts what it is asked."""
 
-    available = True
+    why_unavailable = ""
 
     def __init__(self, fingerprint: str = "letters") -> None:
         self.fingerprint = fingerprint

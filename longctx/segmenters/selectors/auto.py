@@ -59,14 +59,12 @@ class Auto:
         values = standard(words)
         facts: dict[str, Any] = {"signals": ["words"]}
         cosine = None
-        if corpus.can_embed:
+        if not corpus.why_no_embeddings:
             cosine = corpus.similarity(question)
             values = values + standard(cosine)
             facts["signals"].append("embeddings")
         else:
-            warnings.append(
-                "no sentence encoder is installed (the extra 'dense'): units are scored without embeddings."
-            )
+            warnings.append(f"units are scored without embeddings: {corpus.why_no_embeddings}")
         gain = None
         if self.model:
             try:

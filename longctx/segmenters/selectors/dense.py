@@ -36,7 +36,7 @@ class Dense:
             raise ValueError(f"pieces={self.pieces} must be 0 or more and signature={self.signature} from 0 to 1")
 
     def score(self, question: str, corpus: Corpus, budget_tokens: int) -> Scores:
-        """Cosine of each unit with the question. Raises MissingExtra where there is no encoder."""
+        """Cosine of each unit with the question. Raises MissingExtra or BadOption where there is none."""
         values = corpus.similarity(question, self.temperature, self.pieces, self.signature)
         if self.bm25:
             values = standard(values) + self.bm25 * standard(corpus.lexical(question))
