@@ -111,16 +111,18 @@ def _check(cache: BoundedCache, given: dict[str, Any], ids: Any) -> None:
             "question, or batch_select_indices() for some of the rows."
         )
     positions, mask = given.get("position_ids"), given.get("attention_mask")
-    if positions is not None and bool((positions[..., -1] < cache.tokens).any()):
-        raise CacheError(
-            f"position {int(positions[..., -1].min())} lies inside the context of {cache.tokens} tokens. {_FULL_MASK}."
-        )
-    text = positions if positions is not None and positions.ndim == 2 else None  # images have other positions too
-    if mask is None and text is not None and bool((text[:, 0] != length).any()):
-        raise CacheError(
-            f"the new tokens begin at position {int(text[:, 0].min())}, and the cache holds {length} tokens. "
-            "What follows the context in it must begin the ids too: use rewind() before another question."
-        )
+    if positions is not None:
+        # of each row the first and the last, in one question to the device
+        ends = positions.reshape(-1, positions.shape[-1])[:, [0, -1]].tolist()
+        first, last = (min(column) for column in zip(*ends, strict=True))
+        if last < cache.tokens:
+            raise CacheError(f"position {last} lies inside the context of {cache.tokens} tokens. {_FULL_MASK}.")
+        # images have positions of three kinds, which lie otherwise
+        if mask is None and positions.ndim == 2 and any(start != length for start, _ in ends):
+            raise CacheError(
+                f"the new tokens begin at position {first}, and the cache holds {length} tokens. What follows the "
+                "context in it must begin the ids too: use rewind() before another question."
+            )
     if mask is not None:
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             raise CacheError(f"attention_mask= must have the shape [batch, tokens]. {_FULL_MASK}.")
