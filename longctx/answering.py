@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from longctx import plugins, values
 from longctx.backend.folding import folds
-from longctx.backend.rope import frequencies
+from longctx.backend.rope import turned
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
 from longctx.contexts import CompressedContext, Policy
@@ -126,19 +126,9 @@ def answer(
         # a bounded cache verifies no drafts; only those asked for by name are worth a warning
         drafters = () if request.drafters == "auto" else request.drafters
         said = _decoded(model, tokens, prompt, request, drafters, progress, emit, cache)
-        turned = _turned(model, context.tokens, len(prompt) + said.tokens)
-        warnings = (*context.warnings, *said.warnings, *turned)
-        return replace(said, warnings=warnings, lossless=context.policy.lossless and not turned, read=cache.report())
-
-
-def _turned(model: Any, context: int, last: int) -> tuple[str, ...]:
-    """What is to be said where the first ``context`` tokens of ``last`` were read as a shorter text than the whole."""
-    if not frequencies(model.config).change(context, last):
-        return ()
-    return (
-        f"{type(model).__name__} rotates long texts otherwise than short ones, and the context was read as a text of "
-        f"{context} tokens, not as the beginning of {last}. Ask without kv= for what the model says by itself.",
-    )
+        otherwise = turned(model.config, context.tokens, len(prompt) + said.tokens)
+        warnings = (*context.warnings, *said.warnings, *((otherwise,) if otherwise else ()))
+        return replace(said, warnings=warnings, lossless=context.policy.lossless and not otherwise, read=cache.report())
 
 
 def told(

@@ -20,12 +20,13 @@ from longctx.backend.bounded import BoundedCache
 from longctx.backend.fitness import bounded_kinds
 from longctx.backend.forks import Context, Held
 from longctx.backend.inputs import check_ids, rows_and_mask
-from longctx.backend.model import beyond_window, model_fingerprint, stated_window
+from longctx.backend.model import beyond_window, check_places, model_fingerprint, stated_window
+from longctx.backend.rope import frequencies
 from longctx.backend.rotary import turns
 from longctx.backend.slots import windows
 from longctx.console import listener
 from longctx.errors import ArtifactError, BadOption, CacheError, DoesNotFit, UsageError
-from longctx.keys import Index
+from longctx.keys import Asked, Index
 from longctx.protocols import KVPolicy, Progress
 from longctx.store import contexts as stored
 
@@ -84,6 +85,7 @@ class CompressedContext:
         check_place(self._context, model)
         with attached(model):
             cache = BoundedCache(self._context, audit_every)
+            cache.is_told = not frequencies(model.config).switches
             before, self._open = self._open, cache
             try:
                 yield cache
@@ -150,7 +152,8 @@ def compress(
     count here. A context that the budget holds, or of which the share is no more than what is always read, is read
     whole, and the warnings say so. ``allow_partial`` leaves layers that cannot be compressed as they are. Raises
     BadOption for an impossible budget or a padded context, ModelError for layers that cannot be compressed, by name,
-    and DoesNotFit where a policy that bounds the reading too has no budget for a context beyond the model's window.
+    and DoesNotFit where a policy that bounds the reading too has no budget for a context beyond the model's window, or
+    the model has learned no positions for so many tokens.
     """
     ids = row_of(input_ids, attention_mask)
     check_ids(torch.tensor(ids), model)
@@ -170,6 +173,7 @@ def chosen(
 ) -> tuple[KVPolicy, int, tuple[str, ...]]:
     """The policy that bounds a context of ``tokens``, its budget, and what is to be said of both. Raises as above."""
     method: KVPolicy = plugins.resolve("kv", policy)
+    check_places(model, tokens)
     found = bounded_kinds(model, allow_partial and not method.grows)
     budget = method.slots(tokens)
     said: tuple[str, ...] = ()
@@ -207,6 +211,10 @@ def load(path: str | Path, model: Any) -> CompressedContext:
             _held(entry, own, turn, model.device, len(ids), window)
             for entry, own, turn, window in zip(facts["layers"], tensors, turned, windows(model.config), strict=True)
         )
+        heads = int(model.config.get_text_config(decoder=True).num_attention_heads)
+        for held in layers:
+            if held.index is not None:  # a tensor that the policy lacks would be missed by the first pass
+                policy.choose(held.index, _nothing(held, len(ids), heads))
         warnings = tuple(map(str, facts["warnings"]))
     except (KeyError, TypeError, ValueError, UsageError) as error:
         raise ArtifactError(f"{path} is no context that can be read here ({error}). Compress it again.") from error
@@ -258,6 +266,13 @@ def _tensors(held: Held) -> dict[str, torch.Tensor]:
         if held.index.stored is not None:
             own["stored"] = held.index.stored
     return own if held.slack is None else own | {"slack": held.slack}
+
+
+def _nothing(held: Held, tokens: int, heads: int) -> Asked:
+    """A row of ``heads`` that asks for nothing, behind ``tokens`` of which a layer has these."""
+    keys, groups = held.keys, heads // len(held.keys)
+    rows = keys.new_zeros(1, len(keys), groups, keys.shape[2])
+    return Asked(rows, keys, 1.0, None, tokens, held.turn, groups=groups)
 
 
 def _held(

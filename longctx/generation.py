@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from longctx import plugins, values
+from longctx.backend.borrowed import handed_back
 from longctx.backend.capability import alone_because, open_target
 from longctx.backend.folding import folds
 from longctx.backend.inputs import check_ids, rows_and_mask
-from longctx.backend.model import past_window
-from longctx.backend.outputs import lossless, refuse, refuse_options, result, rows_of
+from longctx.backend.outputs import begun, lossless, of_length, refuse, refuse_options, result, rows_of
 from longctx.backend.processors import of_row
 from longctx.backend.rope import frequencies
 from longctx.backend.stopping import ends, limit, stop_strings, strings
@@ -79,9 +79,9 @@ def generate(
     completes one of ``stop`` is the last. ``controller`` decides how much is drafted. Other ``options`` are generate's.
 
     One pass verifies the rows of all prompts of a batch, each of which gets what it would get alone; where the model's
-    layers forbid that, the prompts take turns, and a warning says so. Prompt i draws as one alone would with
-    ``decoding.noise.row_seed(seed, i)``, and has copies of the logits processors. Rounds and copies are told of a
-    single prompt. Raises BadOption for options that drafting forbids, as beams, and DraftError where a drafter fails.
+    layers forbid that, one prompt follows the other, and a warning says so. Prompt i draws as one alone would with
+    ``decoding.noise.row_seed(seed, i)``, and has copies of logits processors and stopping criteria. Rounds and copies
+    are told of one prompt. Raises BadOption for what drafting forbids, as beams, and DraftError where a drafter fails.
     """
     stop, temperature = strings(model, values.texts("stop", stop)), values.amount("temperature", temperature)
     max_new_tokens = values.whole("max_new_tokens", max_new_tokens, 1)
@@ -92,6 +92,8 @@ def generate(
     if mask is not None:
         options["attention_mask"] = mask.to(model.device)
     made: list[tuple[Stats, tuple[str, ...]]] = []
+    cache = options.get("past_key_values")
+    before = begun(cache)
     decode = speculative(
         drafters,
         document,
@@ -117,8 +119,7 @@ def generate(
     said = zip(sequences[:, prompts.shape[1] :], stats.lengths, strict=True)
     texts = tuple(_text(tokenizer, row[:length], stop) for row, length in said)
     shortest = prompts.shape[1] if mask is None else int(mask.sum(-1).min())
-    whole = lossless(options.get("past_key_values"))
-    promise = guarantee(model, temperature, shortest, sequences.shape[1]) if whole else "approximate"
+    promise = guarantee(model, temperature, before or shortest, sequences.shape[1], lossless(cache))
     return Generation(sequences, texts, replace(stats, guarantee=promise), warnings)
 
 
@@ -159,11 +160,13 @@ def speculative(
         number = secrets.randbits(63) if seed is None else seed
         requests: list[Decoding] = []
         told: list[list[str]] = []
-        turn = iter((True,))
+        turn, cache = iter((True,)), None
         try:
             refuse(model.config, generation_config, kwargs)
-            prompts, cache = rows_of(input_ids, kwargs)
-            most = limit(stopping_criteria, generation_config.max_length) - input_ids.shape[1]
+            prompts, cache = rows_of(input_ids, kwargs, generation_config)
+            before = begun(cache)
+            # of a limit that the prompt has reached generate hears when it has said a token
+            most = max(1, limit(stopping_criteria, generation_config.max_length) - input_ids.shape[1])
             for index, (row, prompt) in enumerate(zip(input_ids.tolist(), prompts, strict=True)):
                 own = row_seed(number, index)
                 decoding, own_warnings = begin(
@@ -187,17 +190,17 @@ def speculative(
                 told.append(own_warnings)
             apart = alone_because(model) if len(requests) > 1 else ""
             if apart:
-                told.append([f"the prompts of the batch take turns, a pass each: {apart}."])
+                told.append([f"the prompts of the batch are decoded one after another: {apart}."])
             batch = Batch(requests, None if apart else partial(score_together, model))
             for token in in_order(batch):
                 if streamer is not None:
                     streamer.put(torch.tensor([token]))
         finally:
+            handed_back(cache)
             if streamer is not None:
                 streamer.end()  # also after an error: somebody may be waiting for it
-        if lossless(cache):  # a bounded cache sees nothing from so far away, and says itself what it does
-            said = max(len(prompt) + len(request.new) for prompt, request in zip(prompts, requests, strict=True))
-            told.append(list(past_window(model, said)))
+        said = max(len(prompt) + len(request.new) for prompt, request in zip(prompts, requests, strict=True))
+        told.append(of_length(model, cache, before, said))
         said_once = tuple(dict.fromkeys(chain.from_iterable(told)))
         sequences = result(input_ids, [request.new for request in requests], generation_config, cache)
         if on_end is not None:
@@ -263,7 +266,7 @@ def begin(
         ends=ends,
         processors=processors,
         shown=shown,
-        piece=rotation.piece(len(prompt), PIECE),
+        piece=rotation.piece(len(prompt), PIECE) if target.goes_on else len(prompt),
         reach=rotation.reach,
         timing=alone and worth_timing(max_new_tokens),
         setup=time.perf_counter() - started,

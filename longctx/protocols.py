@@ -167,6 +167,10 @@ class Target(Protocol):
         """What one pass can verify; a row must be a tree node's only where this is ``tree``."""
 
     @property
+    def goes_on(self) -> bool:
+        """Whether a prompt may be read in pieces: of some models a pass of several tokens begins anew."""
+
+    @property
     def vocabulary(self) -> int: ...
     @property
     def length(self) -> int:

@@ -249,9 +249,9 @@ class Reader:
             times.append(time.perf_counter())
             citations = cite(said.text, question, book.documents, selection.as_read, book.index.weight) if read else ()
             times.append(time.perf_counter())
-            whole = read and not selection.dropped_tokens and said.lossless
+            whole = bool(read) and not selection.dropped_tokens and said.lossless
             last = prompt_tokens + said.tokens
-            promise = guarantee(self.model, request.temperature, prompt_tokens, last) if whole else "approximate"
+            promise = guarantee(self.model, request.temperature, prompt_tokens, last, whole)
             return told(said, citations, selection, book, prompt_tokens, times, promise, done)
 
     def _select(self, book: CompiledDocument, request: Request, budget: int, report: Progress | None) -> Selection:

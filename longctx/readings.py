@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from longctx.backend import compressing
 from longctx.backend.fitness import bounded_kinds
 from longctx.backend.forks import Held
-from longctx.backend.model import model_fingerprint
+from longctx.backend.inputs import check_ids
+from longctx.backend.model import check_places, model_fingerprint
 from longctx.backend.queries import Queries
 from longctx.backend.stock import stock_cache
 from longctx.console import listener
@@ -83,9 +86,12 @@ def read(
 ) -> Reading:
     """``input_ids`` [tokens] or [1, tokens], or what a tokenizer returns, read once by ``model`` for several policies.
 
-    Raises ModelError for layers that cannot be compressed, by name, unless ``allow_partial`` leaves them alone.
+    Raises ModelError for layers that cannot be compressed, by name, unless ``allow_partial`` leaves them alone, and
+    DoesNotFit for a text that is longer than a table of learned positions.
     """
     ids = row_of(input_ids)
+    check_ids(torch.tensor(ids), model)
+    check_places(model, len(ids))
     whole("piece_tokens", piece_tokens, 1)
     bounded_kinds(model, allow_partial)
     layers, queries = compressing.read(model, ids, WINDOW, piece_tokens, listener(progress))

@@ -12,13 +12,17 @@ def say(tokens: Iterable[int], decode: Callable[[Sequence[int]], str], emit: Cal
     ``emit`` is called for every token, also without text: it is where a closed stream stops.
     """
     ids: list[int] = []
-    shown = ""
+    text = shown = ""
+    last = whole = 0  # the text of all tokens before ``whole`` is known, of which those from ``last`` on came last
     for token in tokens:
         ids.append(token)
-        text = decode(ids).strip()
-        whole = text.startswith(shown) and not text.endswith("\ufffd")
-        emit(text[len(shown) :] if whole else "")
-        shown = text if whole else shown
+        # with the tokens before it, for some write a space or half a character; not all, or long answers take long
+        before, now = decode(ids[last:whole]), decode(ids[last:])
+        if now.startswith(before) and not now.endswith("\ufffd"):
+            text += now[len(before) :]
+            last, whole = (last if now == before else whole), len(ids)  # a token without text says nothing of the next
+        emit(text.strip()[len(shown) :])
+        shown = text.strip()
     said = decode(ids).strip()
     if said.startswith(shown):
         emit(said[len(shown) :])

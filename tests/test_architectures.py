@@ -11,8 +11,18 @@ import pytest
 import tiny
 import torch
 from scripted import Telling
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    Gemma3Config,
+    LlavaConfig,
+    Mistral3Config,
+    PixtralVisionConfig,
+    SiglipVisionConfig,
+)
 
 import longctx
+from longctx import generation
 from longctx.drafts import Budget, Draft, DraftSource
 from longctx.errors import ModelError
 
@@ -80,6 +90,53 @@ def test_drafts_change_no_token_and_a_bounded_cache_is_the_models_own_or_refused
         return
     assert name not in UNSUITED
     with context.attached(model) as cache:
+        assert torch.equal(model.generate(IDS, past_key_values=cache, do_sample=False, **GREEDY), expected)
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_where_no_row_is_taken_back_a_prompt_is_read_at_once_and_a_batch_one_after_another(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second pass of several tokens begins anew in some of them, and some keep their state on their modules."""
+    monkeypatch.setattr(generation, "PIECE", 8)
+    model, both = architectures.small(name), torch.cat((IDS, IDS.flip(1)))
+    out = longctx.generate(model, tiny.tokenizer(), both, drafters=[], **GREEDY)
+    assert torch.equal(out.sequences, model.generate(both, do_sample=False, **GREEDY))
+
+
+VISION: dict[str, Any] = {
+    "image_size": 28, "patch_size": 14, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 32,
+    "intermediate_size": 32,
+}  # fmt: skip
+SEEING: dict[str, Any] = {
+    "Gemma3": lambda: Gemma3Config(
+        text_config=tiny.config("gemma3").to_dict(), vision_config=SiglipVisionConfig(**VISION), mm_tokens_per_image=4
+    ),
+    "Mistral3": lambda: Mistral3Config(
+        text_config=tiny.config("mistral").to_dict(),
+        vision_config=PixtralVisionConfig(**VISION),
+        image_token_index=470,
+    ),
+    "Llava": lambda: LlavaConfig(
+        text_config=tiny.config("llama").to_dict(), vision_config=CLIPVisionConfig(**VISION), image_token_index=470
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_models_that_could_see_answer_texts(name: str) -> None:
+    """For these generate hands on that there is nothing to be seen."""
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(SEEING[name]()).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.15)
+    expected = model.generate(IDS, do_sample=False, **GREEDY)
+    half = Half(tuple(expected[0].tolist()))
+    out = longctx.generate(model, tiny.tokenizer(), IDS, drafters=[half], controller="fixed:nodes=5", **GREEDY)
+    assert torch.equal(out.sequences, expected) and out.stats.rows == "tree" and out.stats.accepted > 3
+    with longctx.kv.compress(model, IDS[:, :24], policy="full").attached(model) as cache:
         assert torch.equal(model.generate(IDS, past_key_values=cache, do_sample=False, **GREEDY), expected)
 
 

@@ -158,12 +158,12 @@ def test_a_streamer_gets_the_answers_one_after_another() -> None:
     assert got == [*(token for row in new(out) for token in row), -1]
 
 
-def test_where_prompts_cannot_share_a_pass_they_take_turns_and_a_warning_says_so() -> None:
+def test_where_prompts_cannot_share_a_pass_one_follows_the_other_and_a_warning_says_so() -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
     model = tiny.model(rope_parameters=rope)
     out = longctx.generate(model, TOKENIZER, drafters=["document"], **padded(), **STEADILY)
     assert new(out.sequences) == [alone(model, prompt) for prompt in PROMPTS]
-    assert "take turns" in out.warnings[0] and out.stats.passes == out.stats.rounds
+    assert "one after another" in out.warnings[0] and out.stats.passes == out.stats.rounds
 
 
 def test_a_prompt_of_padding_only_is_refused_by_its_number() -> None:

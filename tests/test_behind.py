@@ -11,7 +11,9 @@ import tiny
 import torch
 from contexts import CONTEXT, IDS, SQUEEZED
 
+import longctx
 import longctx.kv
+from longctx import generation
 from longctx.backend.attaching import announced
 from longctx.backend.attention import NAME
 from longctx.backend.behind import BoundedTarget
@@ -142,3 +144,21 @@ def test_a_layer_that_attends_elsewhere_is_named() -> None:
         assert known
         states = torch.zeros(1, model.config.num_key_value_heads, 2, model.config.head_dim)
         cache.update(states, states, 1)
+
+
+def test_a_long_question_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be taken back over a bounded cache, but what is read in pieces goes on."""
+    rows: list[int] = []
+    scored = BoundedTarget._scored
+
+    def noted(self: BoundedTarget, tokens: Sequence[int], *more: Any) -> torch.Tensor:
+        rows.append(len(tokens))
+        return scored(self, tokens, *more)
+
+    monkeypatch.setattr(BoundedTarget, "_scored", noted)
+    monkeypatch.setattr(generation, "PIECE", 8)
+    model = tiny.model("llama")
+    given: dict[str, Any] = {"max_new_tokens": 3, "eos_token_id": None, "pad_token_id": 1}
+    with longctx.kv.compress(model, IDS[:, :CONTEXT], "full").attached(model) as cache:
+        out = longctx.generate(model, tiny.tokenizer(), IDS, drafters=[], past_key_values=cache, **given)
+    assert rows == [8, 8, 4, 1, 1] and torch.equal(out.sequences, model.generate(IDS, do_sample=False, **given))

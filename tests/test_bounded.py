@@ -14,6 +14,7 @@ from torch import Tensor
 from longctx.backend import bounded, quick
 from longctx.backend.blocks import BLOCK, together
 from longctx.backend.bounded import Bounded
+from longctx.backend.chosen import _gathered
 from longctx.backend.forks import Context, Held
 from longctx.backend.meter import Meter
 from longctx.errors import ModelError
@@ -334,3 +335,14 @@ def test_only_keys_that_move_are_turned(by: list[int]) -> None:
     expected = plainly(query, whole, said, seen.expand(1, 4, -1, -1), None, None)
     torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
     assert turned == {2: [2], 0: [], 20: [20]}[sum(step != 0 for step in by)]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_keys_are_gathered_from_the_beginning_of_a_longer_buffer_too(whole: bool) -> None:
+    """While a text grows its keys are the first of those that there is room for."""
+    room = tensors(KV_HEADS, 40, DIM, seed=0)
+    states = room if whole else room[:, :30]
+    assert states.is_contiguous() == whole
+    slots = torch.randint(0, 30, (3, KV_HEADS, 7), generator=torch.Generator().manual_seed(1))
+    expected = torch.stack([torch.stack([states[head, own[head]] for head in range(KV_HEADS)]) for own in slots])
+    assert torch.equal(_gathered(states, slots), expected)

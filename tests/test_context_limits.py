@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import architectures
 import pytest
 import tiny
 import torch
@@ -42,6 +43,17 @@ def test_contexts_that_cannot_be() -> None:
             longctx.kv.compress(model, IDS, f"squeezed:keep={share}")
     with pytest.raises(BadOption, match="piece_tokens=0"):
         longctx.kv.compress(model, IDS, piece_tokens=0)
+
+
+def test_a_text_beyond_a_table_of_positions_and_ids_of_another_tokenizer_are_refused() -> None:
+    """Such a pass ends in an error about an index, and on a GPU the whole process does."""
+    model = architectures.small("GPT2")  # 1024 positions
+    for read in (longctx.kv.compress, longctx.kv.read):
+        with pytest.raises(DoesNotFit, match="1025 tokens pass the 1024 that GPT2LMHeadModel has positions for"):
+            read(model, [5] * 1025)  # type: ignore[operator]
+        with pytest.raises(BadOption, match="1000000"):
+            read(model, [5, 10**6])  # type: ignore[operator]
+    assert longctx.kv.read(model, [5] * 1024).compress("full").tokens == 1024
 
 
 def test_a_context_within_the_budget_is_read_whole_and_says_so() -> None:

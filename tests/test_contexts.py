@@ -156,51 +156,25 @@ def test_padding_in_front_of_the_context_is_refused() -> None:
         model.generate(IDS, attention_mask=mask, past_key_values=cache, **GREEDY)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_a_mask_that_is_given_by_its_place_is_seen(family: str) -> None:
+    model = tiny.model(family)
+    hidden, padded = torch.ones_like(IDS), torch.ones_like(IDS)
+    hidden[:, 3], padded[:, CONTEXT : CONTEXT + 4] = 0, 0
+    with torch.inference_mode(), compressed(model).attached(model) as cache:
+        with pytest.raises(CacheError, match="hides tokens of the context"):
+            model(IDS[:, CONTEXT:], hidden, past_key_values=cache)
+        named = model(IDS[:, CONTEXT:], attention_mask=padded, past_key_values=cache.fork()).logits
+        placed = model(IDS[:, CONTEXT:], padded, past_key_values=cache.fork()).logits
+        assert torch.equal(named, placed)
+        assert not torch.equal(named, model(IDS[:, CONTEXT:], past_key_values=cache).logits)
+
+
 @pytest.mark.parametrize("options", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": tiny.model("llama", seed=5)}])
 def test_assisted_generation_is_refused_and_the_error_names_what_to_use(options: dict[str, Any]) -> None:
     model = tiny.model("llama")
     with compressed(model).attached(model) as cache, pytest.raises(CacheError, match="longctx.speculative"):
         model.generate(IDS, past_key_values=cache, **GREEDY, **options)
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_speculative_decodes_over_a_bounded_cache() -> None:
-    model = tiny.model("llama")
-    held = compressed(model, SQUEEZED)
-    with held.attached(model) as cache:
-        expected = model.generate(IDS, past_key_values=cache, **GREEDY)
-    decode = longctx.speculative(drafters=["ngram"])
-    with held.attached(model) as cache:
-        said = model.generate(IDS, past_key_values=cache, custom_generate=decode, **GREEDY)
-    assert torch.equal(said, expected)
-
-
-def test_speculative_refuses_a_prompt_that_does_not_begin_with_the_context() -> None:
-    model = tiny.model("llama")
-    joined = IDS.clone()
-    joined[0, CONTEXT - 1] += 1  # as where the last token of a text takes in the first letters of a question
-    decode = longctx.speculative(drafters=["ngram"])
-    with compressed(model).attached(model) as cache, pytest.raises(CacheError, match="join at the seam"):
-        model.generate(joined, past_key_values=cache, custom_generate=decode, **GREEDY)
-
-
-@pytest.mark.filterwarnings("ignore:decoded one token at a time")
-@pytest.mark.parametrize("copied", [False, True])
-def test_speculative_refuses_another_question_behind_what_the_cache_holds(copied: bool) -> None:
-    model = tiny.model("llama")
-    other = torch.cat((IDS[:, :CONTEXT], IDS[:, 3:40]), 1)
-    decode = longctx.speculative(drafters=["ngram"])
-    with compressed(model).attached(model) as cache:
-        said = model.generate(IDS, past_key_values=cache, custom_generate=decode, **GREEDY)
-        further = torch.cat((said, IDS[:, 5:9]), 1)  # the same conversation
-        used = cache.fork() if copied else cache
-        with pytest.raises(CacheError, match=r"another question. Call rewind\(\)"):
-            model.generate(other, past_key_values=used, custom_generate=decode, **GREEDY)
-        expected = model.generate(further, **GREEDY)
-        assert torch.equal(model.generate(further, past_key_values=used, custom_generate=decode, **GREEDY), expected)
-        used.rewind()
-        expected = model.generate(other, **GREEDY)
-        assert torch.equal(model.generate(other, past_key_values=used, custom_generate=decode, **GREEDY), expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])

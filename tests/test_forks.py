@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 import pytest
@@ -55,3 +56,28 @@ def test_a_fork_is_a_fresh_run_over_its_tokens(family: str, steps: list[tuple[st
             seen = model(torch.tensor([[9, 8]]), past_key_values=held).logits  # type: ignore[operator]
             expected = model(torch.tensor([[*IDS, *tokens, 9, 8]])).logits[:, -2:]  # type: ignore[operator]
             torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize(("before", "then"), [(1, 3), (3, 1)])
+def test_after_a_crop_to_the_context_another_number_of_rows_may_follow(family: str, before: int, then: int) -> None:
+    model, context = made(family)
+    with torch.inference_mode(), context.attached(model) as held:
+        model(torch.full((before, 3), 9), past_key_values=held)  # type: ignore[operator]
+        held.crop(-3)
+        rows = torch.tensor([[9, 8], [7, 6], [5, 4]])[:then]
+        seen = model(rows, past_key_values=held).logits  # type: ignore[operator]
+        expected = model(torch.cat((torch.tensor([IDS] * then), rows), 1)).logits[:, -2:]  # type: ignore[operator]
+        torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_deep_copy_is_a_fork_that_shares_the_context() -> None:
+    """A copy of the cache for each question, as Hugging Face's guide has it, would be another context each time."""
+    model, context = made("llama")
+    with torch.inference_mode(), context.attached(model) as held:
+        model(torch.tensor([[9, 8]]), past_key_values=held)  # type: ignore[operator]
+        other = copy.deepcopy(held)
+        model(torch.tensor([[7]]), past_key_values=other)  # type: ignore[operator]
+        assert held.lengths == {42} and other.lengths == {43} and other.context is held.context
+    with pytest.raises(CacheError, match="after its context was closed"):
+        other.fork()

@@ -62,16 +62,22 @@ def test_the_tokens_are_hugging_faces_and_right_drafts_save_passes(family: str, 
     "options",
     [
         {"repetition_penalty": 1.4},
-        {"no_repeat_ngram_size": 2},
-        {"min_new_tokens": 20, "eos_token_id": 300},
-        {"bad_words_ids": [[7], [9, 12]]},
+        {"no_repeat_ngram_size": 1},
+        {"min_new_tokens": ...},  # filled in once the plain answer is known, as they would have no effect else
+        {"bad_words_ids": ...},
         {"max_new_tokens": 1},
         {"max_new_tokens": 3},
     ],
 )
 def test_options_of_generate_hold_for_drafted_tokens(options: dict[str, Any]) -> None:
     model = tiny.model("qwen2")
+    new = plain(model)[0, PROMPT.shape[1] :].tolist()
+    if "bad_words_ids" in options:
+        options = {"bad_words_ids": [[new[2]], new[5:7]]}
+    if "min_new_tokens" in options:
+        options = {"min_new_tokens": 20, "eos_token_id": new[4]}
     expected = plain(model, **options)
+    assert not torch.equal(expected, plain(model)), "the option changes the answer"
     oracle = Oracle(expected[0, PROMPT.shape[1] :].tolist())
     out = longctx.generate(model, TOKENIZER, PROMPT, drafters=[oracle, "document", "ngram"], **STEADILY | options)
     assert torch.equal(out.sequences, expected)

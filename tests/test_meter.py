@@ -47,3 +47,21 @@ def test_sums_are_those_of_passes_one_by_one(many: int, monkeypatch: pytest.Monk
             assert report.unread_share == pytest.approx(sum(shares) / len(shares), rel=1e-5)
             assert report.unread_bound == pytest.approx(sum(bounds) / len(bounds), rel=1e-5)
     assert len(shares) > len(bounds) > 10
+
+
+def test_blocks_of_padding_alone_are_nobodys_question() -> None:
+    """A question that is padded to two blocks says what the same question says without its padding."""
+    read, left, most = (logs(1, 2, 3, seed=seed) for seed in range(3))
+    known, whole = torch.logaddexp(read, logs(1, 2, 3, seed=4)), read + 3
+    reports = []
+    for kinds in ([1.0], [0.0, 1.0]):
+        own = Meter(100, audit_every=1)
+        for kind in kinds:
+            weights = torch.full((1, 1, 3, 1), kind)
+            choice = Choice(torch.zeros(1, 2, 30, dtype=torch.long), None, Unread(left))
+            own.count(choice, 100, weights=weights)
+            own.estimate(left, known, most, weights=weights)
+            own.audit(known, whole, most, weights=weights)
+        own.end(0)
+        reports.append(own.report())
+    assert reports[0] == reports[1] and reports[0].true_unread_share and reports[0].unread_bound

@@ -12,7 +12,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from longctx.backend.model import fingerprint, from_pretrained, window, wrap
+from longctx.backend.model import fingerprint, from_pretrained, model_fingerprint, window, wrap
 from longctx.errors import ModelError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -197,6 +197,21 @@ def test_equal_models_have_one_fingerprint_and_any_difference_another(folder: Pa
         of(tiny.model("qwen2", num_hidden_layers=2)),
     }
     assert len(others) == 6 and own not in others
+
+
+def test_what_a_run_sets_for_padding_and_results_is_no_other_model_and_another_adapter_is() -> None:
+    """Keys that were made while one adapter was at work say nothing of the model with another one."""
+    model = tiny.model(num_hidden_layers=2)
+    own = model_fingerprint(model)
+    model.config.pad_token_id, model.config.output_hidden_states = 7, True
+    assert model_fingerprint(model) == own
+    adapted: Any = model.model.layers[0].self_attn.q_proj
+    found = [own]
+    for changes in ({"_active_adapter": ["a"]}, {"_active_adapter": ["b"]}, {"_disable_adapters": True}):
+        for name, value in changes.items():  # where peft's layers say what is at work
+            setattr(adapted, name, value)
+        found.append(model_fingerprint(model))
+    assert len(set(found)) == 4
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "~/no-such-model", "./models/none", "a/b/c"])

@@ -27,3 +27,15 @@ def test_text_leaves_as_soon_as_it_is_whole() -> None:
     pieces: list[str] = []
     say(" é b ".encode(), decode, pieces.append)
     assert pieces == ["", "", "é", "", " b", "", ""]
+
+
+def test_a_long_answer_is_not_decoded_anew_for_every_token() -> None:
+    asked: list[int] = []
+
+    def counted(ids: Sequence[int]) -> str:
+        asked.append(len(ids))
+        return decode(ids)
+
+    text = "The bridge stands at Ärles. " * 100
+    said, tokens = say(text.encode(), counted, lambda piece: None)
+    assert said == text.strip() and asked[-1] == tokens and max(asked[:-1]) < 6

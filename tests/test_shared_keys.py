@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from generators import PROMPT, STEADILY, TOKENIZER, Knowing, Seldom, plain
-from transformers import AutoModelForCausalLM, Gemma4AssistantConfig, Gemma4TextConfig, GenerationConfig
+from transformers import AutoModelForCausalLM, DynamicCache, Gemma4AssistantConfig, Gemma4TextConfig, GenerationConfig
 from transformers.generation.candidate_generator import SinglePositionMultiTokenCandidateGenerator
 from transformers.models.gemma4.modeling_gemma4 import Gemma4CausalLMOutputWithPast
 from transformers.models.gemma4_assistant.modeling_gemma4_assistant import Gemma4AssistantForCausalLM
@@ -147,3 +147,13 @@ def test_an_assistant_that_reads_the_models_keys_says_what_a_fresh_one_does(
             other, _ = fresh.get_candidates(ids, {"attention_mask": torch.ones_like(ids)}, outputs, False, 0)
         differ += candidates != other[0, ids.shape[1] :].tolist()
     assert 2 * differ > len(said), "what it says follows from the keys"
+
+
+def test_rows_are_taken_back_where_some_layers_keep_nothing() -> None:
+    model = gemma4(2)
+    target = StockTarget(model, "chain", DynamicCache(config=model.config))
+    target.score([5, 6, 7, 8], range(-1, 3), 1)
+    target.commit(range(4))
+    expected = target.score([9, 10], [-1, 0], 2)
+    target.rollback()
+    torch.testing.assert_close(target.score([9, 10], [-1, 0], 2), expected)

@@ -9,7 +9,7 @@ import tiny
 import torch
 from generators import OPTIONS, PROMPT, STEADILY, TOKENIZER, plain
 from readers import attentionless
-from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, StoppingCriteria
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, MaxLengthCriteria, StoppingCriteria
 
 import longctx
 from longctx.errors import BadOption
@@ -56,6 +56,51 @@ def test_criteria_of_a_batch_see_what_they_see_in_generate(kind: type[StoppingCr
     out = model.generate(PROMPTS, do_sample=False, stopping_criteria=[kind()], custom_generate=decode, **options)
     assert torch.equal(out, expected)
     assert reasons == [((8, 8) if kind is Counting else (3, 9), ("stop", "stop"))]
+
+
+class Shorter(MaxLengthCriteria):
+    """Ends an answer by a length, and by its seventh token too."""
+
+    def __call__(self, input_ids: Any, scores: Any, **given: Any) -> Any:
+        return super().__call__(input_ids, scores, **given) | (input_ids.shape[1] >= PROMPT.shape[1] + 7)
+
+
+def test_a_criterion_of_a_length_and_more_is_asked_as_any_other() -> None:
+    """Only transformers' own takes the place of the limit that generate was given."""
+    model, long = tiny.model(), PROMPT.shape[1] + 500
+    criteria: list[Any] = [Shorter(long, None)]
+    expected = model.generate(PROMPT, do_sample=False, stopping_criteria=criteria, **OPTIONS)
+    assert expected.shape[1] == PROMPT.shape[1] + 7
+    out = model.generate(
+        PROMPT, do_sample=False, stopping_criteria=criteria, custom_generate=longctx.speculative([]), **OPTIONS
+    )
+    assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("most", [-19, 0, 1])
+def test_a_limit_that_the_prompt_has_reached_ends_with_the_next_token(most: int) -> None:
+    model = tiny.model()
+    criteria: list[Any] = [MaxLengthCriteria(PROMPT.shape[1] + most)]
+    expected = model.generate(PROMPT, do_sample=False, stopping_criteria=criteria, **OPTIONS)
+    ended: list[Any] = []
+    decode: Any = longctx.speculative([], on_end=lambda stats, warnings: ended.append(stats))
+    out = model.generate(PROMPT, do_sample=False, stopping_criteria=criteria, custom_generate=decode, **OPTIONS)
+    assert torch.equal(out, expected) and expected.shape[1] == PROMPT.shape[1] + 1
+    assert ended[0].lengths == (1,) and ended[0].finish_reasons == ("length",)
+
+
+def test_every_criterion_hears_of_the_last_token() -> None:
+    model = tiny.model()
+    new = plain(model)[0, PROMPT.shape[1] :].tolist()
+    options = OPTIONS | {
+        "eos_token_id": next(token for at, token in enumerate(new) if at > 2 and token not in new[:at])
+    }
+    heard: list[list[int]] = []
+    for decode in ({}, {"custom_generate": longctx.speculative(["document"], controller="fixed:nodes=8")}):
+        criteria: list[Any] = [Counting(), Counting()]
+        model.generate(PROMPT, do_sample=False, stopping_criteria=criteria, **options, **decode)  # type: ignore[arg-type]
+        heard.append([one.calls for one in criteria])
+    assert heard[0] == heard[1] and min(heard[0]) > 2
 
 
 @pytest.mark.parametrize("pad", [None, 7])

@@ -84,6 +84,27 @@ def test_a_manifest_that_was_written_anew_is_still_checked(tmp_path: Path) -> No
             longctx.kv.load(folder, model)
 
 
+@pytest.mark.parametrize(
+    ("policy", "lacks"),
+    [
+        *((SQUEEZED, name) for name in ("means", "logs", "says", "centre")),
+        (SQUEEZED + ",mode=paper", "threshold"),
+        ("quest:budget=40", "least"),
+        ("longheads:budget=60,window=16", "chunks"),
+    ],
+)
+def test_a_context_without_what_its_policy_looks_at_is_refused_when_it_is_loaded(
+    tmp_path: Path, policy: str, lacks: str
+) -> None:
+    model = tiny.model("llama")
+    context = compressed(model, policy)
+    for held in context._context.layers:
+        del held.index.tensors[lacks]  # type: ignore[union-attr, attr-defined]
+    context.save(tmp_path / "context")
+    with pytest.raises(ArtifactError, match=f"{lacks}.*Compress it again"):
+        longctx.kv.load(tmp_path / "context", model)
+
+
 def test_a_full_disk_is_said_with_numbers_and_leaves_what_was_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,11 @@ Owns the hooks. What a caller hands to the model is held against the cache here,
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from transformers import PreTrainedModel
 from longctx.backend.attention import HELD, installed
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.forks import Context
+from longctx.backend.rope import turned
 from longctx.errors import CacheError, ModelError
 
 _FULL_MASK = "Give the whole ids, or new ids with attention_mask of ones for context and new ids together"
@@ -63,14 +66,30 @@ def announced(model: PreTrainedModel, cache: BoundedCache, ids: Tensor) -> Itera
 
 
 def _announce(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+    if len(args) > 1:  # a mask may be among them
+        given = {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **given}
+        args = ()
     cache = given.get("past_key_values")
     if type(cache) is not BoundedCache or cache.is_closed:
         return None
     if torch.is_grad_enabled() and any(weight.requires_grad for weight in model.parameters()):
         raise CacheError("a context has no gradients. Put the pass into `with torch.no_grad():`.")
-    _check(cache, given, args[0] if args else given.get("input_ids"))
+    ids = args[0] if args else given.get("input_ids")
+    new = ids if ids is not None else given.get("inputs_embeds")
+    _check(cache, given, new)
+    _say_turned(model, cache, new)
     cache.announce(given.get("attention_mask"))
     return args, {**given, HELD: cache}
+
+
+def _say_turned(model: Any, cache: BoundedCache, new: Any) -> None:
+    """Warns once where the model rotates ``new`` tokens behind the context otherwise than it rotated the context."""
+    if cache.is_told:
+        return
+    length = next(iter(cache.lengths)) + int(new.shape[1])
+    if said := turned(model.config, cache.tokens, length):
+        cache.is_told = True
+        warn(said, stacklevel=2)
 
 
 def _conclude(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, Any], out: Any) -> None:
@@ -89,15 +108,14 @@ def _all_attended(model: torch.nn.Module, cache: BoundedCache) -> None:
         )
 
 
-def _check(cache: BoundedCache, given: dict[str, Any], ids: Any) -> None:
-    """Raises CacheError where ids, mask and positions do not go on from the cache."""
+def _check(cache: BoundedCache, given: dict[str, Any], new: Any) -> None:
+    """Raises CacheError where ``new`` ids or embeddings, mask and positions do not go on from the cache."""
     lengths = cache.lengths
     if len(lengths) > 1:
         raise CacheError("an earlier pass failed halfway, so the layers hold different tokens. Use rewind().")
     if given.get("use_cache") is False:  # generate then feeds all ids again in every step
         raise CacheError("use_cache=False does not go with a cache that holds a context. Leave it out.")
     length = lengths.pop()
-    new = ids if ids is not None else given.get("inputs_embeds")
     if new is None or not new.shape[1]:
         raise CacheError(f"no new token behind the {length} in the cache. {_FULL_MASK}.")
     if cache.kept and len(new) > 1:

@@ -44,8 +44,16 @@ class BoundedTarget(StockTarget):
 
     def __init__(self, model: PreTrainedModel, cache: BoundedCache) -> None:
         super().__init__(model, "off", cache)
+        self._unrecorded = torch.inference_mode  # plain generate finds tensors that it can write to all the same
         self._behind, self._held = Behind(model), cache
+        self.goes_on = True
 
     def _scored(self, tokens: Sequence[int], positions: Tensor, wanted: int) -> Tensor:
         found = self._behind.shorter(tokens, positions, wanted, self._held)
-        return super()._scored(tokens, positions, wanted) if found is None else found
+        if found is not None:
+            return found
+        told, self._held.is_told = self._held.is_told, True  # whoever decodes here knows all lengths, and says so
+        try:
+            return super()._scored(tokens, positions, wanted)
+        finally:
+            self._held.is_told = told

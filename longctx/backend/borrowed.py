@@ -36,6 +36,25 @@ def _size(found: Any) -> int:
     return sum(map(_size, found)) if isinstance(found, list | tuple) else 0
 
 
+def inferred(cache: Any) -> bool:
+    """Whether something in ``cache`` was made in inference mode, outside of which it cannot be written to."""
+    return any(map(_inferred, map(vars, getattr(cache, "layers", ()))))
+
+
+def _inferred(found: Any) -> bool:
+    if isinstance(found, Tensor):
+        return found.is_inference()
+    found = list(found.values()) if isinstance(found, dict) else found
+    return isinstance(found, list | tuple) and any(map(_inferred, found))
+
+
+def handed_back(cache: Any) -> None:
+    """Its layers keep no more tokens than they must, from here on, whatever a drafted answer told them."""
+    for layer in getattr(cache, "layers", ()):
+        if hasattr(layer, "record_past"):
+            layer.record_past = False
+
+
 def untouched(cache: Any) -> bool:
     """Whether a cache is one that generate made by itself, which nobody will look at again.
 

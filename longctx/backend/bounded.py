@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any
 from weakref import WeakSet
 
@@ -142,6 +143,8 @@ class BoundedCache(Cache):
         self._meter = Meter(context.tokens, audit_every)
         self.is_announced = self.is_closed = False
         self.behind: list[int] | None = None  # the ids of what it holds behind the context; None: not known
+        self.thread = get_ident()  # that attached it: no other one's passes get their turn until it is done
+        self.is_told = True  # whether somebody was told, or need not be, that the model rotates the context otherwise
         self._mask: Tensor | None = None
         self._forks: list[Fork] = []
         self._bounded: dict[int, Bounded] = {}
@@ -170,7 +173,8 @@ class BoundedCache(Cache):
         """A pass comes whose attention mask [batch, tokens] is this; None: no token is padding."""
         self.is_announced = True
         padded = mask is not None and not bool(mask.all())
-        self._mask = mask.bool() if mask is not None and padded else None
+        there = next((held.keys.device for held in self.context.layers if held.kept is None), None)
+        self._mask = mask.to(there).bool() if mask is not None and padded else None
         for fork in self._forks:
             fork.padding = 0 if self._mask is None else int((~self._mask).sum(-1).max())
         for layer in self._bounded.values():
@@ -231,10 +235,13 @@ class BoundedCache(Cache):
             one.copied(other)
         for number in self.kept:
             made.layers[number] = copy.deepcopy(self.layers[number])
-        made.behind = self.behind
+        made.behind, made.thread, made.is_told = self.behind, self.thread, self.is_told
         made._kin = self._kin
         made._kin.add(made)
         return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BoundedCache:
+        return self.fork()  # a question for each copy of a cache is what forks are for, and they share the context
 
     def rewind(self) -> None:
         """Only the context is left afterwards: the next question can be asked."""
@@ -259,6 +266,8 @@ class BoundedCache(Cache):
             fork.check_crop(-tokens_to_remove)
         self.behind = None
         super().crop(tokens_to_remove)
+        if self.lengths == {self.tokens}:
+            self.rewind()  # the next question may have another number of rows
 
     def close(self) -> None:
         """No pass uses this cache or a fork of it any more afterwards."""

@@ -94,6 +94,9 @@ def _moved(keys: Tensor, by: Tensor, turn: Turn) -> Tensor:
 def _gathered(states: Tensor, slots: Tensor) -> Tensor:
     """[kv_heads, slots, dim] at long [batch, kv_heads, chosen] as [batch, kv_heads, chosen, dim]."""
     kv_heads, count, dim = states.shape
+    if not states.is_contiguous():  # a growing text: as one row of heads all of it would be copied for every block
+        some = [own.index_select(0, slots[:, head].reshape(-1)) for head, own in enumerate(states)]
+        return torch.stack(some).view(kv_heads, len(slots), -1, dim).transpose(0, 1)
     heads = torch.arange(kv_heads, device=slots.device)[:, None] * count
     rows = states.reshape(kv_heads * count, dim)
     return rows.index_select(0, (slots + heads).reshape(-1)).view(*slots.shape, dim)

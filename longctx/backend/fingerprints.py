@@ -9,11 +9,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from longctx.backend.model import SAYS_NOTHING, Loaded
+from longctx.backend.model import Loaded, model_fingerprint
 from longctx.backend.tokens import Frame
 
 _OF_THE_LAST_CALL = ("truncation", "padding")  # settings that a tokenizer's file carries and calls change
@@ -33,25 +31,7 @@ def fingerprints(loaded: Loaded, frame: Frame) -> Fingerprints:
     """The fingerprints of a model as it is loaded and of the prompt around text and question."""
     template = str(getattr(loaded.tokenizer, "chat_template", "")).encode("utf-8", "surrogatepass")
     fixed = json.dumps([frame.before, frame.middle, frame.after]).encode()
-    return Fingerprints(
-        _model(loaded.model), _tokenizer(loaded.tokenizer), hashlib.sha256(template).hexdigest(), _hex(fixed)
-    )
-
-
-@torch.inference_mode()
-def _model(model: PreTrainedModel) -> str:
-    """Configuration, dtype and a sample of every weight, as in ``model.fingerprint``."""
-    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and k not in SAYS_NOTHING}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    digest.update(str(model.dtype).encode())
-    for name, weight in model.named_parameters():
-        digest.update(f"{name}{tuple(weight.shape)}".encode() + _sample(weight))
-    return digest.hexdigest()
-
-
-def _sample(weight: Tensor) -> bytes:
-    flat = weight.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // 61)][:64].float().cpu().contiguous().numpy().tobytes()
+    return Fingerprints(model_fingerprint(loaded.model), _tokenizer(loaded.tokenizer), _hex(template), _hex(fixed))
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

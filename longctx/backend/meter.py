@@ -49,9 +49,9 @@ class Meter:
 
     def count(self, choice: Choice, slots: int, blocks: int = 1, weights: Tensor | None = None) -> None:
         """One choice for each of ``blocks``, of a layer that stores so many ``slots``; none for padding alone."""
-        real = None if weights is None else (weights > 0).any(2).view(-1)
-        if real is not None and not bool(real.any()):
+        if not _real(weights):
             return
+        real = None if weights is None else (weights > 0).any(2).view(-1)
         self._calls += blocks
         if choice.slots is None:
             self._read += blocks * slots
@@ -72,6 +72,8 @@ class Meter:
         Each a logarithm [batch, kv_heads, rows], as what keys that were not read have at most is. ``weights`` are those
         of the rows as in ``Asked``: what padding looked at is nobody's question.
         """
+        if not _real(weights):
+            return
         self._estimates += blocks
         self._bounded += 0 if bound is None else blocks
         self._said.append(_Pass(blocks, known, unread, bound, weights))
@@ -100,6 +102,8 @@ class Meter:
         self, known: Tensor, whole: Tensor, bound: Tensor | None, blocks: int = 1, weights: Tensor | None = None
     ) -> None:
         """What keys that were read have of the attention, against all that are stored: as logarithms, like a bound."""
+        if not _real(weights):
+            return
         true = (1 - (known - whole).exp()).clamp_min(0)
         self._true += blocks * _mean_of_rows(true[None], _stacked([weights]))
         self._audits += blocks
@@ -137,6 +141,11 @@ def _grouped(those: list[tuple[Alike, Item]]) -> Iterable[tuple[Alike, list[Item
     for alike, one in those:
         groups.setdefault(alike, []).append(one)
     return groups.items()
+
+
+def _real(weights: Tensor | None) -> bool:
+    """Whether any row is somebody's question, and not padding."""
+    return weights is None or bool((weights > 0).any())
 
 
 def _stacked(weights: list[Tensor | None]) -> Tensor | None:

@@ -18,11 +18,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from longctx.backend.embedded import embedded_model
 from longctx.backend.rope import stated
-from longctx.errors import ModelError, UsageError
+from longctx.errors import DoesNotFit, ModelError, UsageError
 from longctx.protocols import Progress
 
 _DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
-SAYS_NOTHING = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}  # saving may change them
+_SAYS_NOTHING = {  # of keys and values: saving changes some, callers set others for padding and for what is returned
+    "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures", "pad_token_id", "bos_token_id",
+    "eos_token_id", "output_hidden_states", "output_attentions", "return_dict", "id2label", "label2id", "problem_type",
+}  # fmt: skip
+_ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters")  # which are at work, as peft keeps it
+_RESERVED = 8  # rows more than positions that a table has at most: some models begin behind a few
 _NO_LIMIT = 10**9  # tokenizers without a limit report an absurd one
 
 
@@ -122,6 +127,19 @@ def beyond_window(model: PreTrainedModel, tokens: int, reach: int) -> tuple[str,
     )
 
 
+def check_places(model: PreTrainedModel, tokens: int) -> None:
+    """Raises DoesNotFit where the model looks positions up in a table that ends before so many ``tokens``."""
+    trained, words = stated_window(model), model.get_input_embeddings()
+    if trained is None or tokens <= trained:
+        return
+    tables = (part for part in model.modules() if isinstance(part, torch.nn.Embedding) and part is not words)
+    if any(trained <= table.num_embeddings <= trained + _RESERVED for table in tables):
+        raise DoesNotFit(
+            f"{tokens} tokens pass the {trained} that {type(model).__name__} has positions for. Give a shorter text; "
+            "Reader.ask finds what matters in longer ones."
+        )
+
+
 def past_window(model: PreTrainedModel, tokens: int) -> tuple[str, ...]:
     """A warning where ``tokens``, of a prompt and what was said to it, pass what the model was trained with."""
     trained = stated_window(model)
@@ -156,7 +174,7 @@ def _add_model(digest: Any, model: PreTrainedModel) -> None:
     config = {
         key: value
         for key, value in model.config.to_dict().items()
-        if not key.startswith("_") and key not in SAYS_NOTHING
+        if not key.startswith("_") and key not in _SAYS_NOTHING
     }
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(str(model.dtype).encode())
@@ -165,6 +183,9 @@ def _add_model(digest: Any, model: PreTrainedModel) -> None:
         sample = flat[:: max(1, flat.numel() // 61)][:64].float().cpu().contiguous()
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         digest.update(sample.numpy().tobytes())
+    for name, module in model.named_modules():
+        if at_work := {key: own for key, own in vars(module).items() if key in _ADAPTERS}:
+            digest.update(f"{name}{sorted(at_work.items())}".encode())
 
 
 def _label(name: object) -> str:

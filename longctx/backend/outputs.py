@@ -6,21 +6,25 @@ Owns padding and the shape of the result. Knows no draft.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from longctx.backend.borrowed import held, untouched
 from longctx.backend.bounded import BoundedCache
+from longctx.backend.model import past_window
+from longctx.backend.rope import turned
 from longctx.errors import BadOption, CacheError, EmptyInput
 
 _KNOWN = {
     "attention_mask", "position_ids", "past_key_values", "cache_params", "use_cache", "logits_to_keep"
 }  # fmt: skip
+_SEEN = "mm_encoder_outputs"
 _INSTEAD = {
     "assistant_model": "drafts come from drafters=",
     "custom_generate": "it is what generate is made with; give longctx.speculative() to model.generate",
@@ -44,7 +48,9 @@ def refuse(model: Any, config: GenerationConfig, given: Mapping[str, Any]) -> No
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
         raise BadOption(f"these options ask for {mode.value}, which cannot be had together with drafts.")
-    unknown = [name for name, value in given.items() if value is not None and name not in _KNOWN]
+    # of a model that could see, generate says that there is nothing to be seen
+    nothing = [name for name, value in given.items() if value is None or (name == _SEEN and not value)]
+    unknown = [name for name in given if name not in {*nothing, *_KNOWN}]
     if unknown:
         raise BadOption(f"{', '.join(unknown)} cannot be had together with drafts: only ids and their mask are read.")
     asked = [name for name in _REFUSED if getattr(config, name, None) and config.return_dict_in_generate]
@@ -72,12 +78,28 @@ def lossless(cache: Any) -> bool:
     return type(cache) is not BoundedCache or cache.context.policy.lossless
 
 
-def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], Any]:
+def begun(cache: Any) -> int:
+    """Tokens of a caller's ``cache`` that were read as a text by themselves; 0 where nobody reads what it holds."""
+    if not isinstance(cache, Cache) or all(cache.is_linear) or untouched(cache):  # a state does not say of how many
+        return 0
+    return cache.tokens if type(cache) is BoundedCache else held(cache)
+
+
+def of_length(model: PreTrainedModel, cache: Any, before: int, last: int) -> list[str]:
+    """What is to be said of an answer up to ``last`` tokens, the first ``before`` of them a text in a ``cache``."""
+    # a bounded cache sees nothing from so far away, and says itself what it does
+    said = list(past_window(model, last)) if lossless(cache) else []
+    otherwise = turned(model.config, before, last) if before else ""
+    return [*said, otherwise] if otherwise else said
+
+
+def rows_of(input_ids: Tensor, given: dict[str, Any], config: GenerationConfig) -> tuple[list[list[int]], Any]:
     """The prompts without their padding, and the cache of the caller.
 
     Raises CacheError where the cache holds tokens that the prompt lacks or a context of other tokens, or more than one
     prompt shares it, EmptyInput for a prompt of padding only, and BadOption for positions of the caller's own.
     """
+    tokens = input_ids.shape[1]
     mask = given.get("attention_mask")
     cache = given.get("past_key_values", given.get("cache_params"))
     used = cache is not None and not untouched(cache)
@@ -87,10 +109,17 @@ def rows_of(input_ids: Tensor, given: dict[str, Any]) -> tuple[list[list[int]], 
             "own: give one prompt, or no cache."
         )
     count = held(cache) if used else 0
-    if count and (mask is not None or count >= input_ids.shape[1]):
+    # a mask of ones is in no argument any more, only how long it was: longer than the ids, these are new ones alone
+    masked = mask is not None or getattr(config, "_mask_length", tokens) != tokens
+    if count and (masked or count >= tokens):
         raise CacheError(
-            f"the cache holds {count} tokens: give one prompt of more tokens than that, those in the cache first, and "
-            "no padding."
+            f"the cache holds {count} tokens: give one prompt of more tokens than that, those in the cache first, no "
+            "padding, and a mask as long as the prompt, or none."
+        )
+    if type(cache) is BoundedCache and cache.thread != get_ident():
+        raise CacheError(
+            "another thread has attached the context, and makes all passes until it is done. Attach it in the thread "
+            "that generates."
         )
     if type(cache) is BoundedCache and input_ids[0, : cache.tokens].tolist() != list(cache.context.ids):
         raise CacheError(

@@ -63,6 +63,17 @@ def frequencies(config: Any) -> Frequencies:
     return Frequencies(tuple(found), stated(config))
 
 
+def turned(config: Any, context: int, last: int) -> str:
+    """What is to be said where the first ``context`` tokens of ``last`` were read as a shorter text than the whole."""
+    if not frequencies(config).change(context, last):
+        return ""
+    return (
+        f"{config.model_type} rotates long texts otherwise than short ones, and the {context} tokens in the cache were "
+        f"read as a text of that length, not as the beginning of {last}. Leave the cache out for what the model says "
+        "by itself."
+    )
+
+
 def stated(config: Any) -> int | None:
     """The trained length in tokens that a configuration states, or None."""
     config = config.get_text_config(decoder=True)

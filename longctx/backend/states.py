@@ -61,6 +61,8 @@ class Watch:
 class Watched:
     """What every target has: its ``length`` in tokens, of which ``watches`` keep what passes say, and its turn."""
 
+    goes_on = True
+
     def __init__(self) -> None:
         self.length = 0
         self.watches: list[Watch] = []

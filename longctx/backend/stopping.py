@@ -39,7 +39,7 @@ def stop_strings(tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> Sto
 
 def limit(criteria: Sequence[StoppingCriteria], most: int) -> int:
     """Tokens of prompt and answer: ``most``, or what a criterion says that stands in the place of generate's own."""
-    return min((one.max_length for one in criteria if isinstance(one, MaxLengthCriteria)), default=most)
+    return min((one.max_length for one in criteria if type(one) is MaxLengthCriteria), default=most)
 
 
 def ends(criteria: Sequence[StoppingCriteria], prompts: Tensor, row: int) -> Callable[[Sequence[int]], bool]:
@@ -49,7 +49,7 @@ def ends(criteria: Sequence[StoppingCriteria], prompts: Tensor, row: int) -> Cal
     is ``limit``. Raises BadOption for criteria that cannot be copied.
     """
     batch, kept = len(prompts), prompts[row : row + 1]
-    asked = [one for one in criteria if not isinstance(one, MaxLengthCriteria)]
+    asked = [one for one in criteria if type(one) is not MaxLengthCriteria]
     stock = [one for one in asked if type(one) in _BY_ROW]
     others = of_each_prompt([one for one in asked if type(one) not in _BY_ROW], batch, "stopping criteria")
 
@@ -59,7 +59,8 @@ def ends(criteria: Sequence[StoppingCriteria], prompts: Tensor, row: int) -> Cal
         if more > 0:
             kept = torch.cat((kept, torch.tensor([list(new[-more:])], device=kept.device)), 1)
         text = kept[:, : prompts.shape[1] + len(new)]  # shorter again where a round failed and is made once more
-        return any(_said(one, text, 1, 0) for one in stock) or any(_said(one, text, batch, row) for one in others)
+        said = [_said(one, text, 1, 0) for one in stock]
+        return any([*said, *(_said(one, text, batch, row) for one in others)])  # all are asked: some keep count
 
     return over
 

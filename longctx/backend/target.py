@@ -8,18 +8,19 @@ drafter and no rule.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
+from transformers.cache_utils import DynamicLayer
 
 from longctx.backend.alone import alone
 from longctx.backend.attention import PACK, ROWS, installed
-from longctx.backend.borrowed import held, size
+from longctx.backend.borrowed import held, inferred, size
 from longctx.backend.packs import PackCache
 from longctx.backend.roads import Road
 from longctx.backend.rows import Rows
@@ -150,13 +151,19 @@ def score_together(
 class StockTarget(Watched):
     """Verifies chains, or with ``rows="off"`` single tokens, over a cache of transformers: by default an empty one.
 
-    Where ``rows`` is off nothing can be taken back, so that every pending row must be committed. Models with a kind of
-    cache of their own make it in their first pass.
+    Where ``rows`` is off nothing can be taken back, so that every pending row must be committed, and a prompt is read
+    in one pass, as by ``generate``: some models begin anew in a pass of several tokens, and caches that round do not
+    show the pass what they round. Models with a kind of cache of their own make it in their first pass.
     """
 
     def __init__(self, model: PreTrainedModel, rows: Kind, cache: Any = None) -> None:
         super().__init__()
         self.rows: Kind = rows
+        self.goes_on = rows != "off"
+        # what is made in inference mode can be written to nowhere else, and the caller's cache is the caller's
+        own = cache is None or inferred(cache)
+        self._unrecorded: Callable[[], AbstractContextManager[object]] = torch.inference_mode if own else torch.no_grad
+        self._before: list[dict[str, Any]] = []  # the pending rows: what of each layer no crop brings back
         self.products: Mapping[int, float] = {}  # it tries none
         config = model.config.get_text_config(decoder=True)
         self.vocabulary = int(config.vocab_size)
@@ -188,15 +195,16 @@ class StockTarget(Watched):
             self._cache.activate_past_recording()
             self._recording = True
         positions = torch.arange(self.length, self.length + len(tokens), device=self._model.device)
+        self._before = [_passing(layer) for layer in self._cache.layers] if self.rows != "off" else []
         self._pending = len(tokens)
         settled = False
         try:
-            with torch.inference_mode(), alone(self._model):
+            with self._unrecorded(), alone(self._model):
                 logits = self._scored(tokens, positions, wanted)
             settled = True
         finally:
-            if not settled and self.rows != "off":
-                self._restore()
+            if not settled:
+                self.rollback()
         return logits
 
     def _scored(self, tokens: Sequence[int], positions: Tensor, wanted: int) -> Tensor:
@@ -215,20 +223,36 @@ class StockTarget(Watched):
         if self._recording or left_out:
             self._cache.crop(-left_out)
         self.length += len(rows)
-        self._pending = 0
+        self._pending, self._before = 0, []
 
     def rollback(self) -> None:
-        """Afterwards the cache is as it was before the pending rows; where ``rows`` is off it cannot be used again."""
-        if self.rows != "off":
-            self.commit(())
+        """Afterwards every layer is as it was before the pending rows, those that a failed pass did not reach included.
 
-    def _restore(self) -> None:
-        """After a pass that failed, every layer is as it was, those that it did not come to included."""
-        for layer in self._cache.layers:
-            added = layer.get_seq_length() - self.length if isinstance(layer, CacheLayerMixin) else self._pending
-            if added:
+        Where ``rows`` is off the cache cannot be used again.
+        """
+        if self.rows == "off" or not self._pending:
+            return
+        self.note(())
+        for number, layer in enumerate(self._cache.layers):
+            if before := self._before[number] if number < len(self._before) else {}:
+                vars(layer).update(before)
+            elif isinstance(layer, DynamicLayer) and (added := layer.get_seq_length() - self.length) > 0:
                 layer.crop(-added)
-        self._pending = 0
+        self._pending, self._before = 0, []
+
+
+def _passing(layer: Any) -> dict[str, Any]:
+    """What a layer that keeps the last tokens only, or their convolution, holds now; nothing of one that keeps all."""
+    if not hasattr(layer, "record_past"):
+        return {}
+    states = {name: own for name, own in vars(layer).items() if isinstance(own, dict)}
+    if not layer.record_past:  # it writes into what it has
+        states = {name: {at: _copied(one) for at, one in own.items()} for name, own in states.items()}
+    return {**vars(layer), **{name: own.copy() for name, own in states.items()}}
+
+
+def _copied(state: Any) -> Any:
+    return state.clone() if isinstance(state, Tensor) else state
 
 
 def _last(out: Any, wanted: int) -> Tensor:

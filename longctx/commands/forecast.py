@@ -96,7 +96,9 @@ def forecast(
                 continue
             read = min(length, room)
             whole = plan(model, read, dataclasses.replace(settings, selector=_EVERYTHING, kv="none"))
-            peaks.append(whole.peak + sums.activations(model, read) - sums.activations(model, min(read, sums.piece())))
+            peaks.append(
+                whole.peak + sums.activations(model, read) - sums.activations(model, sums.at_once(model, read))
+            )
             seconds += questions * (_attended(model, read, read, plainly) + _said(model, read, settings, plainly))
         peak = max(peaks, default=0) + (kept if len(peaks) > 1 else 0)  # the last bounded cache outlives its answer
         found.append(dataclasses.replace(work, peak_bytes=peak, seconds=seconds or None, refused=tuple(refused)))

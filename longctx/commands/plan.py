@@ -162,13 +162,13 @@ def plan(model: Report, tokens: int, settings: Settings) -> Plan:
         "segment memory": min(sums.segment_memory(settings), read * model.kv_bytes_per_token),
         "reading scratch": _reading(model, settings, read, sums.segment(settings)) if read else 0,
         "prompt": _keys(model, prompt, settings.policy()) + settings.max_new_tokens * model.kv_bytes_per_token,
-        "prompt scratch": sums.activations(model, min(prompt, sums.piece())),
+        "prompt scratch": sums.activations(model, sums.at_once(model, prompt)),
     }
     during = parts["prompt"] + parts["prompt scratch"]
     kept = parts["text and index"] + parts["encoder"]
     loaded = parts["runtime"] + parts["weights"]
     above = kept + max(parts["encoding scratch"], parts["segment memory"] + max(parts["reading scratch"], during))
-    return Plan(parts, loaded, above, free_bytes(), _policies(model, tokens), said)
+    return Plan(parts, loaded, above, free_bytes(), _policies(model, tokens, settings.policy()), said)
 
 
 def _keys(model: Report, tokens: int, policy: str | None) -> int:
@@ -181,9 +181,10 @@ def _keys(model: Report, tokens: int, policy: str | None) -> int:
     return held if grows else max(held, whole)  # the others read everything before they choose
 
 
-def _policies(model: Report, tokens: int) -> dict[str, int]:
-    """What every policy would hold of the text, with its default options."""
-    return {name: sums.held(model, tokens, name) for name in plugins.names("kv")}
+def _policies(model: Report, tokens: int, asked: str | None) -> dict[str, int]:
+    """What every policy would hold of the text: the one that is asked for as it is asked for, others by default."""
+    wanted = {name: name for name in plugins.names("kv")} | ({asked.partition(":")[0]: asked} if asked else {})
+    return {name: sums.held(model, tokens, policy) for name, policy in wanted.items()}
 
 
 def _reading(model: Report, settings: Settings, read: int, segment: int) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from longctx.backend.report import Report
 
 QUESTION = 8  # tokens of a question
+_STATES = ("linear_attention", "hybrid", "hybrid_sliding")  # kinds of layers that keep a state in place of keys
 UNIT = 60  # tokens of a unit: sentences of prose
 TEXT_BYTES = 4  # bytes of text a token stands for; twice or four times that outside Latin scripts
 NUMBER_BYTES = {"bfloat16": 2, "float16": 2, "float64": 8}  # of a number; any other format counts as four
@@ -89,3 +90,9 @@ def piece() -> int:
     from longctx.decoding.loop import PIECE
 
     return PIECE
+
+
+def at_once(model: Report, prompt: int) -> int:
+    """Tokens of a ``prompt`` that one pass takes: all where layers keep one state, as another pass may begin anew."""
+    keeps_states = any(words.endswith(_STATES) for words in model.cache_layers)
+    return prompt if keeps_states else min(prompt, piece())

@@ -19,7 +19,7 @@ Score = Callable[[Sequence[tuple[Any, Sequence[int], Sequence[int], int]]], Sequ
 
 
 class Batch:
-    """``requests`` in the order of their prompts; without ``score`` they take turns, a pass each.
+    """``requests`` in the order of their prompts; without ``score`` one begins when the one before it has ended.
 
     Whether rows are verified together changes no request: each has a cache, drafters, a control and random numbers of
     its own, and ends when it ends.
@@ -35,15 +35,18 @@ class Batch:
         for number, request in enumerate(self.requests):
             if not request.done:
                 request.prefill()
-                self._passes += 1
-                yield number, request.round()
+                yield from self._alone(number)
+                while self._score is None and not request.done:  # its model may keep a state that is its own alone
+                    yield from self._alone(number)
         while live := [number for number, request in enumerate(self.requests) if not request.done]:
-            if self._score is not None and len(live) > 1:
+            if self._score is None or len(live) == 1:
+                yield from self._alone(live[0])
+            else:
                 yield from zip(live, self._shared(self._score, [self.requests[number] for number in live]), strict=True)
-                continue
-            for number in live:
-                self._passes += 1
-                yield number, self.requests[number].round()
+
+    def _alone(self, number: int) -> Iterator[tuple[int, list[int]]]:
+        self._passes += 1
+        yield number, self.requests[number].round()
 
     @property
     def stats(self) -> Stats:

@@ -32,7 +32,7 @@ class Look:
     logs: Tensor
     means: Tensor
     spreads: Tensor
-    says: Tensor
+    says: Tensor | None  # None where no answer hears of what is not read
     others: tuple[Tensor, Tensor] | None = None  # log mass [batch, kv_heads, rows] of those groups, and what they say
 
     def orders(self, asked: Asked, centre: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +66,7 @@ class Look:
 
     def _said(self, shares: Tensor, log: Tensor, joined: Tensor) -> Tensor:
         """What clusters say in their ``shares`` [..., clusters], with what the groups say that are not looked at."""
+        assert self.says is not None
         says = (shares.to(self.says.dtype) @ self.says).float()  # as wide as the values themselves
         if self.others is None:
             return says
@@ -73,9 +74,9 @@ class Look:
         return says * share + self.others[1] * (1 - share)
 
 
-def every(own: Mapping[str, Tensor]) -> Look:
-    """All clusters of an index."""
-    return _look({name: own[name][None] for name in _SCORED})
+def every(own: Mapping[str, Tensor], says: bool = True) -> Look:
+    """All clusters of an index, and what they say where an answer shall hear of it."""
+    return _look({name: own[name][None] for name in (_SCORED if says else _SCORED[:-1])})
 
 
 def visited(own: Mapping[str, Tensor], asked: Asked, least: int = 0) -> Look:
@@ -110,8 +111,8 @@ def logs(sizes: Tensor) -> Tensor:
 
 
 def _look(found: Mapping[str, Tensor]) -> Look:
-    starts, sizes, logs, means, spreads, says = (found[name] for name in _SCORED)
-    return Look(starts, sizes, logs, means, spreads, says)
+    starts, sizes, logs, means, spreads = (found[name] for name in _SCORED[:-1])
+    return Look(starts, sizes, logs, means, spreads, found.get("says"))
 
 
 def _scores(asked: Asked, means: Tensor, centre: Tensor) -> Tensor:

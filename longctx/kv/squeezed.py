@@ -109,6 +109,8 @@ class Squeezed:
         if self.levels == 2:
             order, groups = _clusters.grouped(found, centre, self.density, self.iterations, cluster)
             found = {name: _ordered(value, order) for name, value in found.items()} | groups
+        elif self.mode == "paper":
+            del found["says"]  # it estimates nothing of what it does not read
         return Index(layer.tokens, budget, stored, found | {"centre": centre})
 
     def settle(self, indices: Sequence[Index]) -> list[Index]:
@@ -121,13 +123,17 @@ class Squeezed:
         wanted = (indices[0].budget - self.sinks - self.recent) / (indices[0].tokens - self.sinks - self.recent)
         within = int((keys[order].cumsum(0) <= math.floor(wanted * int(keys.sum()))).sum())
         threshold = likely[order[min(within, len(order) - 1)]].reshape(1)
-        return [replace(index, tensors={**index.tensors, "threshold": threshold}) for index in indices]
+        own = [{name: one for name, one in index.tensors.items() if name != "window"} for index in indices]
+        return [
+            replace(index, tensors=tensors | {"threshold": threshold})
+            for index, tensors in zip(indices, own, strict=True)
+        ]
 
     def choose(self, index: Index, asked: Asked) -> Choice:
         if self._is_plain and (quick := _quickly.choice(index, asked, self.sinks, self.recent)) is not None:
             return quick
-        own = index.tensors
-        look = _looks.visited(own, asked, self._floor) if self.levels == 2 else _looks.every(own)
+        own, says = index.tensors, self.mode != "paper"
+        look = _looks.visited(own, asked, self._floor) if self.levels == 2 else _looks.every(own, says)
         first, second = look.orders(asked, own["centre"])
         forced = _ranges.ends(index.tokens, self.sinks, self.recent, asked.rows.device)
         shares, log = _looks.softmax(first if self.mode == "paper" else second)
@@ -144,7 +150,7 @@ class Squeezed:
         if look.whole(taken):
             return EVERYTHING
         slots, counts = _ranges.behind(forced, *_ranges.members(taken, look.starts, look.sizes))
-        return Choice(slots, counts, look.left(taken, first, second, says=self.mode != "paper"))
+        return Choice(slots, counts, look.left(taken, first, second, says))
 
     @property
     def _is_plain(self) -> bool:
@@ -186,7 +192,8 @@ class Squeezed:
 
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         found = math.ceil(self.density * tokens)
-        return kv_heads * (8 * tokens + found * (3 * dim * itemsize + 20))
+        states = 2 if self.mode == "paper" and self.levels == 1 else 3
+        return kv_heads * (8 * tokens + found * (states * dim * itemsize + 20))
 
 
 def _window(layer: LayerKeys, found: Mapping[str, Tensor], centre: Tensor) -> Tensor:

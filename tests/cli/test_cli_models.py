@@ -176,6 +176,8 @@ def test_a_plan_knows_the_bytes_of_every_kv_policy(model: Path) -> None:
     bounded = planned(model, "--tokens", "100k", "--selector", "all", "--kv", "lm_infinite:budget=1000")
     assert bounded["prompt_bytes"] < found["prompt_bytes"] / 20
     assert call("plan", str(model), "--tokens", "1M", "--kv", "nonsense").exit_code == 2
+    half = planned(model, "--tokens", "100k", "--selector", "all", "--kv", "snapkv:keep=0.5", code=3)
+    assert half["kv_bytes"] == found["kv_bytes"] | {"snapkv": pytest.approx(4 * found["kv_bytes"]["snapkv"], rel=0.01)}
 
 
 def test_a_plan_counts_windows_where_layers_keep_no_more(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -292,6 +293,23 @@ def test_the_papers_threshold_reads_the_budget_on_the_last_queries() -> None:
             score = (logits.exp() / norm).mean(0)
             read += int(own["sizes"][head][score > np.exp(threshold) * (1 + 1e-6)].sum())
     assert 0.9 * 90 < read / 6 <= 90
+
+
+def test_the_papers_index_holds_what_it_looks_at_and_no_more() -> None:
+    """What clusters say is for estimates of what is not read, which it makes none of."""
+    layer, found = haystack(300), {}
+    for mode, levels in (("top-p", 1), ("paper", 1), ("paper", 2)):
+        policy = dataclasses.replace(POLICY, mode=mode, levels=levels, budget=100)
+        (index,) = policy.settle([policy.index(layer, 100)])
+        found[mode, levels] = set(index.tensors)
+        assert policy.choose(index, put(layer, index, question(layer))).slots is not None
+        own = [index.tensors[name] for name in ("means", "spreads", "says") if name in index.tensors]
+        states = sum(one.shape[-1] * one.element_size() for one in own)
+        heads, dim = layer.keys.shape[0], layer.keys.shape[2]
+        planned = policy.index_bytes(300, heads, heads, dim, layer.keys.element_size())
+        assert planned == heads * (8 * 300 + math.ceil(policy.density * 300) * (states + 20))
+    assert found["top-p", 1] - found["paper", 1] == {"says"} and "window" not in found["paper", 1]
+    assert "says" in found["paper", 2]
 
 
 def test_scores_of_thousands_do_not_overflow() -> None:
