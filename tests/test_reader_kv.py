@@ -160,4 +160,4 @@ def test_a_context_that_was_rotated_as_a_shorter_text_is_no_exact_answer(at: int
     answer = asked.ask(DOC, QUESTION, selector="all", max_new_tokens=8, kv="full")
     said = [warning for warning in answer.warnings if "rotates long texts otherwise" in warning]
     assert answer.guarantee == ("approximate" if crosses else "exact") and bool(said) == crosses
-    assert not crosses or f"a text of {context} tokens" in said[0]
+    assert not crosses or f"the {context} tokens in the cache" in said[0]

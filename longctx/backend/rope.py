@@ -69,8 +69,7 @@ def turned(config: Any, context: int, last: int) -> str:
         return ""
     return (
         f"{config.model_type} rotates long texts otherwise than short ones, and the {context} tokens in the cache were "
-        f"read as a text of that length, not as the beginning of {last}. Leave the cache out for what the model says "
-        "by itself."
+        f"read as a text of that length, not as the beginning of {last}. Without the cache (ask: without kv=) they are."
     )
 
 
