@@ -26,7 +26,7 @@ _SIZES: dict[str, Any] = {
     "vocab_size": tiny.VOCAB, "vocab_size_per_layer_input": tiny.VOCAB, "hidden_size_per_layer_input": 16,
     "max_position_embeddings": 1024, "n_positions": 1024, "sliding_window": 8, "num_kv_shared_layers": 2,
     "q_lora_rank": 24, "kv_lora_rank": 16, "mamba_d_head": 32, "lru_width": 64, "conv_dim": 64, "block_dim": 64,
-    "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 1,
+    "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": False,  # or they repeat a word
 }  # fmt: skip
 _LATENT: dict[str, Any] = {"num_key_value_heads": 4, "head_dim": ...}  # left to the configuration
 _MIXED = ["mamba", "attention"] * 2

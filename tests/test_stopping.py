@@ -89,12 +89,13 @@ def test_a_limit_that_the_prompt_has_reached_ends_with_the_next_token(most: int)
     assert ended[0].lengths == (1,) and ended[0].finish_reasons == ("length",)
 
 
-def test_every_criterion_hears_of_the_last_token() -> None:
+@pytest.mark.parametrize("by_token", [True, False])
+def test_every_criterion_hears_of_the_last_token(by_token: bool) -> None:
+    """Whether transformers' own ends the answer or the first of two others does."""
     model = tiny.model()
     new = plain(model)[0, PROMPT.shape[1] :].tolist()
-    options = OPTIONS | {
-        "eos_token_id": next(token for at, token in enumerate(new) if at > 2 and token not in new[:at])
-    }
+    ending = next(token for at, token in enumerate(new) if at > 2 and token not in new[:at])
+    options = OPTIONS | ({"eos_token_id": ending} if by_token else {})
     heard: list[list[int]] = []
     for decode in ({}, {"custom_generate": longctx.speculative(["document"], controller="fixed:nodes=8")}):
         criteria: list[Any] = [Counting(), Counting()]
