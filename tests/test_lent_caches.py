@@ -68,6 +68,19 @@ class Broken(RuntimeError):
     """What a pass ends in."""
 
 
+class Failing:
+    """A logits processor whose call of number ``at`` fails, and that changes nothing else."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        if not self.left:
+            raise Broken
+        return scores
+
+
 @pytest.mark.parametrize("layer", [0, 1, 3])
 @pytest.mark.parametrize("wanted", [1, 3])
 @pytest.mark.parametrize("name", ["mistral", CONV])
@@ -100,21 +113,13 @@ def test_a_pass_that_fails_leaves_every_layer_as_it_was_and_its_own_error(name: 
 def test_a_pass_whose_rows_are_judged_wrongly_is_taken_back_beyond_a_window() -> None:
     """Of the pass over a prompt, which keeps no more than the window, nothing can be cropped."""
     model = tiny.model("mistral")
-    calls: list[int] = []
-
-    def processor(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 1:
-            raise Broken
-        return scores
-
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(PROMPT[:, :12], past_key_values=cache)
     held = [layer.keys.clone() for layer in cache.layers]
     with pytest.raises(Broken):
         longctx.generate(
-            model, TOKENIZER, PROMPT, drafters=[], past_key_values=cache, logits_processor=[processor], **STEADILY
+            model, TOKENIZER, PROMPT, drafters=[], past_key_values=cache, logits_processor=[Failing(1)], **STEADILY
         )
     assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, held, strict=True))
     out = longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], past_key_values=cache, **STEADILY)
@@ -122,16 +127,9 @@ def test_a_pass_whose_rows_are_judged_wrongly_is_taken_back_beyond_a_window() ->
 
 
 def test_a_cache_is_handed_back_as_plain_decoding_uses_it_also_after_an_error() -> None:
-    model, calls = tiny.model("mistral"), list[int]()
-
-    def processor(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 12:
-            raise Broken
-        return scores
-
+    model = tiny.model("mistral")
     cache = DynamicCache(config=model.config)
-    options: dict[str, Any] = {"past_key_values": cache, "logits_processor": [processor], **STEADILY}
+    options: dict[str, Any] = {"past_key_values": cache, "logits_processor": [Failing(12)], **STEADILY}
     with pytest.raises(Broken):
         longctx.generate(model, TOKENIZER, PROMPT, drafters=["document"], **options)
     assert cache.get_seq_length() > PROMPT.shape[1] and not any(layer.record_past for layer in cache.layers)

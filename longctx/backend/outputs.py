@@ -1,6 +1,7 @@
 """What Hugging Face's generate hands to a decoding function of one's own, and what it expects back.
 
-Owns padding and the shape of the result. Knows no draft.
+Owns what of it is refused, what a cache of the caller's means for prompt and answer, padding, and the shape of the
+result. Knows no draft.
 """
 
 from __future__ import annotations
