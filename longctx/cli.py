@@ -186,6 +186,7 @@ def doctor(
     model: flags.Model = None,
     dtype: flags.Dtype = None,
     device: flags.Device = None,
+    trial: flags.Trial = False,
     config: flags.Config = None,
     json: flags.Json = False,
     quiet: flags.Quiet = False,
@@ -194,7 +195,7 @@ def doctor(
     """Say what a model is made of, and what is possible with it and why not."""
     given = dict(model=_one(name, model), dtype=dtype, device=device)
     settings, screen = _begin(config, given, json, quiet, verbose)
-    importlib.import_module("longctx.commands.models").doctor(settings, screen)
+    importlib.import_module("longctx.commands.models").doctor(settings, screen, trial)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from longctx.backend.model import Loaded
 from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
 from longctx.compiled import CompiledDocument
-from longctx.errors import BadOption, CacheError, ModelError
+from longctx.errors import BadOption, ModelError
 from longctx.indexing import documents_of, encode
 from longctx.memory import Memory
 from longctx.protocols import Progress
@@ -21,7 +21,7 @@ from longctx.resources import Calibrator, Encoders
 from longctx.segments import group
 from longctx.store.artifact import Verify
 from longctx.store.shelf import Shelf
-from longctx.storing import Cutting, Storage
+from longctx.storing import Cutting, Storage, check_model
 from longctx.types import Document, EncodedDocument, Unit
 from longctx.values import place
 
@@ -43,17 +43,12 @@ class Compiler:
     ) -> None:
         self._tokens, self._probe, self._encoders, self._calibrator = tokens, probe, encoders, calibrator
         self._cutting, self._memory_bytes = cutting, memory_bytes
-        self._storage = Storage(loaded, tokens.frame(), probe, cutting)
+        self._storage = Storage(loaded, tokens.frame(), probe, cutting, lambda: calibrator.fingerprint)
 
     def index(self, documents: Source, report: Progress | None) -> CompiledDocument:
         """Tokens, units and segments of ``documents``; what was compiled before is returned as it is."""
         if isinstance(documents, CompiledDocument):
-            if documents.fingerprint != self._calibrator.fingerprint:
-                raise CacheError(
-                    f"the document was compiled for another model or tokenizer ({documents.fingerprint[:12]}, not "
-                    f"{self._calibrator.fingerprint[:12]}): its tokens and keys mean nothing here. Compile it with "
-                    f"this reader."
-                )
+            check_model(documents, self._calibrator.fingerprint)
             return documents
         encoded, units, warnings = encode(documents_of(documents), self._tokens.encode, self._cutting.splitter, report)
         return self._book(encoded, units, group(units, self._cutting.segment_tokens), warnings, report)

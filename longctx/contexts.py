@@ -20,7 +20,7 @@ from longctx.backend.bounded import BoundedCache
 from longctx.backend.fitness import bounded_kinds
 from longctx.backend.forks import Context, Held
 from longctx.backend.inputs import check_ids, rows_and_mask
-from longctx.backend.model import beyond_window, check_places, model_fingerprint, stated_window
+from longctx.backend.model import beyond_window, check_model, check_places, model_fingerprint, stated_window
 from longctx.backend.rope import frequencies
 from longctx.backend.rotary import turns
 from longctx.backend.slots import windows
@@ -80,6 +80,7 @@ class CompressedContext:
         batch of questions is padded between context and question. Inside, no other thread of this library runs a pass.
         ``audit_every`` k: every k-th pass measures what went to keys not read. Raises CacheError for another model.
         """
+        values.whole("audit_every", audit_every, 0)
         if model_fingerprint(model) != self.fingerprint:
             raise CacheError(f"the context was made by another model than this {type(model).__name__}. Compress again.")
         check_place(self._context, model)
@@ -155,6 +156,7 @@ def compress(
     and DoesNotFit where a policy that bounds the reading too has no budget for a context beyond the model's window, or
     the model has learned no positions for so many tokens.
     """
+    check_model(model)
     ids = row_of(input_ids, attention_mask)
     check_ids(torch.tensor(ids), model)
     values.whole("piece_tokens", piece_tokens, 1)
@@ -200,7 +202,7 @@ def load(path: str | Path, model: Any) -> CompressedContext:
     if facts.get("fingerprint") != fingerprint:
         raise ArtifactError(
             f"{path} was made by another model ({str(facts.get('fingerprint'))[:12]}, not {fingerprint[:12]}): "
-            f"its keys mean nothing to this {type(model).__name__}. Compress the context again."
+            f"its keys mean nothing here. Compress the context again. {stored.releases(facts)}"
         )
     found = bounded_kinds(model)
     try:

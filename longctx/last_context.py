@@ -26,7 +26,7 @@ class LastContext:
         self, model: Any, ids: Sequence[int], policy: Policy, allow_partial: bool, progress: Progress | None
     ) -> CompressedContext:
         """The context of ``ids``, as ``compress`` makes it."""
-        key = (model_fingerprint(model), tuple(ids), plugins.resolve("kv", policy), allow_partial)
+        key = (model_fingerprint(model), model.device, tuple(ids), plugins.resolve("kv", policy), allow_partial)
         with turn():  # compressing takes it too: a lock of its own could wait for one who waits for this
             found = self._context if key == self._key else None
             if found is None:

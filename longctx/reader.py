@@ -9,15 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from longctx import plugins, selecting, values
 from longctx.answering import Request, Said, answer, carrying, told
-from longctx.backend.fitness import readable
+from longctx.backend.alone import check_free
 from longctx.backend.model import Loaded, from_pretrained, wrap
-from longctx.backend.probe import Probe
 from longctx.backend.tokens import Tokens
 from longctx.cite import cite
 from longctx.compiled import CompiledDocument
@@ -32,7 +30,7 @@ from longctx.last_context import LastContext
 from longctx.origins import Origins
 from longctx.promises import guarantee
 from longctx.protocols import Progress, Selector
-from longctx.resources import Calibrator, Encoders
+from longctx.resources import Calibrator, Encoders, Probes
 from longctx.room import Room
 from longctx.stacks import Drafters
 from longctx.store.artifact import Verify
@@ -74,7 +72,8 @@ class Reader:
         self._calibrator = Calibrator(self._loaded, calibration)
         self._room = Room(self._loaded.window, self._frame.tokens)
         cutting = Cutting(plugins.resolve("splitters", splitter), segment_tokens)
-        made_with = (self._loaded, self._tokens, lambda: self._probe, Encoders(encoder).fetched(), self._calibrator)
+        self._probe = Probes(self._loaded, self._tokens, self._calibrator)
+        made_with = (self._loaded, self._tokens, self._probe, Encoders(encoder).fetched(), self._calibrator)
         self._compiler = Compiler(*made_with, cutting, segment_memory_bytes)
         self._progress, self._context = listener(progress), LastContext()
 
@@ -116,10 +115,6 @@ class Reader:
         """The largest ``budget_tokens`` that the window holds beside ``question`` and ``max_new_tokens``."""
         asked = self._count(values.text("question", question))
         return self._room.longest(asked, values.whole("max_new_tokens", max_new_tokens, 0))
-
-    @cached_property
-    def _probe(self) -> Probe:
-        return readable(Probe(self._loaded.model, self._tokens, self._calibrator.fingerprint))
 
     def compile(
         self,
@@ -212,7 +207,11 @@ class Reader:
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> Iterator[Event]:
-        """The same as ``ask``, as it happens, the answer last. Work stops within one batch when the caller stops."""
+        """The same as ``ask``, as it happens, the answer last. Work stops within one batch when the caller stops.
+
+        Raises CacheError inside a context that this thread has attached.
+        """
+        check_free()
         how = (temperature, seed, drafters, kv, allow_partial, controller)
         request = Request(question, budget_tokens, selector, max_new_tokens, *how)
         return events(lambda report, emit: self._answer(documents, request, report, emit))

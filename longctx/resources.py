@@ -1,6 +1,6 @@
-"""What a reader makes on first need and keeps: the sentence encoder and the model's calibration.
+"""What a reader makes on first need and keeps: the sentence encoder, the model's calibration, the model as it reads.
 
-Owns when they are made and where they are kept. Knows no question and no document.
+Owns when they are made, when they are made again, and where they are kept. Knows no question and no document.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longctx.backend.fitness import readable
 from longctx.backend.model import Loaded, fingerprint
 from longctx.backend.places import INSTALL_WHEELS, cache_folder, wheel_file
+from longctx.backend.probe import Probe
+from longctx.backend.stamps import modules_of, stamp
+from longctx.backend.tokens import Tokens
 from longctx.calibration import Calibration, calibrate
 from longctx.errors import BadOption, MissingExtra
 from longctx.protocols import Inquirer, Progress
@@ -85,37 +89,71 @@ class Calibrator:
         self._found: Calibration | None = None
         self._warnings: list[str] = []
         self._standing: tuple[str, ...] = ()  # said with every result
+        self._named: tuple[int, str] | None = None
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        return fingerprint(self._loaded)
+        """That of the model as it is now: its weights may have been written since, or other adapters be at work."""
+        return self.now[1]
 
-    @cached_property
+    @property
+    def now(self) -> tuple[int, str]:
+        """The model's stamp, which any change makes another, and its fingerprint, which most do."""
+        current = stamp(modules_of(self._loaded.model))
+        if self._named is None or self._named[0] != current:
+            self._named = current, fingerprint(self._loaded)
+        return self._named
+
+    @property
     def path(self) -> Path:
         """Where the model's calibration is kept or would be."""
-        return cache_folder() / "calibration" / f"{self.fingerprint[:32]}.json"
+        return _kept(self.fingerprint)
 
     def __call__(self, probe: Inquirer, progress: Progress | None = None) -> Calibration | None:
         """The calibration, or None where it is switched off. A folder that cannot be written is a warning."""
-        if self._found is None and isinstance(self._wanted, Calibration):
-            self._found = self._wanted
-            if self._wanted.fingerprint != self.fingerprint:
-                self._standing = ("the calibration given was made for another model: its heads may find nothing.",)
-        if self._found is None and self._wanted == "auto":
-            kept = Calibration.load(self.path, self.fingerprint)
-            self._found = kept if kept is not None and set(kept.heads) <= set(probe.pairs()) else None
-            if self._found is None:
-                self._found = calibrate(probe, self.fingerprint, progress=progress)
+        if self._wanted is None:
+            return None
+        name = self.fingerprint
+        if isinstance(self._wanted, Calibration):
+            other = self._wanted.fingerprint != name
+            self._standing = ("the calibration given was made for another model: its heads may find nothing.",) * other
+            return self._wanted
+        if self._found is None or self._found.fingerprint != name:
+            found = Calibration.load(_kept(name), name)
+            if found is None or not set(found.heads) <= set(probe.pairs()):
+                found = calibrate(probe, name, progress=progress)
                 try:
-                    self._found.save(self.path)
+                    found.save(_kept(name))
                 except OSError as error:
                     self._warnings.append(
                         f"the calibration could not be kept ({error.strerror or type(error).__name__}): it will be "
                         f"made again. Set LONGCTX_CACHE to a folder that can be written."
                     )
+            self._found = found
+            return found
         return self._found
 
     def take_warnings(self) -> tuple[str, ...]:
         """What every result says, and warnings that none has carried yet."""
         taken, self._warnings = tuple(self._warnings), []
         return (*self._standing, *taken)
+
+
+class Probes:
+    """The model as a reader of segments: made for the model as it is now, and kept until anything of it changes."""
+
+    def __init__(self, loaded: Loaded, tokens: Tokens, calibrator: Calibrator) -> None:
+        self._loaded, self._tokens, self._calibrator = loaded, tokens, calibrator
+        self._made: tuple[int, Probe] | None = None
+
+    def __call__(self) -> Probe:
+        """Raises ModelError where the model cannot be read by segments."""
+        current, name = self._calibrator.now
+        if self._made is None or self._made[0] != current:
+            self._made = current, readable(Probe(self._loaded.model, self._tokens, name))
+        return self._made[1]
+
+
+def _kept(name: str) -> Path:
+    """Where the calibration of the model of that fingerprint is kept or would be."""
+    return cache_folder() / "calibration" / f"{name[:32]}.json"

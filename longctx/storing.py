@@ -10,7 +10,6 @@ import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from longctx.backend.summaries import Summary
 from longctx.backend.tokens import Frame
 from longctx.compiled import CompiledDocument
 from longctx.console import listener
-from longctx.errors import ArtifactError, ModelError
+from longctx.errors import ArtifactError, CacheError, ModelError
 from longctx.overview import deepest, glancing, lengths
 from longctx.protocols import Progress
 from longctx.store import folders, segments, sizes
@@ -73,13 +72,21 @@ class Storage:
         frame: Frame,
         probe: Callable[[], Probe],
         cutting: Cutting,
+        named: Callable[[], str],
     ) -> None:
         self._loaded, self._frame, self._probe = loaded, frame, probe
-        self._cutting = cutting
+        self._cutting, self._named = cutting, named
+        self._origin: tuple[str, Origin] | None = None
 
-    @cached_property
+    @property
     def origin(self) -> Origin:
-        """What a document compiled now is made with."""
+        """What a document compiled now is made with: of the model as it is now, which ``named`` gives a name."""
+        name = self._named()
+        if self._origin is None or self._origin[0] != name:
+            self._origin = name, self._made_with()
+        return self._origin[1]
+
+    def _made_with(self) -> Origin:
         found = fingerprints(self._loaded, self._frame)
         versions = tuple(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
         return Origin(
@@ -99,6 +106,7 @@ class Storage:
     ) -> Saved:
         """``path`` holds ``book`` afterwards, or what it held before. What it held of the same text is taken over."""
         check_words(segment_kv, form)
+        check_model(book, self._named())
         writer = Writer(path)
         writer.expected_bytes = self._expected(book, "none", form)
         with folders.fitting(path, lambda: writer.needed_bytes), writer, book.reporting(listener(progress)):
@@ -197,7 +205,8 @@ class Storage:
 
     def _keys(self, ids: Sequence[NDArray[np.int32]], form: Form) -> list[str]:
         """What the keys and values of each segment would be computed from now."""
-        return [segments.key(self.origin.model, self._frame.before, own.tolist(), form) for own in ids]
+        name = self.origin.model
+        return [segments.key(name, self._frame.before, own.tolist(), form) for own in ids]
 
     def _restoring(self, artifact: Artifact) -> segments.Restore:
         """Makes a segment of its stored tensors; what they must look like is seen on a segment that is read now."""
@@ -257,3 +266,13 @@ def _apart(was: Origin, now: Origin, fields: Sequence[str], characters: int) -> 
     """The fields that differ, each with the first ``characters`` of what it was and is."""
     pairs = [(field, str(getattr(was, field)), str(getattr(now, field))) for field in fields]
     return ", ".join(f"{f} ({a[:characters]}, now {b[:characters]})" for f, a, b in pairs if a != b)
+
+
+def check_model(book: CompiledDocument, name: str) -> None:
+    """Raises CacheError where ``book`` was compiled for another model than the one of that fingerprint."""
+    if book.fingerprint != name:
+        raise CacheError(
+            f"the document was compiled for another model or tokenizer, or before weights or adapters of this one "
+            f"changed ({book.fingerprint[:12]}, not {name[:12]}): its tokens and keys mean nothing here. Compile it "
+            f"with this reader."
+        )

@@ -120,7 +120,7 @@ def embedded_reader(uncalibrated_reader: Any, of_the_run: Path) -> Any:
         if made.exists():
             own.parent.mkdir(exist_ok=True)
             shutil.copy(made, own)
-        uncalibrated_reader._calibrator(uncalibrated_reader._probe)
+        uncalibrated_reader._calibrator(uncalibrated_reader._probe())
         shutil.copy(own, made)
     return uncalibrated_reader
 

@@ -230,5 +230,5 @@ def test_a_calibration_of_another_model_is_used_with_a_warning(few: Path) -> Non
 
 
 def test_the_embedded_model_has_heads_that_find_facts(embedded_reader: Any) -> None:
-    found = embedded_reader._calibrator(embedded_reader._probe)
+    found = embedded_reader._calibrator(embedded_reader._probe())
     assert found.fused_hits >= 0.85 and found.hits[0] >= 0.7

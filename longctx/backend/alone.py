@@ -13,15 +13,30 @@ from contextlib import contextmanager
 from torch import nn
 
 from longctx.backend.stamps import modules_of
+from longctx.errors import CacheError
 
 _LOCK = threading.RLock()
+_OWN = threading.local()  # how many turns within one another this thread has
 
 
 @contextmanager
 def turn() -> Iterator[None]:
     """Inside, no other thread of this library runs a pass or has the global random numbers."""
     with _LOCK:
-        yield
+        _OWN.depth = getattr(_OWN, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            _OWN.depth -= 1
+
+
+def check_free() -> None:
+    """Raises CacheError where this thread has the turn, for which another one that it waits for would wait for ever."""
+    if getattr(_OWN, "depth", 0):
+        raise CacheError(
+            "a context is attached in this thread, and a stream works in another one, whose passes would wait for it. "
+            "Use ask, or stream once the context is no longer attached."
+        )
 
 
 @contextmanager

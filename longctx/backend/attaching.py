@@ -19,6 +19,7 @@ from longctx.backend.attention import HELD, installed
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.forks import Context
 from longctx.backend.rope import turned
+from longctx.backend.stamps import modules_of
 from longctx.errors import CacheError, ModelError
 
 _FULL_MASK = "Give the whole ids, or new ids with attention_mask of ones for context and new ids together"
@@ -27,14 +28,20 @@ _FULL_MASK = "Give the whole ids, or new ids with attention_mask of ones for con
 @contextmanager
 def attached(model: PreTrainedModel) -> Iterator[None]:
     """Inside, passes of ``model`` over a BoundedCache read what its policy chooses; all others are as ever."""
+    own = _generating(model)
     with installed(model):
-        before = model.register_forward_pre_hook(_announce, with_kwargs=True)
-        behind = model.register_forward_hook(_conclude, with_kwargs=True, always_call=True)
+        before = own.register_forward_pre_hook(_announce, with_kwargs=True)
+        behind = own.register_forward_hook(_conclude, with_kwargs=True, always_call=True)
         try:
             yield
         finally:
             before.remove()
             behind.remove()
+
+
+def _generating(model: torch.nn.Module) -> torch.nn.Module:
+    """The part that ``model.generate`` makes its passes with: a wrapper, such as peft's, hands it on to its own."""
+    return next((part for part in modules_of(model) if isinstance(part, PreTrainedModel)), model)
 
 
 def check_place(context: Context, model: PreTrainedModel) -> None:
@@ -53,7 +60,7 @@ def announced(model: PreTrainedModel, cache: BoundedCache, ids: Tensor) -> Itera
     False, and no pass may, where no context is attached to ``model`` or the cache is closed: the model's own pass says
     so then. Raises CacheError where the ids do not go on from the cache, and ModelError where a layer did not attend.
     """
-    known = not cache.is_closed and _announce in model._forward_pre_hooks.values()
+    known = not cache.is_closed and _announce in _generating(model)._forward_pre_hooks.values()
     if known:
         _check(cache, {}, ids)
         cache.announce(None)

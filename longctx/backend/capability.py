@@ -73,12 +73,17 @@ def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tupl
     return target, f"the caller's {type(cache).__name__} cannot take tokens back"
 
 
-def _tried(model: PreTrainedModel) -> Capability:
+def no_rows(model: PreTrainedModel) -> str:
+    """Why the model's kinds of layers rule out trees, without a trial; empty where they do not."""
     config = model.config.get_text_config(decoder=True)
     kinds, _ = get_layer_types_and_kwargs(config)
     shares = sharing(config)
     other = sorted({kind for number, kind in enumerate(kinds) if number not in shares} - READ)
-    reason = f"it has {', '.join(other)} layers" if other else _no_tree(model)
+    return f"it has {', '.join(other)} layers" if other else ""
+
+
+def _tried(model: PreTrainedModel) -> Capability:
+    reason = no_rows(model) or _no_tree(model)
     if not reason:
         return Capability("tree")
     because = _no_chain(model)

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from longctx.backend.embedded import embedded_model
 from longctx.backend.rope import stated
+from longctx.backend.stamps import adapters_of
 from longctx.errors import DoesNotFit, ModelError, UsageError
 from longctx.protocols import Progress
 
@@ -26,7 +27,6 @@ _SAYS_NOTHING = {  # of keys and values: saving changes some, callers set others
     "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures", "pad_token_id", "bos_token_id",
     "eos_token_id", "output_hidden_states", "output_attentions", "return_dict", "id2label", "label2id", "problem_type",
 }  # fmt: skip
-_ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters")  # which are at work, as peft keeps it
 _RESERVED = 8  # rows more than positions that a table has at most: some models begin behind a few
 _NO_LIMIT = 10**9  # tokenizers without a limit report an absurd one
 
@@ -85,12 +85,17 @@ def tokenizer_alone(name: str | Path, progress: Progress | None = None) -> PreTr
 
 def wrap(model: Any, tokenizer: Any, name: str = "") -> Loaded:
     """The caller's own model, unchanged: same dtype, device, attention implementation and adapters."""
-    if not hasattr(model, "config") or not callable(getattr(model, "forward", None)):
-        raise ModelError(f"{type(model).__name__} is not a Hugging Face model; pass AutoModelForCausalLM's object.")
+    check_model(model)
     if not callable(tokenizer):
         raise ModelError(f"{type(tokenizer).__name__} is not a Hugging Face tokenizer; pass AutoTokenizer's object.")
     label = name or str(getattr(model.config, "_name_or_path", "") or type(model).__name__)
     return Loaded(label, model, tokenizer, window(model, tokenizer))
+
+
+def check_model(model: Any) -> None:
+    """Raises ModelError for what is no model, as a name is, or a reader."""
+    if not hasattr(model, "config") or not callable(getattr(model, "forward", None)):
+        raise ModelError(f"{type(model).__name__} is not a Hugging Face model; pass AutoModelForCausalLM's object.")
 
 
 def window(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -164,7 +169,8 @@ def fingerprint(loaded: Loaded) -> str:
 
 @torch.inference_mode()
 def model_fingerprint(model: PreTrainedModel) -> str:
-    """The same of a model alone, without its tokenizer."""
+    """The same of a model alone, without its tokenizer. Raises ModelError for what is none."""
+    check_model(model)
     digest = hashlib.sha256()
     _add_model(digest, model)
     return digest.hexdigest()
@@ -179,13 +185,18 @@ def _add_model(digest: Any, model: PreTrainedModel) -> None:
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update(str(model.dtype).encode())
     for name, weight in model.named_parameters():
+        if weight.is_meta:
+            raise ModelError(
+                f"weights of {type(model).__name__} are not in memory, {name} the first of them, so nothing says which "
+                "model it is. Load it without offloading: on one device, or on several that hold it whole."
+            )
         flat = weight.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // 61)][:64].float().cpu().contiguous()
         digest.update(f"{name}{tuple(weight.shape)}".encode())
         digest.update(sample.numpy().tobytes())
     for name, module in model.named_modules():
-        if at_work := {key: own for key, own in vars(module).items() if key in _ADAPTERS}:
-            digest.update(f"{name}{sorted(at_work.items())}".encode())
+        if at_work := adapters_of(module):
+            digest.update(f"{name}{at_work}".encode())
 
 
 def _label(name: object) -> str:

@@ -1,4 +1,4 @@
-"""What a model is and what can be done with it, found without loading its weights.
+"""What a model is and what can be done with it, found without loading its weights unless they are to be tried.
 
 Owns the facts: layers by kind, heads, window, sizes in bytes, the chat template, and which abilities the model has and
 why it lacks the others. Knows no document and no method.
@@ -16,13 +16,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from longctx.backend import model as loading
-from longctx.backend.anatomy import Unlike
+from longctx.backend.anatomy import UNFIT, Unlike
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import installed
+from longctx.backend.capability import capability, no_rows
 from longctx.backend.compressing import kinds, possible
+from longctx.backend.fitness import bounded_kinds, readable
 from longctx.backend.footprint import head_dim, kv_heads, measured
 from longctx.backend.lean import Lean
 from longctx.backend.probe import Probe
+from longctx.backend.rotary import rotation, turns
 from longctx.backend.tokens import Tokens
 from longctx.errors import LongctxError, ModelError
 from longctx.kernels import few_queries, few_rows
@@ -38,6 +41,7 @@ class Report:
     Of ``kv_bytes_per_token``, ``sliding_bytes_per_token`` are kept in a ``sliding_window`` only (0: there is none).
 
     ``abilities`` maps what the library does to the reason why this model cannot; an empty reason means it can.
+    ``tried``: as passes of the model have shown; else as far as its configuration says.
     """
 
     name: str
@@ -64,30 +68,32 @@ class Report:
     frame_tokens: int
     cache_layers: Mapping[str, list[int]]
     abilities: Mapping[str, str]
+    tried: bool
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def report(
-    name: str, dtype: str = "auto", device: str = "auto", progress: Progress | None = None, encoder: str = ""
+    name: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    progress: Progress | None = None,
+    encoder: str = "",
+    trial: bool = False,
 ) -> Report:
     """The report of a hub id, a local folder or ``"embedded"``; its weights are neither read nor downloaded.
 
-    ``encoder`` is why there is no sentence encoder, empty where there is one. Raises ModelError for what is no model.
+    With a ``trial`` they are, and what passes of the model tell is tried by them. ``encoder`` is why there is no
+    sentence encoder, empty where there is one. Raises ModelError for what is no model.
     """
-    target, wanted = loading._device(device), loading._dtype(dtype)
-    source = str(loading._where(loading._label(name), progress))
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        with torch.device("meta"):
-            stored = wanted if wanted != "auto" else getattr(config, "dtype", None)
-            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                config, dtype=stored, trust_remote_code=False
-            )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(loading._load_message(name, error)) from error
+    target = loading._device(device)
+    model: Any
+    if trial:
+        loaded = loading.from_pretrained(name, dtype, device, progress)
+        model, tokenizer = loaded.model, loaded.tokenizer
+    else:
+        model, tokenizer = _unloaded(name, dtype, progress)
     text = model.config.get_text_config(decoder=True)
     heads = int(getattr(text, "num_attention_heads", 0) or 0)
     layers = Counter(getattr(text, "layer_types", None) or get_layer_types_and_kwargs(text)[0])
@@ -123,17 +129,40 @@ def report(
         cache_layers=possible(model),
         abilities={
             "answers with citations": why_not_asked,
-            "reads by segments (auto, infiniretri, xl3m)": why_not_asked or _why_not(lambda: _read(model, tokenizer)),
+            "reads by segments (auto, infiniretri, xl3m)": why_not_asked
+            or _why_not(lambda: _read(model, tokenizer, trial)),
+            "sums up the keys of segments (the selector longheads)": why_not_asked
+            or _why_not(lambda: _sum_up(model, tokenizer, trial)),
             "reads by lean layers (faster)": why_not_lean,
             "decodes by a compiled kernel (faster)": why_not_lean
             or _why_no_kernel(model, target, int(text.hidden_size), few_rows.version),
             "attends to long texts by a compiled kernel (faster)": _why_no_kernel(
                 model, target, head_dim(text) if heads else 0, few_queries.version
             ),
-            "reads a bounded cache (kv policies)": _why_not(lambda: _compress(model)),
+            "reads a bounded cache (kv policies)": _why_not(lambda: _compress(model, trial)),
+            "moves keys of a text (kv longheads, lm_infinite)": _why_not(lambda: _move(model, trial)),
+            "verifies drafts as trees (speculation)": _why_not(lambda: _verify(model, trial)),
             "embeds text (auto, dense)": encoder,
         },
+        tried=trial,
     )
+
+
+def _unloaded(name: str, dtype: str, progress: Progress | None) -> tuple[Any, Any]:
+    """The model without its weights, and its tokenizer."""
+    wanted = loading._dtype(dtype)
+    source = str(loading._where(loading._label(name), progress))
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        with torch.device("meta"):
+            stored = wanted if wanted != "auto" else getattr(config, "dtype", None)
+            model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=stored, trust_remote_code=False
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(loading._load_message(name, error)) from error
+    return model, tokenizer
 
 
 def _template(tokenizer: Any) -> tuple[str, int, str]:
@@ -147,11 +176,18 @@ def _template(tokenizer: Any) -> tuple[str, int, str]:
     return kind, frame.tokens, ""
 
 
-def _read(model: PreTrainedModel, tokenizer: Any) -> None:
-    """Raises ModelError where the model's layers cannot be read by segments."""
-    Probe(model, Tokens(tokenizer))
+def _read(model: PreTrainedModel, tokenizer: Any, trial: bool) -> Probe:
+    """A reader of segments. Raises ModelError where the model cannot be read by segments."""
+    probe = Probe(model, Tokens(tokenizer))
     with installed(model):
         pass
+    return readable(probe) if trial else probe
+
+
+def _sum_up(model: PreTrainedModel, tokenizer: Any, trial: bool) -> None:
+    """Raises ModelError where nothing can stand for the keys of a segment."""
+    if why := _read(model, tokenizer, trial).no_summaries:
+        raise ModelError(why)
 
 
 def _lean(model: PreTrainedModel) -> None:
@@ -162,11 +198,33 @@ def _lean(model: PreTrainedModel) -> None:
         raise ModelError(str(difference)) from difference
 
 
-def _compress(model: PreTrainedModel) -> None:
-    """Raises ModelError where the model's cache cannot be bounded."""
-    kinds(model)
+def _compress(model: PreTrainedModel, trial: bool) -> list[str]:
+    """What each layer is. Raises ModelError where the model's cache cannot be bounded."""
+    if trial:
+        return bounded_kinds(model)
     with installed(model):
-        pass
+        return kinds(model)
+
+
+def _move(model: PreTrainedModel, trial: bool) -> None:
+    """Raises ModelError where no cache can be bounded by moving the model's keys to other positions."""
+    found = _compress(model, trial)
+    if trial:
+        turns(model, found)
+    else:
+        rotation(model)
+
+
+def _verify(model: PreTrainedModel, trial: bool) -> None:
+    """Raises ModelError where the model verifies chains of drafts only, or none."""
+    if not trial:
+        if why := no_rows(model):
+            raise ModelError(why)
+        return
+    found = capability(model)
+    if found.rows != "tree":
+        instead = "chains are" if found.rows == "chain" else "none are, and each token takes a pass"
+        raise ModelError(f"{found.reason}; {instead}")
 
 
 def _why_no_kernel(
@@ -181,9 +239,13 @@ def _why_no_kernel(
     return f"llvmlite does not work here, PyTorch's threads are out of reach, or {width} is no multiple of 16"
 
 
-def _why_not(attempt: Callable[[], None]) -> str:
+def _why_not(attempt: Callable[[], object]) -> str:
     try:
         attempt()
     except LongctxError as error:
         return str(error)
+    except torch.OutOfMemoryError:  # says nothing of the model
+        raise
+    except UNFIT as error:  # a pass of the model failed
+        return f"{type(error).__name__}: {error}"
     return ""

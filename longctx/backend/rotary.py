@@ -31,15 +31,7 @@ def turns(model: PreTrainedModel, kinds: list[str]) -> tuple[Turn, ...]:
     One of a layer whose keys are the same wherever they stand leaves them as they are. Raises ModelError where
     positions are no rotation of a layer's keys, or change with the length.
     """
-    sources = [module for module in model.modules() if any(name.endswith("inv_freq") for name in _own(module))]
-    if len(sources) != 1 or not kinds:
-        raise ModelError(f"{type(model).__name__} does not rotate its keys in one place, so they cannot be moved.")
-    source = sources[0]
-    changing = sorted(kind for kind in map(str, _kinds(source)) if kind in _CHANGING)
-    if changing:
-        raise ModelError(
-            f"{type(model).__name__} rotates keys by how long the text is ({changing[0]}), so they cannot be moved."
-        )
+    source = rotation(model)
     own = [_frequencies(source, kind).float() for kind in kinds]
     proofs = [_Proof(*proof) for proof in zip(*_proof(model), own, strict=True)]
     for interleaved in (False, True):
@@ -47,6 +39,19 @@ def turns(model: PreTrainedModel, kinds: list[str]) -> tuple[Turn, ...]:
         if not unknown and any(proof.moves(interleaved) for proof in proofs):
             return tuple(_still if proof.still else proof.turn(interleaved) for proof in proofs)
     raise ModelError(f"the keys of {type(model).__name__} are not moved by a rotation known here.")
+
+
+def rotation(model: PreTrainedModel) -> torch.nn.Module:
+    """The one part of the model that knows the frequencies. Raises ModelError where no keys can be moved by it."""
+    sources = [module for module in model.modules() if any(name.endswith("inv_freq") for name in _own(module))]
+    if len(sources) != 1:
+        raise ModelError(f"{type(model).__name__} does not rotate its keys in one place, so they cannot be moved.")
+    changing = sorted(kind for kind in map(str, _kinds(sources[0])) if kind in _CHANGING)
+    if changing:
+        raise ModelError(
+            f"{type(model).__name__} rotates keys by how long the text is ({changing[0]}), so they cannot be moved."
+        )
+    return sources[0]
 
 
 @dataclass(frozen=True, slots=True)

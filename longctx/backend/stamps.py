@@ -9,6 +9,8 @@ from collections.abc import Iterable
 
 from torch import nn
 
+_ADAPTERS = ("_active_adapter", "_disable_adapters", "merged_adapters", "scaling")  # at work, and how strong, by peft
+
 
 def modules_of(model: nn.Module) -> list[nn.Module]:
     """All modules of ``model``, itself the first, each once; in less than half the time of its own walk."""
@@ -55,7 +57,8 @@ def hooks_of(modules: Iterable[nn.Module]) -> tuple[object, ...]:
 def stamp(modules: Iterable[nn.Module]) -> int:
     """Another number once a parameter of ``modules`` was replaced, written or moved, or one of them computes otherwise.
 
-    That is by another ``forward`` or activation, or with another float among its attributes; linear layers have none.
+    That is by another ``forward``, activation or adapter, or with another float among its attributes; linear layers
+    have none of these.
     What is written through ``.data`` or in inference mode is not noticed.
     """
     found: list[object] = []
@@ -66,8 +69,17 @@ def stamp(modules: Iterable[nn.Module]) -> int:
             # as text: -1.0 and -2.0 have one hash
             found += [float.hex(value) for value in own.values() if isinstance(value, float)]
             found.append(id(own.get("act_fn")))
+            found += adapters_of(module)
         for weight in module._parameters.values():
             if weight is not None:
                 written = 0 if weight.is_inference() else weight._version
                 found += (id(weight), weight.dtype, weight.device, written)
     return hash(tuple(found))
+
+
+def adapters_of(module: nn.Module) -> list[str]:
+    """Which adapters are at work in a layer of peft's, and how strongly; nothing in all other modules."""
+    own = vars(module)
+    if not any(name in own for name in _ADAPTERS[:2]):
+        return []
+    return [f"{name}={own[name]}" for name in _ADAPTERS if name in own]

@@ -107,6 +107,9 @@ SegmentForm = Annotated[
 Plot = Annotated[
     Path | None, typer.Option(metavar="FILE.png", help="Draw where the model looked.", rich_help_panel=_TALK)
 ]
+Trial = Annotated[
+    bool, typer.Option("--try", help="Load the weights and try it too: some things only passes of the model tell.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on one line of stdout.", rich_help_panel=_TALK)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.", rich_help_panel=_TALK)]
 Verbose = Annotated[

@@ -18,9 +18,9 @@ _SHOWN = 8  # heads listed for people; --json has all
 _ASKING = 60.0  # seconds of asking what follows which token, at most
 
 
-def doctor(settings: Settings, screen: Screen) -> None:
-    """Show what the model is made of and what is possible with it. Loads no weights."""
-    found = report(settings, screen)
+def doctor(settings: Settings, screen: Screen, trial: bool = False) -> None:
+    """Show what the model is made of and what is possible with it. Loads no weights without a ``trial``."""
+    found = report(settings, screen, trial)
     if screen.json:
         screen.result(found.as_dict())
         return
@@ -41,6 +41,8 @@ def doctor(settings: Settings, screen: Screen) -> None:
             *((ability, f"no: {why}" if why else "yes") for ability, why in found.abilities.items()),
         ]
     )
+    if not found.tried:
+        screen.note("Told by the configuration. --try loads the weights and tries what only passes of the model tell.")
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -57,18 +59,16 @@ def _ranges(numbers: Sequence[int]) -> str:
 def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
     """Measure every head of the model on planted facts, ask it what follows which token, and keep both for later."""
     from longctx.backend.capability import capability
-    from longctx.backend.fitness import readable
     from longctx.backend.model import from_pretrained
-    from longctx.backend.probe import Probe
     from longctx.backend.successors import successors
     from longctx.backend.tokens import Tokens
     from longctx.calibration import calibrate as measure
-    from longctx.resources import Calibrator
+    from longctx.resources import Calibrator, Probes
 
     loaded = from_pretrained(settings.model, settings.dtype, settings.device, screen.progress)
     kept = Calibrator(loaded)
     started = time.perf_counter()
-    probe = readable(Probe(loaded.model, Tokens(loaded.tokenizer), kept.fingerprint))
+    probe = Probes(loaded, Tokens(loaded.tokenizer), kept)()
     found = measure(probe, kept.fingerprint, seed, screen.progress)
     found.save(kept.path)
     warnings: list[str] = []
@@ -96,10 +96,10 @@ def calibrate(settings: Settings, screen: Screen, seed: int) -> None:
     screen.note(f"{seconds:.1f} s")
 
 
-def report(settings: Settings, screen: Screen) -> Report:
-    """The facts of the model that ``settings`` name."""
+def report(settings: Settings, screen: Screen, trial: bool = False) -> Report:
+    """The facts of the model that ``settings`` name; with a ``trial``, as its passes show them."""
     from longctx.backend.report import report as make
     from longctx.resources import Encoders
 
     why = Encoders(settings.reader_options()["encoder"]).why_unavailable
-    return make(settings.model, settings.dtype, settings.device, screen.progress, why)
+    return make(settings.model, settings.dtype, settings.device, screen.progress, why, trial)

@@ -70,8 +70,8 @@ def show(tokens: int, settings: Settings, screen: Screen) -> None:
     model = report(settings, screen)
     made = plan(model, tokens, settings)
     why = beyond_window(model, tokens, settings)
-    lacks = model.abilities["reads a bounded cache (kv policies)"]
-    if lacks and settings.policy() is not None and not settings.kv_partial:
+    policy = settings.policy()
+    if policy is not None and (lacks := _lacks(model, tokens, settings, policy)):
         raise ModelError(lacks)
     kept = stored(model, tokens)
     if screen.json:
@@ -135,21 +135,43 @@ def beyond_window(model: Report, tokens: int, settings: Settings) -> str:
     return ""
 
 
+def _lacks(model: Report, tokens: int, settings: Settings, policy: str) -> str:
+    """Why ``ask`` would refuse the policy for this model, in its words; empty where it would not."""
+    method = plugins.load("kv", policy)
+    lacks = model.abilities["reads a bounded cache (kv policies)"]
+    if lacks and (method.grows or not settings.kv_partial):
+        return lacks
+    prompt = _prompt(model, tokens, settings)
+    # one that holds all of it reads it as it stands
+    moves = method.grows and method.slots(prompt) < prompt
+    return model.abilities["moves keys of a text (kv longheads, lm_infinite)"] if moves else ""
+
+
+def _prompt(model: Report, tokens: int, settings: Settings) -> int:
+    """Tokens of the prompt: the frame, a question, and what is read of the text."""
+    whole = settings.selector.partition(":")[0] == "all"
+    return model.frame_tokens + sums.QUESTION + (tokens if whole else min(tokens, _budget(model, settings)))
+
+
+def _budget(model: Report, settings: Settings) -> int:
+    """Tokens of text that are selected."""
+    longest = _room(model).longest(sums.QUESTION, settings.max_new_tokens)
+    return min(settings.usual_budget, max(1, longest)) if settings.budget is None else settings.budget
+
+
 def _room(model: Report) -> Room:
     return Room(model.window, model.frame_tokens)
 
 
 def plan(model: Report, tokens: int, settings: Settings) -> Plan:
     """The memory for one question about a text of ``tokens`` tokens."""
-    room = _room(model)
+    room, budget = _room(model), _budget(model, settings)
     whole = settings.selector.partition(":")[0] == "all"
-    longest = room.longest(sums.QUESTION, settings.max_new_tokens)
-    budget = min(settings.usual_budget, max(1, longest)) if settings.budget is None else settings.budget
     scored = not whole and tokens > budget
     encodes = scored and sums.encodes(model, settings)
     read = sums.tokens_read(settings, tokens, budget) if scored else 0
     units = tokens // sums.UNIT + 1
-    prompt = model.frame_tokens + sums.QUESTION + (tokens if whole else min(tokens, budget))
+    prompt = _prompt(model, tokens, settings)
     said = room.few(budget) if scored and settings.budget is None else ()
     short: str = plugins.load("kv", settings.policy() or "full").shortfall(prompt)
     said += (short,) if short else ()

@@ -20,6 +20,8 @@ from longctx.kv._scores import most, placed, pooled, scores
 
 _DEFAULT = 2048  # slots, where neither budget nor keep is given
 
+_ALWAYS = "three times window"  # the first chunk, the last whole one and the one that has begun
+
 
 @dataclass(frozen=True, slots=True)
 class LongHeads:
@@ -49,10 +51,10 @@ class LongHeads:
             raise BadOption(f"window={self.window} and page={self.page} must be at least 1.")
 
     def slots(self, tokens: int) -> int:
-        return _budget.slots(tokens, self._counted, self.keep, self._forced, "longheads")
+        return _budget.slots(tokens, self._counted, self.keep, self._forced, "longheads", _ALWAYS)
 
     def shortfall(self, tokens: int) -> str:
-        return _budget.shortfall(tokens, self._counted, self.keep, self._forced, "longheads")
+        return _budget.shortfall(tokens, self._counted, self.keep, self._forced, "longheads", _ALWAYS)
 
     def reach(self, tokens: int, behind: int = 0) -> int:
         # what is read stands right before a piece of the text and before its end, and what follows moves away from it

@@ -17,6 +17,8 @@ from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys
 from longctx.kv import _budget, _ranges
 from longctx.kv._scores import pooled
 
+_ALWAYS = "sinks and recent, and up to the end of a page"
+
 
 @dataclass(frozen=True, slots=True)
 class Quest:
@@ -43,10 +45,10 @@ class Quest:
             raise BadOption(f"page={self.page} must be at least 1.")
 
     def slots(self, tokens: int) -> int:
-        return _budget.slots(tokens, self.budget, self.keep, self._forced, "quest")
+        return _budget.slots(tokens, self.budget, self.keep, self._forced, "quest", _ALWAYS)
 
     def shortfall(self, tokens: int) -> str:
-        return _budget.shortfall(tokens, self.budget, self.keep, self._forced, "quest")
+        return _budget.shortfall(tokens, self.budget, self.keep, self._forced, "quest", _ALWAYS)
 
     @property
     def _forced(self) -> int:

@@ -17,6 +17,8 @@ from longctx.keys import EVERYTHING, Asked, Choice, Index, LayerKeys
 from longctx.kv import _budget, _ranges
 from longctx.kv._scores import LOWEST, grouped, scores
 
+_ALWAYS = "window"  # what is always read, in the words of the options
+
 
 @dataclass(frozen=True, slots=True)
 class SnapKV:
@@ -40,10 +42,10 @@ class SnapKV:
             raise BadOption(f"window={self.window} must be at least 1 and kernel={self.kernel} an odd number.")
 
     def slots(self, tokens: int) -> int:
-        return _budget.slots(tokens, self.budget, self.keep, self.window, "snapkv")
+        return _budget.slots(tokens, self.budget, self.keep, self.window, "snapkv", _ALWAYS)
 
     def shortfall(self, tokens: int) -> str:
-        return _budget.shortfall(tokens, self.budget, self.keep, self.window, "snapkv")
+        return _budget.shortfall(tokens, self.budget, self.keep, self.window, "snapkv", _ALWAYS)
 
     def reach(self, tokens: int, behind: int = 0) -> int:
         return tokens

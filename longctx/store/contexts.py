@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from safetensors.torch import load as unpack
 from safetensors.torch import save as pack
 from torch import Tensor
 
-from longctx.errors import ArtifactError
+from longctx.errors import ArtifactError, UsageError
 from longctx.store import files, folders
 
 FILE = "context.json"
@@ -27,6 +28,7 @@ _KIND = folders.Kind("a compressed context", FILE, ("layer-",), names=re.compile
 _FORMAT, _VERSION = "longctx-context", 3
 _MOST_MANIFEST = 64 * 2**20  # bytes
 _TRIES = 5
+_MADE = "made_with"  # a fact of every context: the releases that made it
 _Tensors = Mapping[str, Tensor]
 
 
@@ -48,6 +50,16 @@ def write(
             _replace(folder, facts, layers)
 
 
+def releases(facts: Mapping[str, Any]) -> str:
+    """What may be why a model is not known again: with which releases a context was made, where they are not these."""
+    made = facts.get(_MADE)
+    return "" if made == _here() else f"It was made with {made}, and here is {_here()}."
+
+
+def _here() -> str:
+    return ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
+
+
 def _replace(folder: Path, facts: Mapping[str, Any], layers: Sequence[_Tensors]) -> None:
     """The same inside the lock. What was added and is no part of a context is taken back."""
     added: list[files.Entry] = []
@@ -59,8 +71,15 @@ def _replace(folder: Path, facts: Mapping[str, Any], layers: Sequence[_Tensors])
             entries.append(entry)
             added += [entry] if new else []
         named = [dataclasses.asdict(entry) for entry in entries]
-        body = json.dumps({"format": _FORMAT, "version": _VERSION, "facts": facts, "files": named}, sort_keys=True)
-        files.replace(folder / FILE, _digest(body.encode()) + b"\n" + body.encode())
+        whole = {"format": _FORMAT, "version": _VERSION, "facts": {**facts, _MADE: _here()}, "files": named}
+        body = json.dumps(whole, sort_keys=True)
+        manifest = _digest(body.encode()) + b"\n" + body.encode()
+        if len(manifest) > _MOST_MANIFEST:
+            raise UsageError(
+                f"the context's manifest takes {len(manifest):,} bytes, and {_MOST_MANIFEST:,} are read at most: a "
+                "text of so many tokens has no form on the disk."
+            )
+        files.replace(folder / FILE, manifest)
         added.clear()
     finally:
         if added:  # the last step may have failed after the manifest was in its place

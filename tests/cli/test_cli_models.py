@@ -50,9 +50,27 @@ def test_the_doctor_says_why_layers_cannot_be_read(tmp_path: Path) -> None:
     found = json.loads(call("doctor", str(tmp_path), "--json").stdout)
     assert found["layers"] == {"linear_attention": 1, "full_attention": 1}
     reasons = {ability: why for ability, why in found["abilities"].items() if "segments" in ability}
-    assert all("linear_attention" in why for why in reasons.values()) and len(reasons) == 1
+    assert all("linear_attention" in why for why in reasons.values()) and len(reasons) == 2
     assert found["cache_layers"] == {"not possible: linear_attention": [0], "bounded": [1]}
     assert "0 (linear_attention)" in found["abilities"]["reads a bounded cache (kv policies)"]
+
+
+def test_the_doctor_tries_what_only_passes_tell(model: Path, tmp_path: Path) -> None:
+    """A Nemotron looks like a Llama to its configuration, and has attention of its own."""
+    from test_fitness import ODD
+
+    ODD["has attention of its own"]().save_pretrained(tmp_path)
+    tiny.tokenizer("system").save_pretrained(tmp_path)
+    bounded, moved = "reads a bounded cache (kv policies)", "moves keys of a text (kv longheads, lm_infinite)"
+    told, tried = (json.loads(call("doctor", str(tmp_path), "--json", *how).stdout) for how in ((), ("--try",)))
+    assert {**told, "abilities": {}, "tried": True} == {**tried, "abilities": {}} and told["tried"] is False
+    assert told["abilities"][bounded] == told["abilities"][moved] == ""
+    assert all("a bounded cache does not suit" in tried["abilities"][one] for one in (bounded, moved))
+    assert "layers [0, 1, 2, 3] do not attend" in tried["abilities"]["reads by segments (auto, infiniretri, xl3m)"]
+    assert tried["abilities"]["verifies drafts as trees (speculation)"].endswith("chains are")
+    own = json.loads(call("doctor", str(model), "--try", "--json").stdout)
+    assert own["tried"] and set(own["abilities"].values()) == {""}
+    assert "--try" in call("doctor", str(model)).stderr and "--try" not in call("doctor", str(model), "--try").stderr
 
 
 def test_a_plan_is_refused_where_asking_would_be(model: Path, folder: Path) -> None:
@@ -81,6 +99,24 @@ def test_a_plan_is_refused_where_asking_would_be(model: Path, folder: Path) -> N
     assert call(*bounded).exit_code == 1
     (folder / "partial.toml").write_text("kv_partial = true\n")
     assert call(*bounded, "--config", "partial.toml").exit_code == 0
+
+
+def test_a_plan_refuses_a_policy_that_moves_keys_where_asking_would(model: Path, folder: Path) -> None:
+    """Only where it would move any: one that holds the whole text reads it as it stands."""
+    changing = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+    other = str(tiny.save(folder / "dynamic", num_hidden_layers=2, rope_parameters=changing))
+    for name, tokens, code in ((str(model), "3000", 0), (other, "3000", 1), (other, "300", 0)):
+        words = ("--selector", "all", "--kv", "lm_infinite:budget=600")
+        told = call("plan", name, "--tokens", tokens, *words)
+        assert told.exit_code == code and ("so they cannot be moved" in told.stderr) == bool(code)
+    (folder / "long.txt").write_text("The kettle of Tobin is here. " * 400)
+    asked = call("ask", "long.txt", QUESTION, "--model", other, *words, "--config", "fast.toml")
+    assert asked.exit_code == 1 and "so they cannot be moved" in asked.stderr
+    tiny.hybrid().save_pretrained(folder / "mixed")
+    tiny.tokenizer("system").save_pretrained(folder / "mixed")
+    growing = ("plan", str(folder / "mixed"), "--tokens", "1k", "--kv", "longheads", "--config", "partial.toml")
+    (folder / "partial.toml").write_text("kv_partial = true\n")
+    assert call(*growing).exit_code == 1
 
 
 def test_the_limits_of_reading_stand_in_the_configuration(model: Path, folder: Path) -> None:
