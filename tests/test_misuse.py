@@ -1,4 +1,4 @@
-"""What callers hand to the door of bounded caches, or do while one is attached, that cannot be: said at once, by type."""
+"""What callers hand to bounded caches, or do while one is attached, that cannot be: said at once, by type."""
 
 from __future__ import annotations
 
