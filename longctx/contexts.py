@@ -15,7 +15,7 @@ import torch
 
 from longctx import plugins, values
 from longctx.backend import compressing, growing
-from longctx.backend.attaching import attached, check_place
+from longctx.backend.attaching import attached, check_place, generating
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.fitness import bounded_kinds
 from longctx.backend.forks import Context, Held
@@ -62,7 +62,7 @@ class CompressedContext:
 
     @property
     def lookup_bytes(self) -> int:
-        """What a token looks at, beside the keys it reads, to choose them: the indices of all layers, whole."""
+        """The indices of all layers, whole: what tokens look at to choose. ``oracle`` has none, and looks at all."""
         indices = [held.index for held in self._context.layers if held.index is not None]
         return sum(tensor.nbytes for index in indices for tensor in index.tensors.values())
 
@@ -86,7 +86,7 @@ class CompressedContext:
         check_place(self._context, model)
         with attached(model):
             cache = BoundedCache(self._context, audit_every)
-            cache.is_told = not frequencies(model.config).switches
+            cache.is_told, cache.home = not frequencies(model.config).switches, generating(model)
             before, self._open = self._open, cache
             try:
                 yield cache

@@ -11,6 +11,7 @@ from typing import Any
 from longctx import plugins
 from longctx.backend.alone import turn
 from longctx.backend.model import model_fingerprint
+from longctx.backend.stamps import hooks_of, modules_of, stamp
 from longctx.contexts import CompressedContext, Policy, compress
 from longctx.protocols import Progress
 
@@ -26,7 +27,9 @@ class LastContext:
         self, model: Any, ids: Sequence[int], policy: Policy, allow_partial: bool, progress: Progress | None
     ) -> CompressedContext:
         """The context of ``ids``, as ``compress`` makes it."""
-        key = (model_fingerprint(model), model.device, tuple(ids), plugins.resolve("kv", policy), allow_partial)
+        parts = modules_of(model)  # the fingerprint is of a sample, and knows nothing of hooks and places
+        now = model_fingerprint(model), stamp(parts), hooks_of(parts)
+        key = (*now, tuple(ids), plugins.resolve("kv", policy), allow_partial)
         with turn():  # compressing takes it too: a lock of its own could wait for one who waits for this
             found = self._context if key == self._key else None
             if found is None:

@@ -14,7 +14,7 @@ from longctx.backend.fitness import readable
 from longctx.backend.model import Loaded, fingerprint
 from longctx.backend.places import INSTALL_WHEELS, cache_folder, wheel_file
 from longctx.backend.probe import Probe
-from longctx.backend.stamps import modules_of, stamp
+from longctx.backend.stamps import hooks_of, modules_of, stamp
 from longctx.backend.tokens import Tokens
 from longctx.calibration import Calibration, calibrate
 from longctx.errors import BadOption, MissingExtra
@@ -89,7 +89,7 @@ class Calibrator:
         self._found: Calibration | None = None
         self._warnings: list[str] = []
         self._standing: tuple[str, ...] = ()  # said with every result
-        self._named: tuple[int, str] | None = None
+        self._named: tuple[object, str] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -97,9 +97,10 @@ class Calibrator:
         return self.now[1]
 
     @property
-    def now(self) -> tuple[int, str]:
-        """The model's stamp, which any change makes another, and its fingerprint, which most do."""
-        current = stamp(modules_of(self._loaded.model))
+    def now(self) -> tuple[object, str]:
+        """The model's stamp and hooks, which any change makes others, and its fingerprint, which most do."""
+        parts = modules_of(self._loaded.model)
+        current = stamp(parts), hooks_of(parts)
         if self._named is None or self._named[0] != current:
             self._named = current, fingerprint(self._loaded)
         return self._named
@@ -144,7 +145,7 @@ class Probes:
 
     def __init__(self, loaded: Loaded, tokens: Tokens, calibrator: Calibrator) -> None:
         self._loaded, self._tokens, self._calibrator = loaded, tokens, calibrator
-        self._made: tuple[int, Probe] | None = None
+        self._made: tuple[object, Probe] | None = None
 
     def __call__(self) -> Probe:
         """Raises ModelError where the model cannot be read by segments."""

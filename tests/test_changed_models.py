@@ -136,10 +136,11 @@ def test_an_adapter_that_grows_stronger_is_another_one() -> None:
     assert len(set(names)) == 4
 
 
-def test_a_context_is_made_anew_where_the_model_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_context_is_that_of_the_model_as_it_is_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that no sample sees, and hooks, change keys too."""
     from longctx import last_context
 
-    model, where = tiny.model("llama"), ["cpu"]
+    model, ask = tiny.model("llama"), last_context.LastContext()
     made: list[object] = []
 
     def compress(*given: Any, **how: Any) -> object:
@@ -147,8 +148,17 @@ def test_a_context_is_made_anew_where_the_model_is_now(monkeypatch: pytest.Monke
         return made[-1]
 
     monkeypatch.setattr(last_context, "compress", compress)
-    monkeypatch.setattr(type(model), "device", property(lambda self: torch.device(where[0])))
-    ask = last_context.LastContext()
-    for device, count in (("cpu", 1), ("cpu", 1), ("cuda", 2), ("cuda", 2)):
-        where[0] = device
-        assert ask(model, range(4), "full", False, None) is made[-1] and len(made) == count
+    name, hooks = reader_of(model).fingerprint, []
+
+    def write() -> None:
+        with torch.no_grad():
+            model.get_input_embeddings().weight[7, 1] += 9.0
+
+    def steer() -> None:
+        hooks.append(model.model.layers[0].register_forward_hook(lambda module, args, out: out))
+
+    for count, change in enumerate((lambda: None, write, steer, lambda: hooks[0].remove()), 1):
+        change()
+        assert ask(model, range(4), "full", False, None) is ask(model, range(4), "full", False, None) is made[-1]
+        assert len(made) == count
+    assert reader_of(model).fingerprint == name, "the sample of the weights has this number: choose another"

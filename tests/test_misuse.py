@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from architectures import small
 
 import longctx
 from longctx.errors import ArtifactError, BadOption, CacheError, LongctxError, ModelError, UsageError
@@ -135,3 +136,80 @@ def test_a_context_of_another_release_says_so_where_its_model_is_not_known(
     monkeypatch.undo()
     with pytest.raises(ArtifactError, match=r"another model .* It was made with transformers 4, and here is torch"):
         longctx.kv.load(tmp_path / "kept", tiny.model("llama", num_hidden_layers=2))
+
+
+def test_a_cache_goes_with_the_model_it_is_attached_to_though_another_has_one_too() -> None:
+    one, other = tiny.model("llama"), tiny.model("llama", seed=5)
+    with (
+        longctx.kv.compress(one, IDS, "full").attached(one) as cache,
+        longctx.kv.compress(other, IDS, "full").attached(other) as own,
+    ):
+        for model, wrong in ((other, cache), (other, cache.fork()), (one, own)):
+            with pytest.raises(CacheError, match="attached to another LlamaForCausalLM"):
+                model.generate(MORE, past_key_values=wrong, **GREEDY)
+            with pytest.raises(CacheError, match="attached to another LlamaForCausalLM"):
+                longctx.generate(model, tiny.tokenizer("system"), MORE, past_key_values=wrong, max_new_tokens=2)
+        assert torch.equal(other.generate(MORE, past_key_values=own, **GREEDY), other.generate(MORE, **GREEDY))
+
+
+class Interruption(Exception):
+    pass
+
+
+def stop(*given: Any) -> None:
+    raise Interruption
+
+
+@pytest.mark.parametrize("kind", ["states", "one layer"])
+def test_a_cache_that_a_failed_pass_left_is_asked_again_only_from_the_context_on(kind: str) -> None:
+    """What layers with states have taken in is in no length; of one layer that keeps keys there is one length."""
+    model: Any = tiny.hybrid() if kind == "states" else tiny.model("llama", num_hidden_layers=1)
+    context = longctx.kv.compress(model, IDS, "full", allow_partial=True)
+    with context.attached(model) as cache, torch.no_grad():
+        expected = model(MORE[:, 60:], past_key_values=cache.fork()).logits
+        hook = model.model.layers[-1].mlp.register_forward_pre_hook(stop)
+        with pytest.raises(Interruption):
+            model(MORE[:, 60:], past_key_values=cache)
+        hook.remove()
+        for broken in (cache, cache.fork()):
+            with pytest.raises(CacheError, match="failed halfway"):
+                model(MORE[:, 60:], past_key_values=broken)
+        cache.rewind()
+        torch.testing.assert_close(model(MORE[:, 60:], past_key_values=cache).logits, expected)
+
+
+def test_a_crop_of_nothing_is_nothing_to_a_cache_with_states() -> None:
+    model = tiny.hybrid()
+    with longctx.kv.compress(model, IDS, "full", allow_partial=True).attached(model) as cache, torch.no_grad():
+        model(MORE[:, 60:], past_key_values=cache)
+        cache.crop(0)
+        assert cache.lengths == {67}
+        with pytest.raises(CacheError, match="states of their own"):
+            cache.crop(-1)
+
+
+def test_padding_beside_a_question_is_seen_by_chunked_layers_that_are_left_alone() -> None:
+    model = small("Llama4Text")
+    context = longctx.kv.compress(model, IDS, "full", allow_partial=True)
+    mask = torch.ones(1, 67, dtype=torch.long)
+    mask[0, 60:63] = 0
+    with context.attached(model) as cache, torch.no_grad():
+        padded = model(MORE[:, 60:], attention_mask=mask, past_key_values=cache).logits[:, 3:]
+        whole = model(MORE, attention_mask=mask).logits[:, 63:]
+    torch.testing.assert_close(padded, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["rows", "stock"])
+def test_a_context_is_read_in_pieces_of_so_many_tokens(kind: str) -> None:
+    model = tiny.hybrid() if kind == "stock" else tiny.model("llama")
+    seen: list[int] = []
+
+    def heard(stage: str, done: int, total: int) -> None:
+        if stage == "context":
+            seen.append(done)
+
+    rows: list[int] = []
+    hook = model.model.layers[0].input_layernorm.register_forward_hook(lambda m, args, out: rows.append(out.shape[-2]))
+    longctx.kv.compress(model, IDS, "full", allow_partial=True, piece_tokens=16, progress=heard)
+    hook.remove()
+    assert seen == [16, 32, 48, 60] and rows[-4:] == [16, 16, 16, 12]

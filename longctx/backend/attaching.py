@@ -28,7 +28,7 @@ _FULL_MASK = "Give the whole ids, or new ids with attention_mask of ones for con
 @contextmanager
 def attached(model: PreTrainedModel) -> Iterator[None]:
     """Inside, passes of ``model`` over a BoundedCache read what its policy chooses; all others are as ever."""
-    own = _generating(model)
+    own = generating(model)
     with installed(model):
         before = own.register_forward_pre_hook(_announce, with_kwargs=True)
         behind = own.register_forward_hook(_conclude, with_kwargs=True, always_call=True)
@@ -39,7 +39,7 @@ def attached(model: PreTrainedModel) -> Iterator[None]:
             behind.remove()
 
 
-def _generating(model: torch.nn.Module) -> torch.nn.Module:
+def generating(model: torch.nn.Module) -> torch.nn.Module:
     """The part that ``model.generate`` makes its passes with: a wrapper, such as peft's, hands it on to its own."""
     return next((part for part in modules_of(model) if isinstance(part, PreTrainedModel)), model)
 
@@ -60,14 +60,20 @@ def announced(model: PreTrainedModel, cache: BoundedCache, ids: Tensor) -> Itera
     False, and no pass may, where no context is attached to ``model`` or the cache is closed: the model's own pass says
     so then. Raises CacheError where the ids do not go on from the cache, and ModelError where a layer did not attend.
     """
-    known = not cache.is_closed and _announce in _generating(model)._forward_pre_hooks.values()
+    own = generating(model)
+    known = not cache.is_closed and _announce in own._forward_pre_hooks.values()
     if known:
+        _check_home(own, cache)
         _check(cache, {}, ids)
         cache.announce(None)
+    done = False
     try:
         yield known
+        done = True
     finally:
         cache.is_announced = False
+        if known and not done:
+            _failed(cache)
     if known:
         _all_attended(model, cache)
 
@@ -83,6 +89,7 @@ def _announce(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, An
         raise CacheError("a context has no gradients. Put the pass into `with torch.no_grad():`.")
     ids = args[0] if args else given.get("input_ids")
     new = ids if ids is not None else given.get("inputs_embeds")
+    _check_home(model, cache)
     _check(cache, given, new)
     _say_turned(model, cache, new)
     cache.announce(given.get("attention_mask"))
@@ -104,8 +111,15 @@ def _conclude(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, An
     if cache is None:
         return
     cache.is_announced = False
-    if out is not None:
+    if out is None:
+        _failed(cache)
+    else:
         _all_attended(model, cache)
+
+
+def _failed(cache: BoundedCache) -> None:
+    """Remembers that a pass ended early. Whether states went on is not seen by the lengths of other layers."""
+    cache.is_broken = bool(cache.kept) or cache.lengths != cache.began
 
 
 def _all_attended(model: torch.nn.Module, cache: BoundedCache) -> None:
@@ -115,10 +129,19 @@ def _all_attended(model: torch.nn.Module, cache: BoundedCache) -> None:
         )
 
 
+def _check_home(model: torch.nn.Module, cache: BoundedCache) -> None:
+    """Raises CacheError where the cache is attached to another model than this one."""
+    if cache.home not in (None, model):
+        raise CacheError(
+            f"the cache is attached to another {type(cache.home).__name__}, whose keys mean nothing to this one. "
+            f"Compress the context with this model."
+        )
+
+
 def _check(cache: BoundedCache, given: dict[str, Any], new: Any) -> None:
     """Raises CacheError where ``new`` ids or embeddings, mask and positions do not go on from the cache."""
     lengths = cache.lengths
-    if len(lengths) > 1:
+    if len(lengths) > 1 or cache.is_broken:
         raise CacheError("an earlier pass failed halfway, so the layers hold different tokens. Use rewind().")
     if given.get("use_cache") is False:  # generate then feeds all ids again in every step
         raise CacheError("use_cache=False does not go with a cache that holds a context. Leave it out.")

@@ -141,7 +141,8 @@ class BoundedCache(Cache):
     def __init__(self, context: Context, audit_every: int = 0) -> None:
         self.context, self.tokens = context, context.tokens
         self._meter = Meter(context.tokens, audit_every)
-        self.is_announced = self.is_closed = False
+        self.is_announced = self.is_closed = self.is_broken = False
+        self.home: Any = None  # the part of a model whose passes it is attached to; None: of any
         self.behind: list[int] | None = None  # the ids of what it holds behind the context; None: not known
         self.thread = get_ident()  # that attached it: no other one's passes get their turn until it is done
         self.is_told = True  # whether somebody was told, or need not be, that the model rotates the context otherwise
@@ -171,7 +172,7 @@ class BoundedCache(Cache):
 
     def announce(self, mask: Tensor | None) -> None:
         """A pass comes whose attention mask [batch, tokens] is this; None: no token is padding."""
-        self.is_announced = True
+        self.is_announced, self.began = True, self.lengths
         padded = mask is not None and not bool(mask.all())
         there = next((held.keys.device for held in self.context.layers if held.kept is None), None)
         self._mask = mask.to(there).bool() if mask is not None and padded else None
@@ -185,10 +186,10 @@ class BoundedCache(Cache):
 
         Windows are counted in positions, and padding has none: counted in slots it would push keys out of sight.
         """
-        if self._mask is None:
+        window = self.context.layers[layer].window
+        if self._mask is None or window is None:  # one without, that was left as it is, has the model's own mask
             return None
-        window, columns = self.context.layers[layer].window, self._mask.shape[1]
-        assert window is not None
+        columns = self._mask.shape[1]
         place = torch.arange(columns, device=self._mask.device)
         position = self._mask.long().cumsum(-1)
         one, other = slice(columns - rows, columns), slice(columns - keys, columns)
@@ -236,6 +237,7 @@ class BoundedCache(Cache):
         for number in self.kept:
             made.layers[number] = copy.deepcopy(self.layers[number])
         made.behind, made.thread, made.is_told = self.behind, self.thread, self.is_told
+        made.home, made.is_broken = self.home, self.is_broken
         made._kin = self._kin
         made._kin.add(made)
         return made
@@ -246,7 +248,7 @@ class BoundedCache(Cache):
     def rewind(self) -> None:
         """Only the context is left afterwards: the next question can be asked."""
         self._check_open()
-        self.behind = None
+        self.behind, self.is_broken = None, False
         for fork in self._forks:
             fork.rewind()
         for number in self.kept:
@@ -257,7 +259,9 @@ class BoundedCache(Cache):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take the last tokens back, given as a negative number. Raises CacheError, all being as it was, otherwise."""
-        if self.kept and tokens_to_remove:
+        if not tokens_to_remove:
+            return
+        if self.kept:
             raise CacheError(
                 f"crop({tokens_to_remove}): layers {self.kept} keep no keys but states of their own, from which no "
                 "token can be taken back. Use rewind(), or fork() before what may have to go."

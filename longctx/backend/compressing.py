@@ -26,7 +26,8 @@ from longctx.errors import ModelError
 from longctx.keys import LayerKeys
 from longctx.protocols import KVPolicy, Progress
 
-SEEN = {"full_attention": "bounded", "sliding_attention": "left alone: sees a window"}
+BOUNDED = "bounded"
+SEEN = {"full_attention": BOUNDED, "sliding_attention": "left alone: sees a window"}
 
 
 def kinds(model: PreTrainedModel, partial: bool = False) -> list[str]:

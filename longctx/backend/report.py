@@ -20,7 +20,7 @@ from longctx.backend.anatomy import UNFIT, Unlike
 from longctx.backend.arithmetic import arithmetic
 from longctx.backend.attention import installed
 from longctx.backend.capability import capability, no_rows
-from longctx.backend.compressing import kinds, possible
+from longctx.backend.compressing import BOUNDED, kinds, possible
 from longctx.backend.fitness import bounded_kinds, readable
 from longctx.backend.footprint import head_dim, kv_heads, measured
 from longctx.backend.lean import Lean
@@ -126,7 +126,7 @@ def report(
         sliding_window=window,
         template=template,
         frame_tokens=frame_tokens,
-        cache_layers=possible(model),
+        cache_layers=_cache_layers(model, trial),
         abilities={
             "answers with citations": why_not_asked,
             "reads by segments (auto, infiniretri, xl3m)": why_not_asked
@@ -196,6 +196,13 @@ def _lean(model: PreTrainedModel) -> None:
         Lean(model)
     except Unlike as difference:
         raise ModelError(str(difference)) from difference
+
+
+def _cache_layers(model: PreTrainedModel, trial: bool) -> dict[str, list[int]]:
+    """What can be done with the cache of which layers, in words."""
+    found = possible(model)
+    why = _why_not(lambda: bounded_kinds(model, partial=True)) if trial else ""
+    return {f"not possible: {why}" if why and words == BOUNDED else words: own for words, own in found.items()}
 
 
 def _compress(model: PreTrainedModel, trial: bool) -> list[str]:

@@ -193,7 +193,8 @@ class Squeezed:
     def index_bytes(self, tokens: int, heads: int, kv_heads: int, dim: int, itemsize: int) -> int:
         found = math.ceil(self.density * tokens)
         states = 2 if self.mode == "paper" and self.levels == 1 else 3
-        return kv_heads * (8 * tokens + found * (states * dim * itemsize + 20))
+        groups = math.ceil(self.density * found) if self.levels == 2 else 0
+        return kv_heads * (8 * tokens + found * (states * dim * itemsize + 20) + groups * (2 * dim * itemsize + 24))
 
 
 def _window(layer: LayerKeys, found: Mapping[str, Tensor], centre: Tensor) -> Tensor:

@@ -63,9 +63,13 @@ def test_the_doctor_tries_what_only_passes_tell(model: Path, tmp_path: Path) -> 
     tiny.tokenizer("system").save_pretrained(tmp_path)
     bounded, moved = "reads a bounded cache (kv policies)", "moves keys of a text (kv longheads, lm_infinite)"
     told, tried = (json.loads(call("doctor", str(tmp_path), "--json", *how).stdout) for how in ((), ("--try",)))
-    assert {**told, "abilities": {}, "tried": True} == {**tried, "abilities": {}} and told["tried"] is False
+    different = {"abilities": {}, "cache_layers": {}, "tried": True}
+    assert {**told, **different} == {**tried, **different} and told["tried"] is False
     assert told["abilities"][bounded] == told["abilities"][moved] == ""
     assert all("a bounded cache does not suit" in tried["abilities"][one] for one in (bounded, moved))
+    assert told["cache_layers"] == {"bounded": [0, 1, 2, 3]}
+    ((words, numbers),) = tried["cache_layers"].items()
+    assert numbers == [0, 1, 2, 3] and words.startswith("not possible: a bounded cache does not suit")
     assert "layers [0, 1, 2, 3] do not attend" in tried["abilities"]["reads by segments (auto, infiniretri, xl3m)"]
     assert tried["abilities"]["verifies drafts as trees (speculation)"].endswith("chains are")
     own = json.loads(call("doctor", str(model), "--try", "--json").stdout)
