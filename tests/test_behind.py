@@ -114,7 +114,7 @@ def test_what_a_user_hooks_onto_the_model_is_not_passed_by(passes: list[int]) ->
 
 def test_no_pass_goes_to_another_model_or_behind_what_is_closed_or_broken(passes: list[int]) -> None:
     model, other = tiny.model("llama"), tiny.model("llama", seed=5)
-    context = longctx.kv.compress(model, IDS[:, :CONTEXT], SQUEEZED)
+    context, another = (longctx.kv.compress(one, IDS[:, :CONTEXT], SQUEEZED) for one in (model, other))
 
     def score(model: Any, cache: Any, tokens: Sequence[int] = (5, 6)) -> None:
         BoundedTarget(model, cache).score(tokens, range(-1, len(tokens) - 1), 1)
@@ -130,7 +130,33 @@ def test_no_pass_goes_to_another_model_or_behind_what_is_closed_or_broken(passes
             score(model, cache)
     with pytest.raises(CacheError, match="after its context was closed"):
         score(model, cache)
+    with (
+        context.attached(model) as cache,
+        another.attached(other),
+        pytest.raises(CacheError, match="attached to another"),
+    ):
+        score(other, cache)
     assert passes == [2] and model.config._attn_implementation != NAME
+
+
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_pass_that_ends_early_spoils_a_cache_if_it_reached_it(reached: bool) -> None:
+    """All layers that keep keys may hold the tokens then: of a single one their lengths say nothing."""
+    model = tiny.model("llama", num_hidden_layers=1)
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], "full")
+    with context.attached(model) as cache:
+        with pytest.raises(KeyboardInterrupt), announced(model, cache, IDS[:, :2]):
+            if reached:
+                cache.update(*[torch.zeros(1, model.config.num_key_value_heads, 2, model.config.head_dim)] * 2, 0)
+            raise KeyboardInterrupt
+        assert cache.is_broken == reached and not cache.is_announced
+        if reached:
+            with pytest.raises(CacheError, match="failed halfway"):
+                BoundedTarget(model, cache).score(BEHIND[:2], (-1, 0), 1)
+            cache.rewind()
+        said = BoundedTarget(model, cache).score(BEHIND[:2], (-1, 0), 1)
+    with torch.inference_mode():
+        assert alike(said[0], model(IDS[:, : CONTEXT + 2]).logits[0, -1])
 
 
 def test_a_layer_that_attends_elsewhere_is_named() -> None:

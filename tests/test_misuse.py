@@ -167,7 +167,8 @@ def test_a_cache_that_a_failed_pass_left_is_asked_again_only_from_the_context_on
     context = longctx.kv.compress(model, IDS, "full", allow_partial=True)
     with context.attached(model) as cache, torch.no_grad():
         expected = model(MORE[:, 60:], past_key_values=cache.fork()).logits
-        hook = model.model.layers[-1].mlp.register_forward_pre_hook(stop)
+        last = model.model.layers[-1]  # the one that keeps keys: none of them are there yet, or all
+        hook = (last.input_layernorm if kind == "states" else last.mlp).register_forward_pre_hook(stop)
         with pytest.raises(Interruption):
             model(MORE[:, 60:], past_key_values=cache)
         hook.remove()
