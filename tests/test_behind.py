@@ -139,9 +139,16 @@ def test_no_pass_goes_to_another_model_or_behind_what_is_closed_or_broken(passes
     assert passes == [2] and model.config._attn_implementation != NAME
 
 
+@pytest.mark.parametrize("shorter", [True, False])
 @pytest.mark.parametrize("reached", [True, False])
-def test_a_pass_that_ends_early_spoils_a_cache_if_it_reached_it(reached: bool) -> None:
-    """All layers that keep keys may hold the tokens then: of a single one their lengths say nothing."""
+def test_a_pass_that_ends_early_spoils_a_cache_if_it_reached_it(
+    reached: bool, shorter: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All layers that keep keys may hold the tokens then: of a single one their lengths say nothing.
+
+    Whichever road the pass after it takes, nothing that the layers were left in the middle of is held against it.
+    """
+    monkeypatch.setattr(Lean, "faster", lambda self: [shorter] * (MOST + 1))
     model = tiny.model("llama", num_hidden_layers=1)
     context = longctx.kv.compress(model, IDS[:, :CONTEXT], "full")
     with context.attached(model) as cache:

@@ -179,7 +179,7 @@ class BoundedCache(Cache):
         for fork in self._forks:
             fork.padding = 0 if self._mask is None else int((~self._mask).sum(-1).max())
         for layer in self._bounded.values():
-            layer.valid = self._mask
+            layer.valid, layer.waiting = self._mask, False  # whatever a pass that ended early left
 
     def window_mask(self, layer: int, rows: int, keys: int) -> Tensor | None:
         """Who sees whom in a layer with a window, bool [batch, 1, rows, keys], where there is padding; else None.
