@@ -13,6 +13,7 @@ import tiny
 import torch
 from probing import LENGTHS, QUESTION, Fresh, check, probe_of, segments, stored_by
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from wrapping import Wrapper
 
 import longctx
 from longctx import Reader
@@ -137,23 +138,6 @@ class LoRA(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.base(x) + self.b(self.a(x))
-
-
-class Wrapper(torch.nn.Module):
-    """Shaped like PEFT's: holds the model, forwards calls and unknown names to it."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("inner"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.inner(*args, **kwargs)
 
 
 def adapted(attention: str, wrapped: bool = True) -> Any:

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 from architectures import small
+from wrapping import Wrapper
 
 import longctx
 from longctx.errors import ArtifactError, BadOption, CacheError, LongctxError, ModelError, UsageError
@@ -20,26 +21,6 @@ IDS = torch.randint(4, 470, (1, 60), generator=torch.Generator().manual_seed(0))
 MORE = torch.cat([IDS, torch.randint(4, 470, (1, 7), generator=torch.Generator().manual_seed(1))], 1)
 MEMO = longctx.Document.from_text("The meeting is on Monday at nine.")
 GREEDY: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 1, "do_sample": False}
-
-
-class Wrapper(torch.nn.Module):
-    """Hands everything on to a model of its own, ``generate`` too, as peft's models do."""
-
-    def __init__(self, base: Any) -> None:
-        super().__init__()
-        self.base = base
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base"), name)
-
-    def forward(self, *args: Any, **given: Any) -> Any:
-        return self.base(*args, **given)
-
-    def generate(self, *args: Any, **given: Any) -> Any:
-        return self.base.generate(*args, **given)
 
 
 @pytest.mark.parametrize("policy", ["full", "squeezed:budget=24,recent=8"])
