@@ -18,9 +18,8 @@ import longctx
 from longctx import plugins
 from longctx.errors import ArtifactError, BadOption, UsageError
 
-from . import kv_quality, kv_sources, kv_speed
+from . import kv_quality, kv_report, kv_sources, kv_speed
 from .haystack import contents, digest, named
-from .kv_report import write_report
 from .rows import Row, Rows, here_and_now
 
 SPEED = ("measure", "context", "tile", "method", "round")
@@ -53,7 +52,9 @@ def run_kv(
     audit: int = 0,
     chat: bool = True,
 ) -> Path:
-    """Append the missing rows to ``out``, write the page ``out``/kv.md of all of them, and return the rows' file.
+    """Append the missing rows to ``out``, write the page ``out``/kv.md of all of them and its pictures.
+
+    Returns the rows' file. Raises MissingExtra, before any work, without the extra ``plots``.
 
     Speed: ``contexts`` are lengths in tokens of ``text`` (the Python language reference); the stock model and ``full``
     are read with ``rounds`` times in turn, others once; ``repeats`` times ``steps`` tokens are decoded behind each
@@ -66,6 +67,7 @@ def run_kv(
     to measure what the bound of the unread share is worth. Without ``chat`` the model goes on from the text and the
     question, as a base model does.
     """
+    kv_report.check()
     counts = dict(
         rounds=rounds, repeats=repeats, steps=steps, sample=sample, needles=needles, max_new_tokens=max_new_tokens
     )
@@ -121,7 +123,7 @@ def run_kv(
         chosen = tuple(dict.fromkeys((kv_quality.FULL, *(policies or kv_quality.POLICIES))))
         bench = kv_quality.Bench(reader.model, reader.tokenizer, chosen, max_new_tokens, audit, chat)
         _quality(run, path, bench, drawn, with_what)
-    write_report(out)
+    kv_report.write_report(out)
     return path
 
 

@@ -1,7 +1,7 @@
 """The parts of ``docs/`` that follow from the code and from the files of results: ``make docs`` renews them.
 
 Owns the marked parts of the pages of methods, the tables of methods, their place in the site's navigation, the pictures
-of published needle rows, the reference of the command line, and the table of speeds in the README. Everything outside
+of published rows, the reference of the command line, and the table of speeds in the README. Everything outside
 the marks is written by hand. A method without a page gets one.
 """
 
@@ -68,7 +68,9 @@ _PAGE = """# {name}
 def write(root: Path) -> list[Path]:
     """Afterwards every file of ``contents`` holds what it should; the files that changed."""
     changed = []
-    pictures = needle_results.pictures(root / "docs" / "results", root / "docs" / "images")
+    results, images = root / "docs" / "results", root / "docs" / "images"
+    pictures = needle_results.pictures(results, images)
+    pictures |= {images / name: picture for name, picture in kv_report.pictures(results).items()}
     made = {**{path: text.encode("utf-8") for path, text in contents(root).items()}, **pictures}
     for path, data in made.items():
         if not path.exists() or path.read_bytes() != data:
@@ -93,7 +95,7 @@ def contents(root: Path) -> dict[Path, str]:
     found[site] = _filled(site.read_text(encoding="utf-8"), {"methods": _navigation()}, "# {}")
     speed = docs / "reading.md"
     found[speed] = _filled(speed.read_text(encoding="utf-8"), {"reading": _reading(docs / "results" / "reading.jsonl")})
-    bounded, costs = docs / "kv.md", "\n".join(kv_report.tables(docs / "results"))
+    bounded, costs = docs / "kv.md", "\n".join(kv_report.tables(docs / "results", "images/"))
     found[bounded] = _filled(bounded.read_text(encoding="utf-8"), {"kv": costs})
     stored = docs / "compiled.md"
     found[stored] = _filled(stored.read_text(encoding="utf-8"), {"compiled": _compiled(docs / "results")})

@@ -1,38 +1,80 @@
 """The page of ``longctx bench kv``, made from its rows and from nothing else.
 
-Owns the tables and which rows are compared: a policy stands beside the full cache on the questions that both answered.
+Owns the tables, and which of them have a picture. What is compared with what is another module's.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
+from longctx.errors import MissingExtra
 
-from .paired import interval
-from .rows import Row, read, where_and_when
+from . import kv_picture
+from .kv_compared import Interval, by, losses, mean, reading, times
+from .rows import Row, put, read, where_and_when
 
 PAGE = "kv.md"
 
 
+def check() -> None:
+    """Raise now what ``write_report`` would raise after all the work."""
+    if find_spec("matplotlib") is None:
+        raise MissingExtra("the pictures of bounded caches", "matplotlib", "plots")
+
+
 def write_report(results: Path) -> Path:
-    """Write ``results``/kv.md from every ``results``/kv-*.jsonl and return it. Raises ArtifactError for no row."""
+    """Write ``results``/kv.md and its pictures from every ``results``/kv-*.jsonl, each whole or not at all.
+
+    Returns the page. Raises ArtifactError for what is no row, and MissingExtra without matplotlib.
+    """
+    check()
     page = results / PAGE
     head = ["# Bounded caches: speed and quality\n", "Written by `longctx bench kv` from the rows beside it.\n"]
-    page.write_text("\n".join([*head, *tables(results)]) + "\n", encoding="utf-8")
+    for name, picture in pictures(results).items():
+        put(results / name, picture)
+    put(page, ("\n".join([*head, *tables(results)]) + "\n").encode())
     return page
 
 
-def tables(results: Path) -> list[str]:
-    """The tables of every ``results``/kv-*.jsonl, each file under a heading of its own."""
+def tables(results: Path, images: str = "") -> list[str]:
+    """The tables of every ``results``/kv-*.jsonl, each file under a heading of its own, after the speeds by length.
+
+    ``images``: where the page finds its pictures, with a slash at the end; empty: beside it.
+    """
+    files = _files(results)
     parts: list[str] = []
-    for path in sorted(results.glob("kv-*.jsonl")):
-        if rows := read(path):
-            own = speed if "measure" in rows[0] else quality
-            parts += [_head(path, rows), *own(rows)]
+    for name, group in kv_picture.lengths(files.values()).items():
+        title = f"{group.model} in {group.dtype}, {group.machine}"
+        parts += [
+            f"\n## By length: {title}, {group.threads} threads\n",
+            f"![{title}: reading and decoding, times stock, by tokens of the text]({images}{name}.png)",
+            f"\n{' and '.join(group.dates)}, from the tables below; what several files measured is drawn at the "
+            "median. Methods but `full` may have been read once, with the spread of a single reading.\n",
+        ]
+    for path, rows in files.items():
+        parts.append(_head(path, rows))
+        if "measure" in rows[0]:
+            parts += speed(rows)
+            continue
+        if kv_picture.compares(rows):
+            parts.append(f"\n![{path.stem}: what is lost by the share of keys read]({images}{path.stem}.png)\n")
+        parts += quality(rows)
     return parts
+
+
+def pictures(results: Path) -> dict[str, bytes]:
+    """The pictures that ``tables`` shows, by the names of their files."""
+    files = _files(results)
+    made = {f"{name}.png": kv_picture.speed(group) for name, group in kv_picture.lengths(files.values()).items()}
+    drawn = {path.stem: rows for path, rows in files.items() if "measure" not in rows[0] and kv_picture.compares(rows)}
+    return made | {f"{name}.png": kv_picture.quality(rows) for name, rows in drawn.items()}
+
+
+def _files(results: Path) -> dict[Path, list[Row]]:
+    return {path: rows for path in sorted(results.glob("kv-*.jsonl")) if (rows := read(path))}
 
 
 def speed(rows: Sequence[Row]) -> list[str]:
@@ -50,17 +92,17 @@ def speed(rows: Sequence[Row]) -> list[str]:
 def _reading(tokens: int, rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
-    by = _by(rows, "method")
-    stock = {row["round"]: row["prefill_tokens_per_second"] for row in by.get("stock", ())}
+    methods = by(rows, "method")
+    stock = methods.get("stock", ())
     lines = [
         f"\n### Reading {tokens:,} tokens\n",
         "| method | rounds | tokens/s, median | least to most | beside stock | index, s | of the reading | peak, MiB "
         "| above the loaded model |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for method, own in by.items():
+    for method, own in methods.items():
         rates = [row["prefill_tokens_per_second"] for row in own]
-        ratios = [row["prefill_tokens_per_second"] / stock[row["round"]] for row in own if row["round"] in stock]
+        beside = reading(own, stock)
         index = statistics.median(row["index_seconds"] for row in own)
         share = statistics.median(row["index_seconds"] / row["prefill_seconds"] for row in own)
         peaks = [row for row in own if row["peak_bytes"] is not None]
@@ -68,14 +110,14 @@ def _reading(tokens: int, rows: Sequence[Row]) -> list[str]:
         more = statistics.median(row["peak_bytes"] - row["loaded_bytes"] for row in peaks) / 2**20 if peaks else None
         lines.append(
             f"| {method} | {len(own)} | {statistics.median(rates):,.0f} | {min(rates):,.0f} to {max(rates):,.0f} | "
-            f"{_number(statistics.median(ratios) if ratios else None, '.2f')} | {index:.1f} | {100 * share:.0f} % | "
+            f"{_number(beside, '.2f')} | {index:.1f} | {100 * share:.0f} % | "
             f"{_number(peak, ',.0f')} | {_number(more, ',.0f')} |"
         )
     return lines
 
 
 def _decoding(tokens: int, tile: int, rows: Sequence[Row]) -> list[str]:
-    by = {row["method"]: row for row in rows}
+    named = {row["method"]: row for row in rows}
     where = f"{tokens:,} tokens" if not tile else f"{tokens:,} tokens tiled to {tile:,}, budgets those of {tokens:,}"
     lines = [
         f"\n### Decoding behind {where}\n",
@@ -83,8 +125,8 @@ def _decoding(tokens: int, tile: int, rows: Sequence[Row]) -> list[str]:
         "look-up, MiB |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for method, row in by.items():
-        ratios = [_ratio(row, by.get(other)) for other in ("stock", "full")]
+    for method, row in named.items():
+        ratios = [times(row, named.get(other)) for other in ("stock", "full")]
         share = None if row["read_share"] is None else 100 * row["read_share"]
         looked = None if row["lookup_bytes"] is None else row["lookup_bytes"] / 2**20
         lines.append(
@@ -93,18 +135,6 @@ def _decoding(tokens: int, tile: int, rows: Sequence[Row]) -> list[str]:
             f"{_number(row['read_keys'], ',.0f')} | {_number(share, '.1f')} | {_number(looked, '.1f')} |"
         )
     return lines
-
-
-def _ratio(row: Row, other: Row | None) -> float | None:
-    """The median over the repeats, which took turns, of how many times as fast one is; None where they did not."""
-    if other is None or _turns(row) != _turns(other):
-        return None
-    pairs = zip(row["tokens_per_second"], other["tokens_per_second"], strict=True)
-    return float(statistics.median(one / two for one, two in pairs))
-
-
-def _turns(row: Row) -> tuple[str | None, int]:
-    return row.get("turns"), len(row["tokens_per_second"])
 
 
 def quality(rows: Sequence[Row]) -> list[str]:
@@ -120,29 +150,20 @@ def quality(rows: Sequence[Row]) -> list[str]:
 
 
 def _losses(title: str, rows: Sequence[Row]) -> list[str]:
-    by = {policy: {_asked(row): row for row in own if "score" in row} for policy, own in _by(rows, "policy").items()}
-    full = by.get("full", {})
     lines = [
         f"\n### {title}\n",
         "| policy | questions | keys read, share | look-up, MiB | score | lost against full | loss, nats a token "
         "| same answer | refused |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for policy, own in by.items():
-        both = [key for key in own if key in full]
-        refused = sum(row["policy"] == policy and "score" not in row for row in rows)
-        if not both:
-            lines.append(f"| {policy} | 0 | | | | | | | {refused} |")
+    for line in losses(rows):
+        if not line.questions:
+            lines.append(f"| {line.policy} | 0 | | | | | | | {line.refused} |")
             continue
-        scores, whole = ([100 * group[key]["score"] for key in both] for group in (own, full))
-        losses, documents = [own[key]["loss"] for key in both], [document for document, _ in both]
-        same = sum(own[key]["same"] for key in both) / len(both)
         lines.append(
-            f"| {policy} | {len(both)} | {100 * _mean(own[key]['read_share'] for key in both):.1f} % | "
-            f"{_mean(own[key]['lookup_bytes'] for key in both) / 2**20:.1f} | {_mean(scores):.1f} | "
-            f"{_between(whole, scores, documents, '.1f')} | "
-            f"{_between(losses, [0.0] * len(losses), documents, '.3f')} | "
-            f"{100 * same:.0f} % | {refused} |"
+            f"| {line.policy} | {line.questions} | {100 * line.share:.1f} % | {line.lookup_bytes / 2**20:.1f} | "
+            f"{line.score:.1f} | {_between(line.lost, '.1f')} | {_between(line.loss, '.3f')} | "
+            f"{100 * line.same:.0f} % | {line.refused} |"
         )
     said = (
         "Scores in points. What is lost is the full cache's score less the policy's, and the loss is that of the full "
@@ -162,12 +183,12 @@ def _bounds(rows: Sequence[Row]) -> list[str]:
         "| policy | questions | estimated | measured | bound | bound to measured, median | above the bound |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for policy, own in _by(audited, "policy").items():
+    for policy, own in by(audited, "policy").items():
         shares = [
-            100 * _mean(row[name] for row in own) for name in ("unread_share", "true_unread_share", "unread_bound")
+            100 * mean(row[name] for row in own) for name in ("unread_share", "true_unread_share", "unread_bound")
         ]
         ratio = statistics.median(row["unread_bound"] / max(row["true_unread_share"], 1e-9) for row in own)
-        above = 100 * _mean(row["above_bound"] for row in own)
+        above = 100 * mean(row["above_bound"] for row in own)
         lines.append(
             f"| {policy} | {len(own)} | {shares[0]:.2f} % | {shares[1]:.2f} % | {shares[2]:.2f} % | {ratio:.2f} | "
             f"{above:.1f} % |"
@@ -185,31 +206,14 @@ def _head(path: Path, rows: Sequence[Row]) -> str:
     return f"\n## {path.stem}\n\n{settings}. {where_and_when(rows)}.\n"
 
 
-def _by(rows: Sequence[Row], name: str) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row[name], []).append(row)
-    return found
-
-
 def _source(row: Row) -> str:
     """Where a row's question is from; rows of speed and the oldest do not say."""
     return str(row.get("made_with", {}).get("source", ""))
 
 
-def _asked(row: Row) -> tuple[str, str]:
-    return row["document"], row["question"]
-
-
-def _between(first: Sequence[float], second: Sequence[float], documents: Sequence[str], form: str) -> str:
-    low, high = interval(first, second, documents=documents)
-    mean = _mean(a - b for a, b in zip(first, second, strict=True))
-    return f"{mean:{form}} ({low:{form}} to {high:{form}})"
+def _between(found: Interval, form: str) -> str:
+    return f"{found.mean:{form}} ({found.low:{form}} to {found.high:{form}})"
 
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else f"{value:{form}}"
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
