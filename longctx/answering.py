@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from longctx import plugins, values
+from longctx.backend.behind import takes_back
 from longctx.backend.folding import folds
 from longctx.backend.rope import turned
 from longctx.backend.tokens import Tokens
@@ -123,8 +124,8 @@ def answer(
     if context is None:
         return _decoded(model, tokens, prompt, request, request.drafters, progress, emit, weights=weights)
     with context.attached(model) as cache:
-        # a bounded cache verifies no drafts; only those asked for by name are worth a warning
-        drafters = () if request.drafters == "auto" else request.drafters
+        # most bounded caches verify no drafts; only those asked for by name are worth a warning
+        drafters = () if request.drafters == "auto" and not takes_back(cache) else request.drafters
         said = _decoded(model, tokens, prompt, request, drafters, progress, emit, cache)
         otherwise = turned(model.config, context.tokens, len(prompt) + said.tokens)
         warnings = (*context.warnings, *said.warnings, *((otherwise,) if otherwise else ()))

@@ -244,7 +244,7 @@ def begin(
     warnings: list[str] = []
     if stack and target.rows == "off":
         warnings.append(f"decoded one token at a time, without drafts: {reason}.")
-    elif stack and target.rows == "chain":
+    elif stack and target.rows == "chain" and reason:
         warnings.append(f"drafts are verified as chains, not as trees: {reason}.")
     rotation = frequencies(model.config)
     tokens = np.asarray(prompt, dtype=np.int32)

@@ -156,7 +156,7 @@ def test_a_pass_that_ends_early_spoils_a_cache_if_it_reached_it(
             if reached:
                 cache.update(*[torch.zeros(1, model.config.num_key_value_heads, 2, model.config.head_dim)] * 2, 0)
             raise KeyboardInterrupt
-        assert cache.is_broken == reached and not cache.is_announced
+        assert cache.is_broken == reached
         if reached:
             with pytest.raises(CacheError, match="failed halfway"):
                 BoundedTarget(model, cache).score(BEHIND[:2], (-1, 0), 1)
@@ -164,6 +164,44 @@ def test_a_pass_that_ends_early_spoils_a_cache_if_it_reached_it(
         said = BoundedTarget(model, cache).score(BEHIND[:2], (-1, 0), 1)
     with torch.inference_mode():
         assert alike(said[0], model(IDS[:, : CONTEXT + 2]).logits[0, -1])
+
+
+@pytest.mark.parametrize("place", ["embed_tokens", "norm"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_pass_of_the_model_that_ends_early_spoils_a_cache_if_it_reached_it(
+    error: type[BaseException], place: str
+) -> None:
+    """Hooks do not hear of an interrupt, and the lengths of a single layer say nothing of one either."""
+    model = tiny.model("llama", num_hidden_layers=1)
+    context = longctx.kv.compress(model, IDS[:, :CONTEXT], "full")
+
+    def stop(*_: Any) -> None:
+        raise error("stopped")
+
+    def said(ids: torch.Tensor, cache: BoundedCache) -> torch.Tensor:
+        with torch.no_grad():
+            return model(ids, past_key_values=cache, use_cache=True).logits[0, -1]  # type: ignore[no-any-return]
+
+    with context.attached(model) as cache:
+        said(IDS[:, CONTEXT : CONTEXT + 3], cache)
+        hook = getattr(model.model, place).register_forward_pre_hook(stop)
+        with pytest.raises(error, match="stopped"):
+            said(IDS[:, CONTEXT + 3 : CONTEXT + 5], cache)
+        hook.remove()
+        if place == "embed_tokens":
+            expected = model(IDS[:, : CONTEXT + 5]).logits[0, -1]
+            assert alike(said(IDS[:, CONTEXT + 3 : CONTEXT + 5], cache), expected)
+            return
+        for again in (
+            lambda: said(IDS[:, CONTEXT + 3 : CONTEXT + 5], cache),
+            lambda: said(IDS[:, CONTEXT + 3 : CONTEXT + 5], cache.fork()),
+        ):
+            with pytest.raises(CacheError, match="failed halfway"):
+                again()
+        with pytest.raises(CacheError, match="failed halfway"):
+            BoundedTarget(model, cache).score(BEHIND[:2], (-1, 0), 1)
+        cache.rewind()
+        assert alike(said(IDS[:, CONTEXT:], cache), model(IDS).logits[0, -1])
 
 
 def test_a_layer_that_attends_elsewhere_is_named() -> None:

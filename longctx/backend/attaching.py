@@ -66,14 +66,12 @@ def announced(model: PreTrainedModel, cache: BoundedCache, ids: Tensor) -> Itera
         _check_home(own, cache)
         _check(cache, {}, ids)
         cache.announce(None)
-    done = False
     try:
         yield known
-        done = True
+        if known:
+            cache.is_announced = False
     finally:
-        cache.is_announced = False
-        if known and not done:
-            _failed(cache)
+        cache.is_announced = cache.is_broken
     if known:
         _all_attended(model, cache)
 
@@ -110,16 +108,11 @@ def _conclude(model: torch.nn.Module, args: tuple[Any, ...], given: dict[str, An
     cache = given.get(HELD)
     if cache is None:
         return
-    cache.is_announced = False
     if out is None:
-        _failed(cache)
+        cache.is_announced = cache.is_broken
     else:
+        cache.is_announced = False
         _all_attended(model, cache)
-
-
-def _failed(cache: BoundedCache) -> None:
-    """Remembers that a pass ended early. Whether states went on is not seen by the lengths of other layers."""
-    cache.is_broken = bool(cache.kept) or cache.lengths != cache.began
 
 
 def _all_attended(model: torch.nn.Module, cache: BoundedCache) -> None:

@@ -18,6 +18,7 @@ from longctx.backend.attention import HELD
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.roads import Road
 from longctx.backend.target import StockTarget
+from longctx.drafts import Kind
 
 
 class Behind:
@@ -39,14 +40,42 @@ class Behind:
             return self._road.logits(tokens, positions, wanted, width, cache, {HELD: cache, **extra})
 
 
-class BoundedTarget(StockTarget):
-    """Decodes token by token behind a context that is attached to ``model``."""
+def takes_back(cache: BoundedCache) -> bool:
+    """Whether a pass over several new tokens says of each what single ones would, and may be undone in part.
 
-    def __init__(self, model: PreTrainedModel, cache: BoundedCache) -> None:
-        super().__init__(model, "off", cache)
+    Not where a policy chooses, which it does for all rows of a pass together, nor where a layer keeps only what is in
+    its window, or states.
+    """
+    seen = all(held.kept is None and held.window is None for held in cache.context.layers)
+    return seen and cache.context.policy.lossless
+
+
+class BoundedTarget(StockTarget):
+    """Decodes behind a context that is attached to ``model``; ``rows`` is chain only for what ``takes_back``."""
+
+    def __init__(self, model: PreTrainedModel, cache: BoundedCache, rows: Kind = "off") -> None:
+        super().__init__(model, rows, cache)
         self._unrecorded = torch.inference_mode  # plain generate finds tensors that it can write to all the same
         self._behind, self._held = Behind(model), cache
         self.goes_on = True
+
+    def rollback(self) -> None:
+        """Afterwards the cache is as it was before the pending rows, if their pass failed halfway too.
+
+        Where ``rows`` is off it is left as it is.
+        """
+        if self.rows == "off" or not self._pending:
+            return
+        self.note(())
+        layers: Any = self._held.layers
+        for layer in layers:
+            layer.crop(self.length - layer.get_seq_length())
+        if self.length == self._held.tokens:
+            self._held.rewind()
+        self._pending, self._before = 0, []
+
+    def _record(self) -> None:
+        """Nothing to do: its layers keep all that stands behind the context."""
 
     def _scored(self, tokens: Sequence[int], positions: Tensor, wanted: int) -> Tensor:
         found = self._behind.shorter(tokens, positions, wanted, self._held)

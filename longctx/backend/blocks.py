@@ -81,3 +81,19 @@ def weights(mask: Tensor | None, start: int, stop: int, count: int, groups: int,
     own = mask[:, :1, start:stop, first + start : first + stop].diagonal(dim1=-2, dim2=-1)
     real = apart((own if own.dtype == torch.bool else own >= 0).repeat(1, 1, groups).float(), groups, blocks)
     return (real / real.sum(-1, keepdim=True).clamp_min(1)).unsqueeze(-1)
+
+
+def within(mask: Tensor, window: int, rows: int, keys: int) -> Tensor:
+    """Who sees whom where tokens see a window, bool [batch, 1, rows, keys]; ``mask`` is [batch, slots], padding False.
+
+    Windows are counted in positions, and padding has none: counted in slots it would push keys out of sight.
+    """
+    columns = mask.shape[1]
+    place = torch.arange(columns, device=mask.device)
+    position = mask.long().cumsum(-1)
+    one, other = slice(columns - rows, columns), slice(columns - keys, columns)
+    far = position[:, one, None] - position[:, None, other]
+    causal = place[one, None] >= place[None, other]
+    near = causal & mask[:, None, other] & (far < window)
+    itself = place[one, None] == place[None, other]  # a row of padding must see something
+    return (near | itself)[:, None]

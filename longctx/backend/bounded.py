@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from longctx.backend import chosen
-from longctx.backend.blocks import BLOCK, apart, beside, seen, spans, together, weights
+from longctx.backend.blocks import BLOCK, apart, beside, seen, spans, together, weights, within
 from longctx.backend.forks import Context, Fork, Held, Window
 from longctx.backend.meter import Meter
 from longctx.backend.parts import Part, causal_part, finite, fold, merge, part, with_sinks
@@ -141,7 +141,8 @@ class BoundedCache(Cache):
     def __init__(self, context: Context, audit_every: int = 0) -> None:
         self.context, self.tokens = context, context.tokens
         self._meter = Meter(context.tokens, audit_every)
-        self.is_announced = self.is_closed = self.is_broken = False
+        self.is_announced = self.is_closed = False
+        self.began: set[int] = set()  # what the layers held before the last pass
         self.home: Any = None  # the part of a model whose passes it is attached to; None: of any
         self.behind: list[int] | None = None  # the ids of what it holds behind the context; None: not known
         self.thread = get_ident()  # that attached it: no other one's passes get their turn until it is done
@@ -182,22 +183,11 @@ class BoundedCache(Cache):
             layer.valid, layer.waiting = self._mask, False  # whatever a pass that ended early left
 
     def window_mask(self, layer: int, rows: int, keys: int) -> Tensor | None:
-        """Who sees whom in a layer with a window, bool [batch, 1, rows, keys], where there is padding; else None.
-
-        Windows are counted in positions, and padding has none: counted in slots it would push keys out of sight.
-        """
+        """Who sees whom in a layer with a window, bool [batch, 1, rows, keys], where there is padding; else None."""
         window = self.context.layers[layer].window
         if self._mask is None or window is None:  # one without, that was left as it is, has the model's own mask
             return None
-        columns = self._mask.shape[1]
-        place = torch.arange(columns, device=self._mask.device)
-        position = self._mask.long().cumsum(-1)
-        one, other = slice(columns - rows, columns), slice(columns - keys, columns)
-        apart = position[:, one, None] - position[:, None, other]
-        causal = place[one, None] >= place[None, other]
-        seen = causal & self._mask[:, None, other] & (apart < window)
-        itself = place[one, None] == place[None, other]  # a row of padding must see something
-        return (seen | itself)[:, None]
+        return within(self._mask, window, rows, keys)
 
     def new(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values [kv_heads, tokens, dim] of the tokens behind the context, of a batch of one.
@@ -212,6 +202,11 @@ class BoundedCache(Cache):
     def lengths(self) -> set[int]:
         """The tokens that the layers hold, context included: one number, unless a pass failed halfway."""
         return {fork.get_seq_length() for fork in self._forks}
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the last pass was announced, reached a layer, and never came to its end."""
+        return self.is_announced and (bool(self.kept) or self.lengths != self.began)
 
     @property
     def rows(self) -> int | None:
@@ -237,7 +232,7 @@ class BoundedCache(Cache):
         for number in self.kept:
             made.layers[number] = copy.deepcopy(self.layers[number])
         made.behind, made.thread, made.is_told = self.behind, self.thread, self.is_told
-        made.home, made.is_broken = self.home, self.is_broken
+        made.home, made.is_announced, made.began = self.home, self.is_announced, self.began
         made._kin = self._kin
         made._kin.add(made)
         return made
@@ -248,7 +243,7 @@ class BoundedCache(Cache):
     def rewind(self) -> None:
         """Only the context is left afterwards: the next question can be asked."""
         self._check_open()
-        self.behind, self.is_broken = None, False
+        self.behind, self.is_announced = None, False
         for fork in self._forks:
             fork.rewind()
         for number in self.kept:

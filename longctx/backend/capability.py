@@ -17,7 +17,7 @@ from transformers.cache_utils import get_layer_types_and_kwargs
 
 from longctx.backend.alone import alone
 from longctx.backend.anatomy import READ, UNFIT, sharing
-from longctx.backend.behind import BoundedTarget
+from longctx.backend.behind import BoundedTarget, takes_back
 from longctx.backend.borrowed import untouched
 from longctx.backend.bounded import BoundedCache
 from longctx.backend.memos import Memo
@@ -57,7 +57,7 @@ def alone_because(model: PreTrainedModel) -> str:
 
 
 def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tuple[Target, str]:
-    """The best verifier for ``model`` with ``reserve`` slots, and why it verifies no trees where it does not.
+    """The best verifier for ``model`` with ``reserve`` slots, and why it verifies less than it might, if it does.
 
     A ``cache`` of the caller that holds tokens, or is not transformers' own dynamic one, is used as it is.
     """
@@ -69,8 +69,11 @@ def open_target(model: PreTrainedModel, reserve: int, cache: Any = None) -> tupl
     # quantised layers call themselves croppable, but forget only what they have not quantised yet
     if type(cache) is DynamicCache and cache.is_croppable and found.rows != "off":
         return StockTarget(model, "chain", cache), "the cache is the caller's"
-    target = BoundedTarget(model, cache) if type(cache) is BoundedCache else StockTarget(model, "off", cache)
-    return target, f"the caller's {type(cache).__name__} cannot take tokens back"
+    if type(cache) is BoundedCache:
+        if found.rows != "off" and takes_back(cache):
+            return BoundedTarget(model, cache, "chain"), ""
+        return BoundedTarget(model, cache), found.reason or "what it chooses to read serves all rows of a pass together"
+    return StockTarget(model, "off", cache), f"the caller's {type(cache).__name__} cannot take tokens back"
 
 
 def no_rows(model: PreTrainedModel) -> str:

@@ -191,9 +191,7 @@ class StockTarget(Watched):
         if list(parents) != list(range(-1, len(tokens) - 1)):
             raise CacheError("this model's cache verifies one token after another, and the rows are a tree.")
         if wanted > 1 and self.rows == "chain" and not self._recording:
-            # from now on sliding and convolution layers keep what a crop brings back; not in prefill, for its memory
-            self._cache.activate_past_recording()
-            self._recording = True
+            self._record()
         positions = torch.arange(self.length, self.length + len(tokens), device=self._model.device)
         self._before = [_passing(layer) for layer in self._cache.layers] if self.rows != "off" else []
         self._pending = len(tokens)
@@ -206,6 +204,11 @@ class StockTarget(Watched):
             if not settled:
                 self.rollback()
         return logits
+
+    def _record(self) -> None:
+        """Sliding and convolution layers keep from now on what a crop brings back; not in prefill, for its memory."""
+        self._cache.activate_past_recording()
+        self._recording = True
 
     def _scored(self, tokens: Sequence[int], positions: Tensor, wanted: int) -> Tensor:
         out = _pass(self._model, tokens, positions, wanted, self._fixed | selection(self.watches))
